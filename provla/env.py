@@ -1,0 +1,305 @@
+"""Simulated worlds for closed-loop evaluation and for recording demonstrations.
+
+An environment here is a plain gymnasium environment whose observation is the robot's state; pictures are rendered only when
+somebody asks (`images()`), because in software a frame costs twenty times a physics step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    if os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
+        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+
+METAWORLD_FPS = 80  # control steps per simulated second, as in LeRobot's Meta-World data sets
+METAWORLD_JOINTS = ("hand_x", "hand_y", "hand_z", "gripper")
+
+
+@cache
+def metaworld_menu() -> dict[str, dict[str, str]]:
+    """Task name → instruction and scripted expert, as LeRobot words them (so that policies are exchangeable)."""
+    # The file alone: importing lerobot.envs takes seconds.
+    found = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
+    experts = found["TASK_POLICY_MAPPING"]
+    return {
+        name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]}
+        for name, text in found["TASK_DESCRIPTIONS"].items()
+    }
+
+
+def metaworld_instruction(task: str) -> str:
+    """The sentence that names `task`; `ValueError` with the valid names for an unknown one."""
+    menu = metaworld_menu()
+    if task not in menu:
+        raise ValueError(f"unknown Meta-World task {task!r}; valid: {', '.join(sorted(menu))}")
+    return menu[task]["instruction"]
+
+
+def require_opengl() -> None:
+    """`ValueError` that says what to install when nothing can be rendered off screen."""
+    try:
+        import mujoco
+
+        camera = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+        camera.render()
+        camera.close()
+    except Exception as error:
+        raise ValueError(
+            f"no OpenGL for off-screen rendering (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}\n"
+            "Install it (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa), "
+            "or train without simulation: env=none with a data set on disk."
+        ) from error
+
+
+class Camera:
+    """An off-screen renderer with everything off that is slow in software: shadows, reflections, multisampling.
+
+    The buffer has the image's own size. `corner2` is moved closer and its picture turned by 180°, as LeRobot does.
+    """
+
+    def __init__(self, model: Any, name: str, size: int) -> None:
+        import mujoco
+
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if name not in names:
+            raise ValueError(f"no camera {name!r} in this simulation; valid: {', '.join(names)}")
+        if name == "corner2":
+            model.camera(name).pos[:] = [0.75, 0.075, 0.7]
+        model.vis.quality.shadowsize = 0
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._name = name
+        self._renderer = mujoco.Renderer(model, size, size, max_geom=1000)
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+
+    def __call__(self, data: Any) -> Array:
+        """(size, size, 3) uint8."""
+        self._renderer.update_scene(data, camera=self._name)
+        image = self._renderer.render()
+        return np.ascontiguousarray(image[::-1, ::-1]) if self._name == "corner2" else image
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+class MetaworldEnv(gym.Env[Array, Array]):
+    """One Meta-World v3 task (Yu et al. 2019, arXiv:1910.10897).
+
+    State: hand position in metres and gripper opening in [0, 1], (4,) float32. Action: hand displacement and gripper
+    effort in [-1, 1], (4,) float32. The initial state depends on the seed given to `reset` alone.
+    `info["success"]` is the simulator's own verdict on the step.
+    """
+
+    def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
+        import metaworld.env_dict
+
+        self.task, self.cameras = task, tuple(cameras)
+        self.instruction = metaworld_instruction(task)
+        self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of randomness.
+        self._sim._set_task_called = True
+        self._sim._freeze_rand_vec = False
+        self._sim.seeded_rand_vec = True
+        self._image_size, self._video_size = image_size, video_size
+        self._eyes: dict[tuple[str, int], Camera] = {}
+        self.full_state: Array = np.zeros(39)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (4,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._sim.seed(seed)
+        self.full_state, _ = self._sim.reset()
+        return self._state(), {"success": False}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        self.full_state, reward, _, truncated, info = self._sim.step(np.clip(action, -1, 1))
+        success = bool(info["success"])
+        return self._state(), float(reward), success, truncated, {"success": success}
+
+    def _state(self) -> Array:
+        return self.full_state[:4].astype(np.float32)
+
+    def _see(self, camera: str, size: int) -> Array:
+        if (camera, size) not in self._eyes:
+            require_opengl()
+            self._eyes[camera, size] = Camera(self._sim.model, camera, size)
+        return self._eyes[camera, size](self._sim.data)
+
+    def images(self) -> Array:
+        """(C, h, w, 3) uint8, one per camera, at the policy's size."""
+        return np.stack([self._see(camera, self._image_size) for camera in self.cameras])
+
+    def video_frame(self) -> Array:
+        """(h, w, 3) uint8, for people to look at."""
+        return self._see(self.cameras[0], self._video_size)
+
+    def close(self) -> None:
+        for eye in self._eyes.values():
+            eye.close()
+        self._eyes.clear()
+
+
+class MetaworldExpert:
+    """Meta-World's scripted expert for a task. Reads the simulator's full state, which no policy sees."""
+
+    def __init__(self, task: str) -> None:
+        from metaworld import policies
+
+        metaworld_instruction(task)
+        self._policy = getattr(policies, metaworld_menu()[task]["expert"])()
+
+    def __call__(self, env: MetaworldEnv) -> Array:
+        """(4,) float32 in [-1, 1]."""
+        with warnings.catch_warnings():  # the experts ask for more than 1 on purpose; the simulator clips
+            warnings.simplefilter("ignore")
+            action = self._policy.get_action(env.full_state)
+        clipped: Array = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
+
+
+class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
+    """Executes a whole action chunk per step and renders only what the policy will look at next.
+
+    Action (n_action_steps, A); observation `images` (T, C, h, w, 3) uint8 and `state` (T, S) float32, the last
+    `n_obs_steps` control steps (the first is repeated at the start). `max_episode_steps` counts control steps. With
+    `options={"film": k}` in `reset`, `info["frames"]` carries a video frame every k control steps.
+    """
+
+    def __init__(self, env: MetaworldEnv, n_obs_steps: int, n_action_steps: int, max_episode_steps: int) -> None:
+        super().__init__(env)
+        self.sim = env
+        self._n_obs_steps, self._limit = n_obs_steps, max_episode_steps
+        size, cameras = env._image_size, len(env.cameras)
+        self.observation_space = spaces.Dict(
+            images=spaces.Box(0, 255, (n_obs_steps, cameras, size, size, 3), np.uint8),
+            state=spaces.Box(-np.inf, np.inf, (n_obs_steps, 4), np.float32),
+        )
+        self.action_space = spaces.Box(-np.inf, np.inf, (n_action_steps, 4), np.float32)
+        self._film = self._steps = 0
+        self._success = self._done = False
+        self._images: list[Array] = []
+        self._states: list[Array] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
+        state, _ = self.sim.reset(seed=seed)
+        self._film, self._steps = (options or {}).get("film", 0), 0
+        self._success = self._done = False
+        self._images, self._states = [self.sim.images()], [state]
+        return self._observation(), self._info([self.sim.video_frame()] if self._film else [])
+
+    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+        frames: list[Array] = []
+        total = 0.0
+        for position, one in enumerate(action):
+            if self._done:
+                break
+            state, reward, self._success, _, _ = self.sim.step(one)
+            total += reward
+            self._steps += 1
+            self._done = self._success or self._steps >= self._limit
+            if self._film and (self._steps % self._film == 0 or self._done):
+                frames.append(self.sim.video_frame())
+            if position >= len(action) - self._n_obs_steps and not self._done:
+                self._images.append(self.sim.images())
+                self._states.append(state)
+        return self._observation(), total, self._success, self._done and not self._success, self._info(frames)
+
+    def _observation(self) -> dict[str, Array]:
+        first = self._n_obs_steps - len(self._images)
+        self._images = ([self._images[0]] * first + self._images)[-self._n_obs_steps :]
+        self._states = ([self._states[0]] * first + self._states)[-self._n_obs_steps :]
+        return {"images": np.stack(self._images), "state": np.stack(self._states)}
+
+    def _info(self, frames: list[Array]) -> dict[str, Any]:
+        return {"success": self._success, "steps": self._steps, "frames": frames}
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One closed-loop episode: what every policy meets in the same way. `film` > 0 keeps a frame every so many steps."""
+
+    task: str
+    instruction: str
+    seed: int
+    film: int = 0
+
+
+class MetaworldSuite:
+    """`env=metaworld`: the same tasks and initial states for every policy.
+
+    tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
+    num_envs: environments alive at once, spread over the tasks; their observations form one batch.
+    max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed.
+    """
+
+    state_size = action_size = 4
+    fps = METAWORLD_FPS
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        cameras: Sequence[str],
+        image_size: int,
+        episodes_per_task: int,
+        first_seed: int,
+        num_envs: int,
+        max_episode_steps: int,
+        videos_per_task: int,
+        video_size: int,
+        video_stride: int,
+    ) -> None:
+        for key, value in (("episodes_per_task", episodes_per_task), ("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if value < 1:
+                raise ValueError(f"env.{key}={value}: must be at least 1")
+        if not tasks:
+            raise ValueError("env.tasks is empty: name at least one Meta-World task")
+        self.tasks, self.cameras, self.image_size = list(tasks), list(cameras), image_size
+        self.num_envs = max(num_envs, len(self.tasks))
+        self.max_episode_steps = max_episode_steps
+        self.video_size, self.video_stride = video_size, video_stride
+        self.episodes = [
+            Episode(task, metaworld_instruction(task), first_seed + i, video_stride if i < videos_per_task else 0)
+            for task in self.tasks
+            for i in range(episodes_per_task)
+        ]
+
+    def slots(self) -> list[str]:
+        """The task each environment of the batch plays."""
+        return [self.tasks[i % len(self.tasks)] for i in range(self.num_envs)]
+
+    def check(self) -> None:
+        """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
+        require_opengl()
+        env = MetaworldEnv(self.tasks[0], self.cameras, 16)
+        env.images()
+        env.close()
+
+    def make(self, n_obs_steps: int, n_action_steps: int) -> gym.vector.SyncVectorEnv:
+        """A vector environment of `ChunkEnv`s, one per slot, that never resets itself."""
+
+        def factory(task: str) -> Callable[[], gym.Env[Any, Any]]:
+            return lambda: ChunkEnv(
+                MetaworldEnv(task, self.cameras, self.image_size, self.video_size), n_obs_steps, n_action_steps, self.max_episode_steps
+            )
+
+        return gym.vector.SyncVectorEnv([factory(task) for task in self.slots()], autoreset_mode=gym.vector.AutoresetMode.DISABLED)

@@ -1,0 +1,94 @@
+"""Heads: the network that predicts from (noisy actions (B,H,A), time (B,), context Tokens) → (B,H,A)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from provla.types import Tokens
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features (Vaswani et al. 2017, arXiv:1706.03762) of the diffusion step, then a small MLP: (B,) → (B,width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        angles = time.float()[:, None] * self.frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], -1)
+        found: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return found
+
+
+class ResidualBlock1d(nn.Module):
+    """Two convolutions over time with GroupNorm and Mish; the condition scales and shifts what is between them (FiLM)."""
+
+    def __init__(self, before: int, after: int, condition: int, kernel_size: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(before, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish())
+        self.second = nn.Sequential(nn.Conv1d(after, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish())
+        self.condition = nn.Linear(condition, 2 * after)
+        self.skip = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.condition(condition).unsqueeze(-1).chunk(2, 1)  # (B, after, 1)
+        found: Tensor = self.second((1 + scale) * self.first(x) + shift) + self.skip(x)
+        return found
+
+
+class UNet1d(nn.Module):
+    """FiLM-conditioned 1-D U-Net over the action chunk (Diffusion Policy, Chi et al. 2023, arXiv:2303.04137).
+
+    Time and the mean of the context tokens condition every block. The horizon is padded inside to what the levels need.
+    """
+
+    def __init__(self, action_size: int, horizon: int, context_width: int, channels: list[int], kernel_size: int, time_width: int) -> None:
+        super().__init__()
+        if any(c % 8 for c in channels):
+            raise ValueError(f"head.channels={channels}: each must be a multiple of 8 (GroupNorm)")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"head.kernel_size={kernel_size}: must be odd")
+        self.time = TimeEmbedding(time_width)
+        self._multiple = 2 ** (len(channels) - 1)
+        condition = time_width + context_width
+
+        def pair(before: int, after: int) -> nn.ModuleList:
+            return nn.ModuleList([ResidualBlock1d(before, after, condition, kernel_size), ResidualBlock1d(after, after, condition, kernel_size)])
+
+        self.down = nn.ModuleList(pair(a, b) for a, b in pairwise([action_size, *channels]))
+        self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, 2, 1) for c in channels[:-1])
+        self.middle = pair(channels[-1], channels[-1])
+        self.up = nn.ModuleList(pair(2 * a, b) for a, b in pairwise(channels[::-1]))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, 2, 1) for c in channels[-2::-1])
+        last = channels[0]
+        self.out = nn.Sequential(
+            nn.Conv1d(last, last, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, last), nn.Mish(), nn.Conv1d(last, action_size, 1)
+        )
+
+    def forward(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor:
+        condition = F.mish(torch.cat([self.time(time), context.mean()], -1))  # (B, time + context)
+        horizon = actions.shape[1]
+        x = F.pad(actions.transpose(1, 2), (0, -horizon % self._multiple))  # (B, A, H')
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:  # type: ignore[union-attr]
+                x = block(x, condition)
+            skips.append(x)
+            if level < len(self.shrink):
+                x = self.shrink[level](x)
+        for block in self.middle:
+            x = block(x, condition)
+        for blocks, grow in zip(self.up, self.grow, strict=True):
+            x = torch.cat([x, skips.pop()], 1)
+            for block in blocks:  # type: ignore[union-attr]
+                x = block(x, condition)
+            x = grow(x)
+        found: Tensor = self.out(x).transpose(1, 2)[:, :horizon]
+        return found

@@ -1,0 +1,89 @@
+"""ProVLA: a composition of a vision encoder, a text encoder, a fusion, a head and a noise scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from provla.adapter import Adapter, Quant, QuantReport
+from provla.build import build
+from provla.interfaces import Generators
+from provla.normalize import Normalizer
+from provla.types import Batch, Observation, Spec, Tokens
+
+
+class ProVLA(nn.Module):
+    """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
+
+    The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
+    the way in and out, so everything outside speaks the robot's units.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        vision: Mapping[str, Any],
+        text: Mapping[str, Any],
+        fusion: Mapping[str, Any],
+        head: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
+        adapter: Mapping[str, Any],
+        quant: Mapping[str, Any],
+        normalization: Mapping[str, str],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self._normalization = dict(normalization)
+        self.vision = build(vision, "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
+        self.text = build(text, "text", nn.Module)(instructions=spec.instructions)
+        state_size = spec.n_obs_steps * spec.state_size
+        self.fusion = build(fusion, "fusion", nn.Module)(vision_width=self.vision.width, text_width=self.text.width, state_size=state_size)
+        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=self.fusion.width)
+        self.scheduler = build(scheduler, "scheduler", nn.Module)
+        self.augmentation = build(augmentation, "augmentation", nn.Module)
+        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        how, bits = build(adapter, "adapter", Adapter), build(quant, "quant", Quant)
+        self.quant_report: dict[str, QuantReport] = {
+            key: how.apply(part, key, part.pretrained, bits, device) for key, part in (("vision", self.vision), ("text", self.text))
+        }
+        self.to(device)
+
+    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
+        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
+        self.state_norm.fit(states, self._normalization["state"])
+        self.action_norm.fit(actions, self._normalization["action"])
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
+        observation = batch.observation
+        images = self.augmentation(observation.images, batch.crop) if self.training else observation.images
+        context = self._context(images, observation)
+        actions = self.action_norm(batch.actions)
+        return {"loss": self.scheduler.loss(self.head, actions, context, batch.is_pad, batch.noise, batch.time)}
+
+    @torch.no_grad()
+    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
+        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
+        context = self._context(observation.images, observation)
+        shape = (len(observation), self.spec.horizon, self.spec.action_size)
+        chunk: Tensor = self.action_norm.undo(self.scheduler.sample(self.head, context, shape, generator).float())
+        return chunk
+
+    def _context(self, images: Tensor, observation: Observation) -> Tokens:
+        distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
+        words: Tokens = self.text(distinct)
+        rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
+        context: Tokens = self.fusion(self.vision(images), Tokens(words.features[rows], words.mask[rows]), self.state_norm(observation.state))
+        return context
+
+
+def count_parameters(module: nn.Module) -> dict[str, int]:
+    """Trainable and total parameters; a quantised weight counts as the numbers it stands for, not as packed bytes."""
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(2 * p.numel() if type(p).__name__ == "Params4bit" else p.numel() for p in module.parameters())
+    return {"trainable": trainable, "total": total}

@@ -1,0 +1,31 @@
+"""One look for every long piece of work: what, how far, how fast, how long still."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False)
+
+
+class _Speed(ProgressColumn):
+    """Finished pieces per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "")
+
+
+def progress_bars() -> Progress:
+    """A `rich` progress display; `fields[note]` of a task is free text such as the loss."""
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        speed_estimate_period=20.0,
+    )

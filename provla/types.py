@@ -1,0 +1,136 @@
+"""What flows between the rooms, drawn once.
+
+Legend: B batch, T observation steps, C cameras, H horizon (actions predicted), A action size, S state size, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class _Movable:
+    """Moves and slices every tensor (and list) of a dataclass along the batch."""
+
+    def to(self, device: torch.device) -> Self:
+        moved = {f.name: value.to(device, non_blocking=True) for f in fields(self) if isinstance(value := getattr(self, f.name), (Tensor, Observation))}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def rows(self, part: slice) -> Self:
+        cut = {
+            f.name: value.rows(part) if isinstance(value, Observation) else value[part]
+            for f in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **cut)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Observation(_Movable):
+    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions."""
+
+    images: Tensor
+    state: Tensor
+    instruction: list[str]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """Observations and the action chunks that were demonstrated from there.
+
+    actions (B,H,A) float32 in the robot's units; is_pad (B,H) bool, True past the episode's end. The random draws of a
+    training step travel with the samples they belong to, so that splitting a batch changes no gradient and every arm of
+    a study meets the same draws: noise (B,H,A) standard normal, time (B,) and crop (B,2) uniform in [0, 1).
+    """
+
+    observation: Observation
+    actions: Tensor
+    is_pad: Tensor
+    noise: Tensor | None = None
+    time: Tensor | None = None
+    crop: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.observation)
+
+    def split(self, parts: int) -> Iterator[Self]:
+        """`parts` batches of consecutive rows, of nearly equal size."""
+        bounds = [len(self) * i // parts for i in range(parts + 1)]
+        return (self.rows(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False) if b > a)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """features (B,N,D); mask (B,N) bool, False where a token is absent. N may be 0."""
+
+    features: Tensor
+    mask: Tensor
+
+    @classmethod
+    def full(cls, features: Tensor) -> Self:
+        """Tokens that are all present."""
+        return cls(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
+
+    def mean(self) -> Tensor:
+        """(B,D): the mean of the present tokens; zero where there is none."""
+        weight = self.mask.unsqueeze(-1).to(self.features.dtype)  # (B, N, 1)
+        return (self.features * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The sizes and names a policy is built for; stored with its weights.
+
+    instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
+    positions in the action vector; metrics are reported per group.
+    """
+
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    state_size: int
+    action_size: int
+    horizon: int
+    n_obs_steps: int
+    n_action_steps: int
+    instructions: tuple[str, ...]
+    joint_groups: dict[str, list[int]]
+    fps: float
+
+    def __post_init__(self) -> None:
+        for key in ("horizon", "n_obs_steps", "n_action_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        if self.n_action_steps > self.horizon:
+            raise ValueError(f"n_action_steps={self.n_action_steps} exceeds horizon={self.horizon}: a policy cannot execute more actions than it predicts")
+
+
+def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
+    """Random pixels and states of the right shapes, for tests and for counting sizes."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, spec.n_obs_steps, len(spec.cameras), 3, *spec.image_size)
+    return Observation(
+        images=torch.randint(0, 256, shape, generator=g, dtype=torch.uint8),
+        state=torch.randn(batch, spec.n_obs_steps, spec.state_size, generator=g),
+        instruction=[spec.instructions[i % len(spec.instructions)] for i in range(batch)],
+    )
+
+
+def fake_batch(spec: Spec, batch: int, seed: int = 0) -> Batch:
+    """A `fake_observation` with random chunks, the last quarter of every second one padded."""
+    g = torch.Generator().manual_seed(seed + 1)
+    is_pad = torch.zeros(batch, spec.horizon, dtype=torch.bool)
+    is_pad[1::2, spec.horizon * 3 // 4 :] = True
+    actions = torch.rand(batch, spec.horizon, spec.action_size, generator=g) * 2 - 1
+    return Batch(fake_observation(spec, batch, seed), actions, is_pad)
+
+
+def joint_groups_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """The default grouping: a group per joint."""
+    return {name: [i] for i, name in enumerate(names)}
