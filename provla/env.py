@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -181,8 +181,8 @@ class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
     """Executes a whole action chunk per step and renders only what the policy will look at next.
 
     Action (n_action_steps, A); observation `images` (T, C, h, w, 3) uint8 and `state` (T, S) float32, the last
-    `n_obs_steps` control steps (the first is repeated at the start). `max_episode_steps` counts control steps. With
-    `options={"film": k}` in `reset`, `info["frames"]` carries a video frame every k control steps.
+    `n_obs_steps` control steps (the first is repeated at the start). `max_episode_steps` counts control steps.
+    `info["frames"]` carries what was filmed since the last call.
     """
 
     def __init__(self, env: MetaworldEnv, n_obs_steps: int, n_action_steps: int, max_episode_steps: int) -> None:
@@ -195,17 +195,17 @@ class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
             state=spaces.Box(-np.inf, np.inf, (n_obs_steps, 4), np.float32),
         )
         self.action_space = spaces.Box(-np.inf, np.inf, (n_action_steps, 4), np.float32)
-        self._film = self._steps = 0
+        self.film = self._steps = 0  # film: keep a video frame every so many control steps, 0 for none
         self._success = self._done = False
         self._images: list[Array] = []
         self._states: list[Array] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
         state, _ = self.sim.reset(seed=seed)
-        self._film, self._steps = (options or {}).get("film", 0), 0
+        self._steps = 0
         self._success = self._done = False
         self._images, self._states = [self.sim.images()], [state]
-        return self._observation(), self._info([self.sim.video_frame()] if self._film else [])
+        return self._observation(), self._info([self.sim.video_frame()] if self.film else [])
 
     def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
         frames: list[Array] = []
@@ -217,7 +217,7 @@ class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
             total += reward
             self._steps += 1
             self._done = self._success or self._steps >= self._limit
-            if self._film and (self._steps % self._film == 0 or self._done):
+            if self.film and (self._steps % self.film == 0 or self._done):
                 frames.append(self.sim.video_frame())
             if position >= len(action) - self._n_obs_steps and not self._done:
                 self._images.append(self.sim.images())
@@ -242,6 +242,12 @@ class Episode:
     instruction: str
     seed: int
     film: int = 0
+
+
+class NoSuite:
+    """`env=none`: no simulation; a policy is judged on held-out demonstrations alone."""
+
+    episodes: tuple[Episode, ...] = ()
 
 
 class MetaworldSuite:
@@ -283,10 +289,6 @@ class MetaworldSuite:
             for i in range(episodes_per_task)
         ]
 
-    def slots(self) -> list[str]:
-        """The task each environment of the batch plays."""
-        return [self.tasks[i % len(self.tasks)] for i in range(self.num_envs)]
-
     def check(self) -> None:
         """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
         require_opengl()
@@ -294,12 +296,8 @@ class MetaworldSuite:
         env.images()
         env.close()
 
-    def make(self, n_obs_steps: int, n_action_steps: int) -> gym.vector.SyncVectorEnv:
-        """A vector environment of `ChunkEnv`s, one per slot, that never resets itself."""
-
-        def factory(task: str) -> Callable[[], gym.Env[Any, Any]]:
-            return lambda: ChunkEnv(
-                MetaworldEnv(task, self.cameras, self.image_size, self.video_size), n_obs_steps, n_action_steps, self.max_episode_steps
-            )
-
-        return gym.vector.SyncVectorEnv([factory(task) for task in self.slots()], autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    def make(self, n_obs_steps: int, n_action_steps: int) -> list[ChunkEnv]:
+        """`num_envs` environments, spread over the tasks."""
+        tasks = [self.tasks[i % len(self.tasks)] for i in range(self.num_envs)]
+        worlds = [MetaworldEnv(task, self.cameras, self.image_size, self.video_size) for task in tasks]
+        return [ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps) for world in worlds]

@@ -66,6 +66,8 @@ class ProVLA(nn.Module):
         actions = self.action_norm(batch.actions)
         return {"loss": self.scheduler.loss(self.head, actions, context, batch.is_pad, batch.noise, batch.time)}
 
+    forward = loss  # what accelerate wraps
+
     @torch.no_grad()
     def act(self, observation: Observation, generator: Generators = None) -> Tensor:
         """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""

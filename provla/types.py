@@ -17,7 +17,7 @@ class _Movable:
     """Moves and slices every tensor (and list) of a dataclass along the batch."""
 
     def to(self, device: torch.device) -> Self:
-        moved = {f.name: value.to(device, non_blocking=True) for f in fields(self) if isinstance(value := getattr(self, f.name), (Tensor, Observation))}  # type: ignore[arg-type]
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), (Tensor, Observation))}  # type: ignore[arg-type]
         return replace(self, **moved)  # type: ignore[type-var]
 
     def rows(self, part: slice) -> Self:

@@ -85,7 +85,7 @@ class ConvSmall(nn.Module):
 
     def forward(self, images: Tensor) -> Tokens:
         pixels = _flatten(images).to(self.view.dtype) / 127.5 - 1
-        features = self.tokens(self.trunk(pixels.contiguous(memory_format=torch.channels_last)))  # (B·T·C, N, D)
+        features = self.tokens(self.trunk(pixels))  # (B·T·C, N, D)
         views = features.unflatten(0, (len(images), -1)) + self.view  # (B, T·C, N, D)
         return Tokens.full(views.flatten(1, 2))
 

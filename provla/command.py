@@ -1,0 +1,116 @@
+"""What every command shares: composing with Hydra, and one clear message instead of somebody else's traceback."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parents[1]
+Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
+
+
+def command(name: str) -> Callable[[Task], Callable[[], None]]:
+    """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
+
+    A `ValueError` becomes its message and exit code 1. In a multirun a failed job is reported, the others go on, and
+    the exit code is 1 at the end.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        failures: list[str] = []
+
+        def job(config: DictConfig) -> float | None:
+            state = HydraConfig.get()
+            resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            assert isinstance(resolved, dict)
+            choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
+            logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
+            try:
+                return task({str(key): value for key, value in resolved.items()}, Path(state.runtime.output_dir), choices)
+            except (ValueError, OSError) as error:
+                if state.mode is None or state.mode.name != "MULTIRUN":
+                    raise
+                failures.append(state.job.override_dirname)
+                complain(f"job {state.job.override_dirname} failed: {error}")
+                return float("nan")
+
+        def main() -> None:
+            os.environ.setdefault("PROVLA_ROOT", str(ROOT))
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
+            _read_env_file()
+            try:
+                hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
+            except (HydraException, OmegaConfBaseException) as error:
+                complain(explain(error, name))
+                sys.exit(1)
+            except (ValueError, OSError) as error:
+                complain(str(error))
+                sys.exit(1)
+            except KeyboardInterrupt:
+                complain("interrupted; the same command with the same hydra.run.dir goes on from the last checkpoint")
+                sys.exit(130)
+            sys.exit(1 if failures else 0)
+
+        return main
+
+    return decorate
+
+
+def complain(message: str) -> None:
+    """One message on stderr, with anything that looks like a secret blotted out."""
+    message = re.sub(r"(?i)((?:key|token|secret|password)[\w.]*'?\s*=\s*)\S+", r"\1***", message)
+    print(f"error: {message}", file=sys.stderr)
+
+
+def explain(error: Exception, name: str) -> str:
+    """A composition error in the user's terms: what was found, what is valid."""
+    text = str(error).strip()
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = match[1] or match[2]
+        return f"unknown key {key!r}{_suggest(key, name)}"
+    if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
+        options = ", ".join(line.strip() for line in match[3].splitlines() if line.strip() and "=" not in line and "Config search path" not in line)
+        group, _, option = match[1].rpartition("/")
+        return f"unknown option {group}={option}; valid: {options}"
+    if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
+        return f"unknown group {match[1]!r}"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} has no value; give {match[1]}=…"
+    return text
+
+
+def _suggest(key: str, name: str) -> str:
+    """The keys beside a wrong one, the likeliest first."""
+    parent, _, last = key.rpartition(".")
+    try:
+        from hydra import compose, initialize_config_dir
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose(name)
+        node = OmegaConf.select(config, parent) if parent else config
+        keys = [str(k) for k in node if not str(k).startswith("_")]
+    except Exception:  # a suggestion is a courtesy; the error itself stands
+        return ""
+    close = difflib.get_close_matches(last, keys, 1)
+    hint = f"; did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
+    return f"{hint} valid here: {', '.join(keys)}" if hint else f"; valid here: {', '.join(keys)}"
+
+
+def _read_env_file() -> None:
+    """Keys such as WANDB_API_KEY from `.env` here or beside the project; the environment itself has the last word."""
+    from dotenv import load_dotenv
+
+    for folder in (Path.cwd(), ROOT):
+        load_dotenv(folder / ".env")

@@ -1,0 +1,134 @@
+"""Trackers: where the metrics, plots and videos of a run go besides its result."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from provla.files import write_text
+from provla.progress import console
+
+
+class NoLogger:
+    """Nothing is kept but the run's result."""
+
+    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
+        """history: the rows already logged before this start, where a run is resumed."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """metrics: name → number."""
+
+    def media(self, plots: Sequence[Path], videos: Sequence[Path]) -> None:
+        """Files to show."""
+
+    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        """summary: the run's final metrics."""
+
+
+class CsvLogger(NoLogger):
+    """metrics.csv in the run's folder: a row per logged step, a column per metric."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self._columns = ["step"]
+
+    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
+        self._path = folder / "metrics.csv"
+        self._rows = [dict(row) for row in history]
+        self._columns = list(dict.fromkeys(["step", *(key for row in self._rows for key in row)]))
+        self._write()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": step, **metrics}
+        self._rows.append(row)
+        if set(row) <= set(self._columns):
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        else:
+            self._columns = list(dict.fromkeys([*self._columns, *row]))
+            self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._path, text.getvalue())
+
+
+class WandbLogger(CsvLogger):
+    """Weights & Biases, and metrics.csv beside it. One W&B run per job; its files lie in the run's folder.
+
+    mode: online, offline, or auto: online when a key is set (WANDB_API_KEY, in the environment or in `.env`) and the
+    service answers, else offline. A service that fails later never stops the run.
+    """
+
+    def __init__(self, project: str, entity: str | None, mode: str) -> None:
+        super().__init__()
+        if mode not in ("auto", "online", "offline"):
+            raise ValueError(f"logger.mode={mode!r}; valid: auto, online, offline")
+        self._project, self._entity, self._mode = project, entity, mode
+        self._run: Any = None
+
+    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
+        super().start(folder, config, name, group, history)
+        import wandb
+
+        mode = self._choose()
+        # The command line stays out of the record: nobody's secret belongs there.
+        settings = wandb.Settings(silent=True, init_timeout=20, x_disable_meta=True, disable_git=True, console="off")
+        options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": dict(config), "name": name, "group": group}
+        for attempt in (mode, "offline"):
+            try:
+                self._run = wandb.init(**options, mode=attempt, settings=settings, reinit="finish_previous")  # type: ignore[arg-type]
+                return
+            except Exception as error:
+                console.print(f"W&B could not start in mode {attempt} ({type(error).__name__})")
+        console.print("W&B is off for this run; metrics.csv has everything")
+
+    def _choose(self) -> str:
+        if self._mode != "auto":
+            return self._mode
+        if not os.environ.get("WANDB_API_KEY"):
+            console.print("W&B: offline, because WANDB_API_KEY is not set (environment or .env); `wandb sync` uploads the run later")
+            return "offline"
+        server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        try:
+            socket.create_connection((server.hostname or "", server.port or (443 if server.scheme == "https" else 80)), timeout=3).close()
+        except OSError:
+            console.print("W&B: offline, because the service does not answer; `wandb sync` uploads the run later")
+            return "offline"
+        return "online"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().log(step, metrics)
+        self._safely(lambda: self._run.log(dict(metrics), step=step))
+
+    def media(self, plots: Sequence[Path], videos: Sequence[Path]) -> None:
+        import wandb
+
+        self._safely(
+            lambda: self._run.log(
+                {f"plots/{p.stem}": wandb.Image(str(p)) for p in plots} | {f"videos/{v.stem}": wandb.Video(str(v), format="mp4") for v in videos}
+            )
+        )
+
+    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        self._safely(lambda: self._run.summary.update(dict(summary)))
+        self._safely(lambda: self._run.finish(exit_code=int(failed)))
+        self._run = None
+
+    def _safely(self, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            console.print(f"W&B failed ({type(error).__name__}: {error}); the run goes on without it")
+            self._run = None

@@ -1,0 +1,24 @@
+"""python -m provla.record: record the demonstrations of a simulated data set, if they are not there yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from provla.command import command
+
+
+@command("record")
+def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
+    """See conf/record.yaml."""
+    from provla.build import build
+    from provla.progress import console
+
+    source = build(config["dataset"], "dataset")
+    if not hasattr(source, "record"):
+        raise ValueError(f"dataset={choices['dataset']} is not recorded here; valid: metaworld")
+    console.print(f"recorded in {source.record()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""One run, from its resolved configuration to its result; what a folder holds decides whether it starts, resumes or is done."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from provla.build import build
+from provla.checkpoint import Checkpoints, load_policy, save_policy
+from provla.dataset import Demonstrations, Sampler
+from provla.files import fingerprint, write_json, write_text
+from provla.policy import count_parameters
+from provla.progress import console
+from provla.rollout import Outcome, check_fit, rollout, write_videos
+from provla.statistics import wilson
+from provla.trainer import Fit, Trainer, seed_everything, validate
+from provla.types import Spec, fake_observation
+
+NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger")
+VALUES = ("seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective")
+# Keys that cannot change a result, and so are no part of a run's identity.
+NEUTRAL = ("study", "device", "data_dir", "logger", "objective")
+NEUTRAL_INSIDE = {"dataset": ("data_dir", "workers"), "env": ("num_envs", "videos_per_task", "video_size", "video_stride")}
+PACKAGES = ("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot", "metaworld", "mujoco", "numpy")
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Hash of everything in a configuration that can change the result."""
+    kept = {}
+    for key, node in config.items():
+        if key in NEUTRAL:
+            continue
+        inside = NEUTRAL_INSIDE.get(key, ())
+        kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
+    return fingerprint(kept, 16)
+
+
+def find_device(name: str) -> torch.device:
+    """auto: a GPU where there is one. `ValueError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>") from error
+    return device
+
+
+def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
+    """The sizes a policy needs, from the data set and the configuration."""
+    return Spec(
+        cameras=tuple(data.frames),
+        image_size=data.image_size,
+        state_size=data.state.shape[1],
+        action_size=data.actions.shape[1],
+        horizon=config["horizon"],
+        n_obs_steps=config["n_obs_steps"],
+        n_action_steps=config["n_action_steps"],
+        instructions=tuple(data.instructions),
+        joint_groups=data.joint_groups,
+        fps=data.fps,
+    )
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """`ValueError` for a root key that nothing reads."""
+    unknown = [key for key in config if key not in NODES + VALUES]
+    if unknown:
+        raise ValueError(f"nothing reads the key {unknown[0]!r}; valid: {', '.join(VALUES + NODES)}")
+    for key in ("seed", "horizon", "n_obs_steps", "n_action_steps"):
+        if not isinstance(config[key], int) or config[key] < 0:
+            raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")
+
+
+def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> float:
+    """Trains, evaluates and writes everything into `folder`; returns the objective.
+
+    A folder that holds this run completed gives its objective at once; one that holds it interrupted resumes it; one
+    that holds another configuration is refused with `ValueError` and left alone.
+    """
+    check_keys(config)
+    done = _claim(folder, config)
+    if done is not None:
+        console.print(f"this run is complete already: {folder}")
+        return done
+    started = time.monotonic()
+    try:
+        result = _train(config, folder, choices)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
+        write_json(folder / "result.json", failure | _environment())
+        raise
+    result |= {"wall_seconds": time.monotonic() - started} | _environment()
+    write_json(folder / "result.json", result)
+    show(result, folder)
+    return float(result["objective"]["value"])
+
+
+def _claim(folder: Path, config: Mapping[str, Any]) -> float | None:
+    folder.mkdir(parents=True, exist_ok=True)
+    stored, mine = folder / "config.json", identity(config)
+    if stored.is_file():
+        theirs = identity(json.loads(stored.read_text()))
+        if theirs != mine:
+            raise ValueError(f"{folder} holds a run of another configuration ({theirs}, this is {mine}); nothing was changed. Choose another hydra.run.dir, or delete it.")
+        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
+        if result.get("status") == "completed":
+            return float(result["objective"]["value"])
+    write_json(stored, config)
+    return None
+
+
+def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> dict[str, Any]:
+    device, seed = find_device(config["device"]), config["seed"]
+    # Everything cheap that can be wrong is looked at before anything slow begins.
+    trainer: Trainer = build(config["trainer"], "trainer")
+    suite = build(config["env"], "env")
+    logger = build(config["logger"], "logger")
+    source = build(config["dataset"], "dataset")
+    if suite.episodes:
+        suite.check()
+    data: Demonstrations = source.load()
+    spec = make_spec(config, data)
+    if suite.episodes:
+        check_fit(suite, spec)
+    train_episodes, val_episodes = data.split(source.val_fraction, source.split_seed)
+    samplers = [Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes)]
+    seed_everything(seed)
+    policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
+    rows = samplers[0].rows
+    policy.fit_normalization(torch.from_numpy(data.state[rows]), torch.from_numpy(data.actions[rows]))
+    parameters = count_parameters(policy)
+    _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
+
+    checkpoints = Checkpoints(folder / "checkpoints")
+    stored = checkpoints.load()
+    logger.start(folder, config, _name(folder, choices), config["study"], stored[1]["fit"]["history"] if stored else [])
+    failed = True
+    try:
+        fit = trainer.fit(policy, *samplers, checkpoints, seed, device, logger.log)
+        save_policy(folder / "policy", policy, config["policy"], spec)
+        metrics = _offline(policy, fit, samplers[1], trainer, seed, device)
+        outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
+        success = summarize(outcomes)
+        metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+        plots = _plots(policy, fit, samplers[1], data, folder / "plots", device)
+        videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
+        write_episodes(outcomes, folder / "episodes.csv")
+        latency = ms_per_chunk(policy, spec, device)
+        logger.media(plots, videos)
+        failed = False
+    finally:
+        logger.finish({} if failed else metrics, failed)
+    return {
+        "status": "completed",
+        "config_hash": identity(config),
+        "choices": dict(choices),
+        "seed": seed,
+        "objective": _objective(config["objective"], metrics),
+        "metrics": metrics,
+        "success": success,
+        "parameters": parameters,
+        "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
+        "train_seconds": fit.seconds,
+        "train_steps": fit.step,
+        "stopped": fit.stopped,
+        "best_step": fit.best_step,
+        "judged": trainer.keep,
+        "ms_per_chunk": latency,
+    }
+
+
+def evaluate(checkpoint: Path, device_name: str, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
+
+    changes: `env` and `scheduler` keys to change. Writes into `folder` and leaves the run's own folder alone.
+    """
+    device = find_device(device_name)
+    run = checkpoint.parent if checkpoint.name == "policy" else checkpoint
+    if not (run / "config.json").is_file():
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
+    config = json.loads((run / "config.json").read_text())
+    for key, value in changes["env"].items():
+        config["env"][key] = value
+    policy, spec = load_policy(run / "policy", device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()})
+    suite = build(config["env"], "env")
+    started = time.monotonic()
+    if suite.episodes:
+        suite.check()
+        outcomes = rollout(policy, suite, spec, config["seed"], device)
+        success = summarize(outcomes)
+        metrics = {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+        write_episodes(outcomes, folder / "episodes.csv")
+        write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
+    else:
+        source, success = build(config["dataset"], "dataset"), {}
+        data = source.load()
+        val = Sampler(data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps)
+        metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
+    result = {
+        "status": "completed",
+        "checkpoint": str(checkpoint),
+        "config_hash": identity(config),
+        "objective": _objective(config["objective"], metrics),
+        "metrics": metrics,
+        "success": success,
+        "ms_per_chunk": ms_per_chunk(policy, spec, device),
+        "wall_seconds": time.monotonic() - started,
+    } | _environment()
+    write_json(folder / "result.json", result)
+    show(result, folder)
+    return result
+
+
+def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
+    """Per task and over all (`success_rate`): rate, its 95 % Wilson interval (low, high), episodes, successes."""
+    cells: dict[str, list[bool]] = {}
+    for outcome in outcomes:
+        cells.setdefault(outcome.episode.task, []).append(outcome.success)
+        cells.setdefault("success_rate", []).append(outcome.success)
+    found = {}
+    for name, wins in cells.items():
+        low, high = wilson(sum(wins), len(wins))
+        found[name] = {"rate": sum(wins) / len(wins), "low": low, "high": high, "episodes": len(wins), "successes": sum(wins)}
+    return found
+
+
+def write_episodes(outcomes: list[Outcome], path: Path) -> None:
+    """episodes.csv: a row per episode; task and episode_seed identify it across runs."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["task", "instruction", "episode_seed", "success", "steps"])
+    for o in outcomes:
+        writer.writerow([o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps])
+    write_text(path, text.getvalue())
+
+
+def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7) -> float:
+    """Median milliseconds of `act` on one observation: what a robot would wait."""
+    policy.eval()
+    observation = fake_observation(spec, 1).to(device)
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        policy.act(observation, torch.Generator().manual_seed(0)).cpu()
+        times.append(time.perf_counter() - begun)
+    return 1000 * float(np.median(times))
+
+
+def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:
+    """The metrics of the weights that are judged."""
+    wanted = fit.best_step if trainer.keep == "best" else fit.step
+    for row in fit.history:
+        if row["step"] == wanted and "val/loss" in row:
+            return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
+    return validate(policy, val, trainer.val_samples, trainer.batch_size, seed, device) if len(val) else {}
+
+
+def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device) -> list[Path]:
+    from provla.plots import plot_chunks, plot_losses
+
+    written = [plot_losses(fit.history, folder / "loss.png")] if fit.history else []
+    if len(val):
+        # One observation a task, from the middle of its first held-out episode; four samples each show the spread.
+        rows, seen = [], set()
+        owner = np.searchsorted(data.starts, val.rows, side="right") - 1
+        for episode in np.unique(owner):
+            if (task := data.task[episode]) not in seen and len(rows) < 8:
+                seen.add(task)
+                rows.append(int(data.starts[episode] + data.starts[episode + 1]) // 2)
+        batch = val.gather(np.array(rows))
+        samples = [policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)]
+        images = batch.observation.images[:, -1, 0].permute(0, 2, 3, 1).numpy()
+        written.append(
+            plot_chunks(
+                np.stack(samples, 1), batch.actions.numpy(), batch.is_pad.numpy(), images, batch.observation.instruction, data.joint_names, folder / "chunks.png"
+            )
+        )
+    return written
+
+
+def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    if name == "auto":
+        name = "success_rate" if "success_rate" in metrics else "trajectory_mse"
+    if name not in metrics and metrics:
+        raise ValueError(f"objective={name!r} is not measured by this run; valid: auto, {', '.join(metrics)}")
+    return {"name": name, "value": metrics.get(name, math.nan)}
+
+
+def _name(folder: Path, choices: Mapping[str, str]) -> str:
+    return f"{choices.get('fusion', '')}-{folder.parent.name}-{folder.name}".strip("-")
+
+
+def _environment() -> dict[str, Any]:
+    """Where a result was made."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    root = Path(__file__).parents[1]
+    commit = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    memory = {"peak_memory_mb": kilobytes / 1024}
+    if torch.cuda.is_available():
+        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return {**memory, "versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "commit": commit.stdout.strip() or None}
+
+
+def _announce(policy: Any, parameters: Mapping[str, int], data: Demonstrations, train: int, val: int, device: torch.device) -> None:
+    console.print(f"data: {train} training and {val} validation episodes, {len(data.actions)} steps, {len(data.instructions)} instructions ({data.source})")
+    console.print(f"policy: {parameters['trainable'] / 1e6:.2f} M of {parameters['total'] / 1e6:.2f} M parameters train, on {device}")
+    for key, report in getattr(policy, "quant_report", {}).items():
+        if report.layers:
+            saved = report.bytes_before - report.bytes_after
+            console.print(f"quantised {key}: {report.layers} linear layers, {report.bytes_before / 1e6:.2f} → {report.bytes_after / 1e6:.2f} MB ({saved / 1e6:.2f} MB saved)")
+
+
+def show(result: Mapping[str, Any], folder: Path) -> None:
+    """The short table a run ends with."""
+    if result["success"]:
+        table = Table(title="closed loop", title_justify="left")
+        for column, justify in (("task", "left"), ("success", "right"), ("95 % Wilson interval", "right"), ("episodes", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for name, cell in sorted(result["success"].items(), key=lambda item: item[0] == "success_rate"):
+            label = "all tasks" if name == "success_rate" else name
+            table.add_row(label, f"{cell['rate']:.0%}", f"{cell['low']:.0%} – {cell['high']:.0%}", f"{cell['episodes']}", end_section=False)
+        console.print(table)
+    offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
+    if offline:
+        table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
+        for name in offline:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{value:.4f}" for value in offline.values()))
+        console.print(table)
+    console.print(f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB")
+    console.print(f"written to {folder}")
+
+

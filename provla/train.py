@@ -1,0 +1,20 @@
+"""python -m provla.train: compose a policy, train it, judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from provla.command import command
+
+
+@command("train")
+def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
+    """See conf/train.yaml."""
+    from provla.run import train
+
+    return train(config, folder, choices)
+
+
+if __name__ == "__main__":
+    main()
