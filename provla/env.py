@@ -71,7 +71,7 @@ def require_opengl() -> None:
 class Camera:
     """An off-screen renderer with everything off that is slow in software: shadows, reflections, multisampling.
 
-    The buffer has the image's own size. `corner2` is moved closer and its picture turned by 180°, as LeRobot does.
+    The buffer has the image's own size. The picture of `corner2` hangs upside down and is turned.
     """
 
     def __init__(self, model: Any, name: str, size: int) -> None:
@@ -80,8 +80,6 @@ class Camera:
         names = [model.camera(i).name for i in range(model.ncam)]
         if name not in names:
             raise ValueError(f"no camera {name!r} in this simulation; valid: {', '.join(names)}")
-        if name == "corner2":
-            model.camera(name).pos[:] = [0.75, 0.075, 0.7]
         model.vis.quality.shadowsize = 0
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
@@ -118,6 +116,8 @@ class MetaworldEnv(gym.Env[Array, Array]):
         self._sim._set_task_called = True
         self._sim._freeze_rand_vec = False
         self._sim.seeded_rand_vec = True
+        if "corner2" in self.cameras:  # closer, as LeRobot has it; before the first reset, which places the cameras
+            self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
         self._image_size, self._video_size = image_size, video_size
         self._eyes: dict[tuple[str, int], Camera] = {}
         self.full_state: Array = np.zeros(39)

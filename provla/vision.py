@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,7 @@ class Tokenizer2d(nn.Module):
         self.feature = nn.Linear(channels, width)
         if pool == "spatial_softmax":
             self.attention = nn.Conv2d(channels, num_keypoints, 1)
+            self.sharpness = nn.Parameter(torch.tensor(float(os.environ.get('SHARP','4.0'))))
             self.position = nn.Parameter(torch.randn(num_keypoints, 2, width) / 2**0.5)
             self.identity = nn.Parameter(torch.randn(num_keypoints, width) * 0.02)
         else:
@@ -47,7 +49,7 @@ class Tokenizer2d(nn.Module):
         cells = maps.flatten(2).transpose(1, 2)  # (M, h·w, F)
         if self.pool == "cells":
             return self.feature(cells) + grid @ self.position
-        attention = self.attention(maps).flatten(2).float().softmax(-1).to(maps.dtype)  # (M, K, h·w)
+        attention = (self.sharpness * self.attention(maps)).flatten(2).float().softmax(-1).to(maps.dtype)  # (M, K, h·w)
         where = attention @ grid  # (M, K, 2)
         return self.feature(attention @ cells) + torch.einsum("mkp,kpd->mkd", where, self.position) + self.identity
 

@@ -14,8 +14,9 @@ class ConcatMLP(nn.Module):
     def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, hidden: int) -> None:
         super().__init__()
         self.width = width
+        self.norm = nn.LayerNorm(vision_width)  # the mean of many tokens is small beside the state
         self.mlp = nn.Sequential(nn.Linear(vision_width + text_width + state_size, hidden), nn.Mish(), nn.Linear(hidden, width))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
-        context = self.mlp(torch.cat([vision.mean(), text.mean(), state.flatten(1)], -1))  # (B, D)
+        context = self.mlp(torch.cat([self.norm(vision.mean()), text.mean(), state.flatten(1)], -1))  # (B, D)
         return Tokens.full(context.unsqueeze(1))

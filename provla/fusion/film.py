@@ -23,6 +23,7 @@ class FiLM(nn.Module):
             nn.init.zeros_(modulation.weight)  # type: ignore[arg-type]
             nn.init.zeros_(modulation.bias)  # type: ignore[arg-type]
         self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish()) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)  # the mean of many tokens is small beside the state
         self.leave = nn.Sequential(nn.Linear(width + state_size, width), nn.Mish(), nn.Linear(width, width))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
@@ -31,4 +32,4 @@ class FiLM(nn.Module):
             gamma, beta = modulation(instruction).unsqueeze(1).chunk(2, -1)  # (B, 1, D)
             features = features + block((1 + gamma) * features + beta)
         pooled = Tokens(features, vision.mask).mean()
-        return Tokens.full(self.leave(torch.cat([pooled, state.flatten(1)], -1)).unsqueeze(1))
+        return Tokens.full(self.leave(torch.cat([self.norm(pooled), state.flatten(1)], -1)).unsqueeze(1))

@@ -1,0 +1,36 @@
+# Two commands do all the set-up: make train, make test. They need Python 3.12, git and make.
+PYTHON ?= python3.12
+BIN := .venv/bin
+
+.PHONY: train test check clean
+
+train: .venv/installed
+	$(BIN)/python -m provla.train
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+# What CI checks besides the tests.
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy provla
+	$(BIN)/lint-imports
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,117 @@
+"""Normalisation, composition and act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import compose
+
+from provla.build import build
+from provla.normalize import MODES, Normalizer
+from provla.policy import ProVLA, count_parameters
+from provla.types import Batch, Spec, Tokens, fake_batch, fake_observation
+
+SMALL = ["vision.channels=[8,16]", "vision.width=16", "fusion.width=32", "head.channels=[16,32]", "head.time_width=16"]
+
+
+def make(spec: Spec, *overrides: str) -> Any:
+    torch.manual_seed(0)
+    return build(compose(*SMALL, *overrides)["policy"], "policy", ProVLA, spec=spec, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_normalisation_undoes_itself(mode: str) -> None:
+    values = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 100, 1e-3, 0.0]) + torch.tensor([0, 5, -2, 7.0])
+    norm = Normalizer(4)
+    norm.fit(values, mode)
+    torch.testing.assert_close(norm.undo(norm(values)), values)
+    assert (norm(values)[:, 3] == 0).all()  # a joint that never moves
+
+
+def test_normalisation_ranges() -> None:
+    values = torch.linspace(0, 10, 1001).unsqueeze(1)
+    norm = Normalizer(1)
+    norm.fit(values, "min_max")
+    assert norm(values).min().item() == -1
+    assert norm(values).max().item() == 1
+    norm.fit(values, "mean_std")
+    assert norm(values).std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    norm.fit(values, "quantiles")
+    torch.testing.assert_close(norm(torch.tensor([[0.1], [9.9]])), torch.tensor([[-1.0], [1.0]]))
+    with pytest.raises(ValueError, match="valid: min_max, mean_std, quantiles"):
+        norm.fit(values, "log")
+
+
+def test_overfits_one_batch(spec: Spec) -> None:
+    """Learns four chunks by heart and says each to its own observation, in the robot's units."""
+    policy = make(spec, "fusion=concat_mlp", "augmentation=none")
+    batch = fake_batch(spec, 4)
+    batch = Batch(batch.observation, batch.actions * 3 + 10, torch.zeros_like(batch.is_pad))
+    policy.fit_normalization(batch.observation.state.flatten(0, 1), batch.actions.flatten(0, 1))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(250):
+        # Many noise draws for every sample make the learning fast.
+        rows = [i for i in range(4) for _ in range(8)]
+        many = Batch(
+            type(batch.observation)(batch.observation.images[rows], batch.observation.state[rows], [batch.observation.instruction[i] for i in rows]),
+            batch.actions[rows],
+            batch.is_pad[rows],
+        )
+        optimizer.zero_grad()
+        policy.loss(many)["loss"].backward()
+        optimizer.step()
+    policy.eval()
+    error = (policy.act(batch.observation, torch.Generator().manual_seed(1)) - batch.actions).abs().mean()
+    assert error < 0.15 * (batch.actions - batch.actions.mean(0)).abs().mean()
+
+
+def test_each_distinct_instruction_is_encoded_once(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make(spec, "text=task_embedding")
+    seen: list[list[str]] = []
+    inner = policy.text.forward
+
+    def spy(instructions: list[str]) -> Tokens:
+        seen.append(instructions)
+        return inner(instructions)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(policy.text, "forward", spy)
+    policy.loss(fake_batch(spec, 6))
+    assert seen == [list(spec.instructions)]
+
+
+def test_act_is_a_function_of_its_generators(spec: Spec) -> None:
+    policy = make(spec).eval()
+    observation = fake_observation(spec, 2)
+    first, again, other = (policy.act(observation, [torch.Generator().manual_seed(s), torch.Generator().manual_seed(9)]) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first[0], other[0])
+    torch.testing.assert_close(first[1], other[1])
+
+
+def test_augmentation_only_in_training(spec: Spec) -> None:
+    policy = make(spec)
+    batch = fake_batch(spec, 4)
+    shifted = [Batch(batch.observation, batch.actions, batch.is_pad, torch.zeros(4, 8, 4), torch.full((4,), 0.5), torch.full((4, 2), c)) for c in (0.0, 0.99)]
+    policy.eval()
+    assert policy.loss(shifted[0])["loss"] == policy.loss(shifted[1])["loss"]
+    policy.train()
+    assert policy.loss(shifted[0])["loss"] != policy.loss(shifted[1])["loss"]
+
+
+def test_crop_shifts_whole_samples_by_whole_pixels() -> None:
+    from provla.augmentation import RandomCrop
+
+    images = torch.randint(0, 256, (2, 2, 1, 3, 8, 8), dtype=torch.uint8)
+    crop = RandomCrop(2)
+    assert torch.equal(crop(images, torch.full((2, 2), 0.5)), images)  # the middle of five positions
+    down = crop(images, torch.tensor([[0.99, 0.5], [0.5, 0.0]]))
+    assert torch.equal(down[0, :, :, :, :6], images[0, :, :, :, 2:])
+    assert torch.equal(down[1, ..., 2:], images[1, ..., :6])
+    assert torch.equal(down[1, ..., 0], images[1, ..., 0])  # edges repeat
+
+
+def test_count_parameters_counts_packed_weights_as_what_they_stand_for(spec: Spec) -> None:
+    plain, packed = (count_parameters(make(spec, *o)) for o in (["adapter=frozen"], ["quant=4bit", "adapter=frozen"]))
+    assert plain == packed

@@ -1,0 +1,275 @@
+"""Commands and runs as a user meets them: what a folder holds, what is written, what is said when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAKE, ROOT, compose
+
+from provla.run import identity
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+@pytest.fixture
+def metaworld(recording: Path, tmp_path: Path) -> list[str]:
+    """The overrides of a tiny Meta-World run on the session's recording."""
+    datasets = tmp_path / "data" / "datasets"
+    datasets.mkdir(parents=True)
+    (datasets / recording.name).symlink_to(recording)
+    tiny = [o for o in FAKE if not o.startswith(("dataset", "logger", "horizon", "n_action"))]
+    dataset = ["dataset.tasks=[drawer-close,window-open]", "dataset.episodes_per_task=2", "dataset.image_size=32", "dataset.noise=0.05"]
+    return [*tiny, *dataset, "eval_episodes=2", "env.num_envs=4", "env.max_episode_steps=24", "env.videos_per_task=1", "dataset.val_fraction=0.5", "logger=csv"]
+
+
+def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = command("train", *metaworld, f"hydra.run.dir={run}")
+    assert code == 0, err
+    assert "95 % Wilson interval" in out
+    assert "all tasks" in out
+    assert str(run) in out.replace("\n", "")
+    result = read(run)
+    assert result["status"] == "completed"
+    assert result["objective"]["name"] == "success_rate"
+    assert result["objective"]["value"] == result["metrics"]["success_rate"]
+    assert set(result["success"]) == {"drawer-close", "window-open", "success_rate"}
+    assert result["choices"]["fusion"] == "film"
+    for key in ("config_hash", "seed", "parameters", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "versions", "commit", "train_seconds"):
+        assert key in result
+    with (run / "episodes.csv").open() as file:
+        episodes = list(csv.DictReader(file))
+    assert [(e["task"], int(e["episode_seed"])) for e in episodes] == [(t, 100000 + i) for t in ("drawer-close", "window-open") for i in range(2)]
+    assert sum(int(e["success"]) for e in episodes) / 4 == result["metrics"]["success_rate"]
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["train/loss"]) > 0 for r in rows if r["train/loss"]] == [True] * 4
+    assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "chunks.png"}
+    assert {p.name for p in (run / "videos").iterdir()} == {"drawer-close.mp4", "window-open.mp4"}
+    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "weights.safetensors"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} >= {"latest", "best", "step_0000004"}
+
+    # Again: the folder already holds the answer.
+    before = (run / "result.json").read_bytes()
+    code, out, _ = command("train", *metaworld, f"hydra.run.dir={run}")
+    assert (code, "complete already" in out) == (0, True)
+    assert (run / "result.json").read_bytes() == before
+
+    # Another configuration is refused and changes nothing.
+    code, _, err = command("train", *metaworld, "seed=1", f"hydra.run.dir={run}")
+    assert code == 1
+    assert "holds a run of another configuration" in err
+    assert (run / "result.json").read_bytes() == before
+
+    # Judged again from the folder alone: the same episodes, the same outcomes.
+    code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert code == 0, err
+    assert (tmp_path / "again" / "episodes.csv").read_text() == (run / "episodes.csv").read_text()
+    code, _, err = command("evaluate", f"checkpoint={run}", "+env.episodes_per_task=1", "+scheduler.num_inference_steps=2", f"hydra.run.dir={tmp_path / 'few'}")
+    assert code == 0, err
+    assert read(tmp_path / "few")["success"]["success_rate"]["episodes"] == 2
+    code, _, err = command("evaluate", f"checkpoint={run}", "+env.episodes=1", f"hydra.run.dir={tmp_path / 'wrong'}")
+    assert code == 1
+    assert "nothing reads env.episodes=1" in err
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_path: Path) -> None:
+    from provla.checkpoint import load_policy
+    from provla.types import fake_observation
+
+    assert command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")[0] == 0
+    policy, spec = load_policy(tmp_path / "run" / "policy", torch.device("cpu"))
+    again, _ = load_policy(tmp_path / "run" / "policy", torch.device("cpu"))
+    observation = fake_observation(spec, 2)
+    assert torch.equal(policy.act(observation, torch.Generator().manual_seed(0)), again.act(observation, torch.Generator().manual_seed(0)))
+    assert "hydra" not in (tmp_path / "run" / "policy" / "config.json").read_text()
+    code, out, err = command("evaluate", f"checkpoint={tmp_path / 'run'}")
+    assert code == 0, err
+    assert "trajectory_mse" in out
+
+
+def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("train", "-m", *FAKE, "fusion=concat_mlp,film", "n_action_steps=4,9", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert code == 1
+    results = {f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "sweep").glob("*/result.json")}
+    assert len(results) == 4
+    assert sorted(r["status"] for r in results.values()) == ["completed", "completed", "failed", "failed"]
+    assert all("n_action_steps=9 exceeds horizon=8" in r["error"] for r in results.values() if r["status"] == "failed")
+    assert any("fusion=film" in name and "n_action_steps=4" in name for name in results)
+    assert err.count("failed: n_action_steps=9") == 2
+
+
+def test_wandb_offline_run_per_job_in_the_runs_folder(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    jobs = [o for o in FAKE if not o.startswith("logger")]
+    code, out, err = command("train", "-m", *jobs, "seed=0,1", "study=probe", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert code == 0, err
+    assert out.count("W&B: offline, because WANDB_API_KEY is not set") >= 1
+    folders = sorted((tmp_path / "sweep").glob("*seed=*"))
+    assert len(folders) == 2
+    for folder in folders:
+        assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
+        stored = next(iter((folder / "wandb").glob("offline-run-*/*.wandb"))).read_bytes()
+        assert b"train/loss" in stored
+        assert b"probe" in stored
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    (tmp_path / ".env").write_text("WANDB_API_KEY=0123456789012345678901234567890123456789\n")  # read from here
+    try:
+        code, out, err = command("train", *[o for o in FAKE if not o.startswith("logger")], f"hydra.run.dir={tmp_path / 'run'}")
+    finally:
+        os.environ.pop("WANDB_API_KEY", None)
+    assert code == 0, err
+    assert "the service does not answer" in out
+    for file in (tmp_path / "run").rglob("*"):
+        assert not file.is_file() or b"0123456789012345678901234567890123456789" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fusion=magic"], r"unknown option fusion=magic; valid: concat_mlp, film, perceiver"),
+        (["trainer.batchsize=3"], r"unknown key 'trainer.batchsize'; did you mean trainer.batch_size?"),
+        (["fusoin=film"], "unknown"),
+        (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
+        (["+speed=3"], "nothing reads the key 'speed'; valid: seed, "),
+        (["trainer.batch_size=0"], "trainer.batch_size=0: must be a whole number of at least 1"),
+        (["dataset=lerobot"], "dataset=lerobot needs dataset.root=<folder>"),
+        (["dataset=lerobot", "dataset.root=/nowhere"], "dataset.root='/nowhere': no such folder"),
+        (["dataset=fake", "env=metaworld", "dataset.cameras=[front]"], "env"),
+        (["device=cuda:7"], "device='cuda:7' is not available"),
+        (["quant=4bit", "adapter=full"], "use adapter=lora"),
+        (["objective=score"], "objective='score' is not measured"),
+        (["seed=-1"], "seed=-1: must be a whole number"),
+        (["n_action_steps=0"], "n_action_steps=0: must be at least 1"),
+        (["vision=siglip_base"], "could not be fetched from the Hugging Face Hub"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_message_and_a_non_zero_exit(command: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+    base = [o for o in FAKE if not (arguments[0].startswith("dataset=lerobot") and o.startswith("dataset")) and not (arguments[0].startswith("vision=") and o.startswith("vision"))]
+    code, _, err = command("train", *base, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code != 0
+    assert message in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_path: Path, metaworld: list[str]) -> None:
+    """A policy of three joints cannot drive Meta-World's four."""
+    run = tmp_path / "run"
+    assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
+    config = json.loads((run / "config.json").read_text())
+    config["env"] = compose("dataset.image_size=32")["env"]
+    (run / "config.json").write_text(json.dumps(config))
+    code, _, err = command("evaluate", f"checkpoint={run}")
+    assert code == 1
+    assert "the policy's action size is 3, that of env=metaworld is 4" in err
+    # Nor can its checkpoint go on with data of another action size.
+    policy = json.loads((run / "policy" / "config.json").read_text())
+    policy["spec"]["action_size"] = 5
+    (run / "policy" / "config.json").write_text(json.dumps(policy))
+    code, _, err = command("evaluate", f"checkpoint={run}")
+    assert code == 1
+    assert "does not fit this policy" in err
+
+
+@pytest.mark.parametrize("target", ["subprocess.Popen", "os.system", "nowhere.Thing"])
+def test_a_policy_folder_cannot_run_what_it_likes(command: Command, tmp_path: Path, target: str) -> None:
+    run = tmp_path / "run"
+    assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
+    stored = json.loads((run / "policy" / "config.json").read_text())
+    stored["policy"]["fusion"] = {"_target_": target, "_partial_": True}
+    (run / "policy" / "config.json").write_text(json.dumps(stored))
+    code, _, err = command("evaluate", f"checkpoint={run}")
+    assert code == 1
+    assert f"fusion._target_='{target}'" in err
+
+
+def test_evaluate_names_a_folder_that_is_no_run(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("evaluate", f"checkpoint={tmp_path}")
+    assert code == 1
+    assert "is not the folder of a run" in err
+    code, _, err = command("evaluate")
+    assert code == 1
+    assert "checkpoint has no value; give checkpoint=…" in err
+
+
+def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Path, two_cameras: Path) -> None:
+    dataset = [o for o in metaworld if o.startswith("dataset")]
+    code, out, err = command("record", *[o for o in dataset if "val_fraction" not in o])
+    assert code == 0, err
+    assert "recorded in" in out
+    code, out, err = command("analyze", *dataset, f"hydra.run.dir={tmp_path / 'analysis'}")
+    assert code == 0, err
+    assert "Push and close a drawer" in out
+    assert (tmp_path / "analysis" / "dataset.png").stat().st_size > 10_000
+    code, out, err = command("analyze", "dataset=lerobot", f"dataset.root={two_cameras}")
+    assert code == 0, err
+    assert "5 episodes, 60 steps at 10 Hz, cameras front, wrist" in out
+    code, _, err = command("record", "dataset=fake")
+    assert code == 1
+    assert "dataset=fake is not recorded here; valid: metaworld" in err
+
+
+def test_identity_ignores_what_cannot_change_a_result() -> None:
+    base = compose()
+    same = ["logger=none", "device=cpu", "data_dir=/x", "study=a", "dataset.workers=7", "env.num_envs=5"]
+    assert identity(compose(*same)) == identity(base)
+    for override in ("seed=1", "fusion=perceiver", "trainer.lr=1e-3", "dataset.noise=0.3", "n_action_steps=4"):
+        assert identity(compose(override)) != identity(base)
+
+
+def test_interrupted_run_resumes_in_its_folder(tmp_path: Path) -> None:
+    """kill -9 in the middle of a real process; the same command ends with the weights of an uninterrupted run."""
+    from safetensors.torch import load_file
+
+    arguments = [sys.executable, "-m", "provla.train", *FAKE, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
+    run = lambda folder: [*arguments, f"hydra.run.dir={tmp_path / folder}"]  # noqa: E731
+    process = subprocess.Popen(run("killed"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoints" / "latest").exists():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "policy").exists()
+    for folder in ("killed", "whole"):
+        subprocess.run(run(folder), cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    killed, whole = (load_file(tmp_path / folder / "policy" / "weights.safetensors") for folder in ("killed", "whole"))
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    rows = [list(csv.DictReader((tmp_path / folder / "metrics.csv").open())) for folder in ("killed", "whole")]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+    assert np.allclose(*([float(r["train/loss"]) for r in part if r["train/loss"]] for part in rows), rtol=0, atol=0)
+
+
+def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
+    code = "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', run_name='__main__')\nexcept SystemExit: pass\nheavy = [m for m in ('torch', 'transformers', 'lerobot', 'numpy') if m in sys.modules]\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "_target_: provla.fusion.FiLM" in done.stdout
+
+
+def test_readme_and_makefile_name_the_same_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for line in ("make train", "make test", "python -m provla.train fusion=perceiver quant=4bit", "pip install -e '.[dev]' -c constraints.txt"):
+        assert line in readme

@@ -1,0 +1,82 @@
+"""The objective and the samplers, against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import compose
+from torch import Tensor
+
+from provla.build import build
+from provla.scheduler import masked_mean
+from provla.types import Tokens
+
+CONTEXT = Tokens.full(torch.zeros(2, 1, 1))
+
+
+def scheduler(option: str, **changes: Any) -> Any:
+    return build(compose(f"scheduler={option}")["scheduler"] | changes, "scheduler")
+
+
+def test_masked_mean_counts_only_real_steps() -> None:
+    error = torch.arange(12.0).view(2, 3, 2)
+    is_pad = torch.tensor([[False, True, True], [False, False, True]])
+    assert masked_mean(error, is_pad).item() == pytest.approx((0 + 1 + 6 + 7 + 8 + 9) / 6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("option", ["ddim", "ddpm"])
+def test_a_perfect_denoiser_samples_the_action(option: str, prediction_type: str) -> None:
+    truth = torch.rand(2, 8, 3) * 1.6 - 0.8
+    chosen = scheduler(option, prediction_type=prediction_type)
+    alphas = chosen._scheduler.alphas_cumprod
+
+    def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:
+        """What an infinitely trained head predicts when the data is this one chunk."""
+        a = alphas[t].view(-1, 1, 1)
+        noise = (x - a.sqrt() * truth) / (1 - a).sqrt()
+        return {"epsilon": noise, "sample": truth, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * truth}[prediction_type]
+
+    found = chosen.sample(head, CONTEXT, (2, 8, 3), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, truth, atol=2e-3, rtol=0)
+    assert chosen.loss(head, truth, CONTEXT, torch.zeros(2, 8, dtype=torch.bool)).item() < 1e-4
+
+
+def test_padded_steps_carry_no_loss_and_no_gradient() -> None:
+    actions, is_pad = torch.randn(2, 8, 3), torch.zeros(2, 8, dtype=torch.bool)
+    is_pad[:, 5:] = True
+    weight = torch.ones(8, 1, requires_grad=True)
+    noise, time = torch.randn(2, 8, 3), torch.rand(2)
+    loss = scheduler("ddim").loss(lambda x, t, c: x * weight, actions, CONTEXT, is_pad, noise, time)
+    loss.backward()
+    assert weight.grad is not None
+    assert (weight.grad[5:] == 0).all()
+    assert (weight.grad[:5] != 0).all()
+
+
+def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
+    def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:
+        return 0.3 * x
+
+    for option in ("ddim", "ddpm"):
+        chosen = scheduler(option)
+        seeds = [torch.Generator().manual_seed(i) for i in (3, 4)]
+        both = chosen.sample(head, CONTEXT, (2, 8, 3), seeds)
+        alone = chosen.sample(head, Tokens.full(torch.zeros(1, 1, 1)), (1, 8, 3), [torch.Generator().manual_seed(4)])
+        torch.testing.assert_close(both[1:], alone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"num_inference_steps": 101}, "between 1 and scheduler.num_train_timesteps=100"),
+        ({"prediction_type": "noise"}, "valid: epsilon, sample, v_prediction"),
+        ({"sampler": "Magic"}, "valid: DDIMScheduler, DDPMScheduler"),
+    ],
+)
+def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scheduler("ddim", **changes)

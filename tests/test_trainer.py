@@ -1,0 +1,191 @@
+"""The loop: resumed = uninterrupted, accumulated = large batch, schedule, early stopping, validation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAKE, compose
+from torch import Tensor, nn
+
+from provla.build import build
+from provla.checkpoint import Checkpoints
+from provla.dataset import Sampler
+from provla.run import make_spec, seed_everything
+from provla.trainer import Fit, Trainer, make_accelerator
+
+CPU = torch.device("cpu")
+
+
+def setup(*overrides: str) -> tuple[Any, Trainer, Sampler, Sampler]:
+    config = compose(*FAKE, *overrides)
+    source = build(config["dataset"], "dataset")
+    data = source.load()
+    spec = make_spec(config, data)
+    samplers = [Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in data.split(source.val_fraction, source.split_seed)]
+    seed_everything(config["seed"])
+    policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
+    policy.fit_normalization(torch.from_numpy(data.state), torch.from_numpy(data.actions))
+    return policy, build(config["trainer"], "trainer"), samplers[0], samplers[1]
+
+
+def fit(folder: Path, *overrides: str) -> tuple[Fit, dict[str, Tensor]]:
+    policy, trainer, train, val = setup(*overrides)
+    found = trainer.fit(policy, train, val, Checkpoints(folder), 0, CPU, lambda step, row: None)
+    return found, policy.state_dict()
+
+
+@pytest.mark.parametrize("overrides", [[], ["quant=4bit"], ["quant=8bit"], ["trainer.grad_accumulation=2", "trainer.batch_size=4"], ["trainer.precision=bf16"]])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, overrides: list[str]) -> None:
+    overrides = ["trainer.max_steps=6", *overrides]
+    whole, expected = fit(tmp_path / "whole", *overrides)
+
+    class Killed(Exception):
+        pass
+
+    policy, trainer, train, val = setup(*overrides)
+
+    def dies(step: int, row: dict[str, float]) -> None:
+        if step == 5:  # a checkpoint was written at 4
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer.fit(policy, train, val, Checkpoints(tmp_path / "part"), 0, CPU, dies)
+    torch.manual_seed(123)
+    np.random.seed(123)
+    resumed, found = fit(tmp_path / "part", *overrides)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def losses(history: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if "per_second" not in k} for row in history]
+
+    assert losses(resumed.history) == losses(whole.history)
+
+
+def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path: Path) -> None:
+    _, large = fit(tmp_path / "large", "trainer.batch_size=8", "trainer.max_steps=1", "trainer.ema_decay=0")
+    _, small = fit(tmp_path / "small", "trainer.batch_size=2", "trainer.grad_accumulation=4", "trainer.max_steps=1", "trainer.ema_decay=0")
+    policy, _, train, _ = setup()
+    batch = train.step(0, 0, 8)
+    assert len({int((~part.is_pad).sum()) for part in batch.split(4)}) > 1  # the parts weigh differently
+    policy.train()
+    policy.loss(batch)["loss"].backward()
+    whole = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    total = (~batch.is_pad).sum()
+    for part in batch.split(4):
+        (policy.loss(part)["loss"] * (~part.is_pad).sum() / total).backward()
+    for name, p in policy.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(p.grad, whole[name], rtol=1e-3, atol=1e-6)
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], rtol=1e-3, atol=2e-4)
+
+
+def test_reported_loss_is_the_true_mean(tmp_path: Path) -> None:
+    found, _ = fit(tmp_path, "trainer.log_every=4", "augmentation=none", "trainer.lr=0", "trainer.ema_decay=0")
+    policy, _, train, _ = setup("augmentation=none")
+    policy.train()
+    losses = [policy.loss(train.step(0, s, 8))["loss"].item() for s in range(4)]
+    assert found.history[0]["train/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_learning_rate_schedule() -> None:
+    trainer = build(compose("trainer.lr=1.0", "trainer.warmup_steps=10")["trainer"], "trainer")
+    assert trainer.lr_at(0, 110) == pytest.approx(0.1)
+    assert trainer.lr_at(9, 110) == pytest.approx(1.0)
+    assert trainer.lr_at(60, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert trainer.lr_at(110, 110) == pytest.approx(0.0)
+    fraction = build(compose("trainer.lr=1.0", "trainer.warmup_steps=0.1", "trainer.lr_schedule=constant")["trainer"], "trainer")
+    assert [fraction.lr_at(s, 100) for s in (0, 9, 50)] == pytest.approx([0.1, 1.0, 1.0])
+
+
+def test_epochs_and_steps() -> None:
+    trainer = build(compose("trainer.max_steps=null", "trainer.max_epochs=3", "trainer.batch_size=8", "trainer.grad_accumulation=2")["trainer"], "trainer")
+    assert trainer.total_steps(100) == 3 * (100 // 16)
+    assert trainer.total_steps(5) == 3
+
+
+def test_early_stopping_with_patience(tmp_path: Path) -> None:
+    found, _ = fit(tmp_path, "trainer.lr=0", "trainer.patience=2", "trainer.max_steps=40", "trainer.val_every=1", "trainer.monitor=loss", "trainer.ema_decay=0")
+    assert found.step == 3  # the first is the best, two more bring nothing
+    assert found.stopped.startswith("early: loss has not improved for 2 validations")
+
+
+def test_keep_best_ends_with_the_weights_of_the_best_step(tmp_path: Path) -> None:
+    options = ["trainer.max_steps=8", "trainer.lr=0.05", "trainer.monitor=loss", "trainer.ema_decay=0"]
+    found, weights = fit(tmp_path / "best", *options, "trainer.keep=best")
+    stored = Checkpoints(tmp_path / "best").load("best")
+    assert stored is not None
+    assert stored[1]["fit"]["step"] == found.best_step
+    assert all(torch.equal(weights[name], tensor) for name, tensor in stored[0]["weights"].items())
+
+
+def test_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
+    _, averaged = fit(tmp_path / "a", "trainer.ema_decay=0.9")
+    _, plain = fit(tmp_path / "b", "trainer.ema_decay=0")
+    assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
+    stored = Checkpoints(tmp_path / "a").load()
+    assert stored is not None
+    assert all(torch.equal(stored[0]["weights"][name], plain[name]) for name in plain)  # the average does not disturb the training
+    assert all(torch.equal(averaged[name], value) for name, value in stored[0]["average"].items())
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    fit(tmp_path)
+    file = tmp_path / "latest" / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"latest is damaged: weights.safetensors is missing or truncated; delete .* to start the run anew"):
+        fit(tmp_path)
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
+    fit(tmp_path)
+    (tmp_path / ".step_0000099-abc.partial").mkdir()
+    (tmp_path / "step_0000099").mkdir()  # renamed, but the link still points at the one before
+    stored = Checkpoints(tmp_path).load()
+    assert stored is not None
+    assert stored[1]["fit"]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.batch_size=0", "trainer.batch_size=0: must be a whole number of at least 1"),
+        ("trainer.batch_size=1.5", "trainer.batch_size=1.5"),
+        ("trainer.max_epochs=3", "set one of trainer.max_steps=4 and trainer.max_epochs=3"),
+        ("trainer.lr=-1", "trainer.lr=-1: must lie between"),
+        ("trainer.lr_schedule=step", "valid: cosine, constant"),
+        ("trainer.precision=fp8", "valid: auto, none, bf16, fp16"),
+        ("trainer.ema_decay=1", "trainer.ema_decay=1"),
+    ],
+)
+def test_bad_options_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(compose(*FAKE, override)["trainer"], "trainer")
+
+
+def test_precision_follows_the_device() -> None:
+    assert make_accelerator("auto", CPU).mixed_precision == "no"
+    assert make_accelerator("bf16", CPU).mixed_precision == "bf16"
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        make_accelerator("fp16", CPU)
+
+
+def test_diverging_loss_is_one_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the loss is nan at step|the loss is inf at step"):
+        fit(tmp_path, "trainer.lr=1e30", "trainer.max_steps=20")
+
+
+def test_deterministic_algorithms(tmp_path: Path) -> None:
+    fit(tmp_path, "trainer.deterministic=true")
+
+
+def test_unknown_monitor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer.monitor='score' is not measured; valid: loss, first_step_error"):
+        fit(tmp_path, "trainer.monitor=score")
