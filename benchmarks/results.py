@@ -10,7 +10,20 @@ import json
 
 from provla.command import ROOT
 
-COLUMNS = ("run", "success", "low", "high", "episodes", "trajectory_mse", "trainable_parameters", "train_seconds", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "commit")
+COLUMNS = (
+    "run",
+    "success",
+    "low",
+    "high",
+    "episodes",
+    "trajectory_mse",
+    "trainable_parameters",
+    "train_seconds",
+    "wall_seconds",
+    "ms_per_chunk",
+    "peak_memory_mb",
+    "commit",
+)
 
 
 def main() -> None:

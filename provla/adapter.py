@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,10 +41,17 @@ class QuantReport:
     bytes_after: int = 0
 
 
+def _bitsandbytes() -> Any:
+    """The module; its advice to install CPU kernels from the Hub is no use to somebody without a network."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes
+
+    return bitsandbytes
+
+
 def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantReport:
     """Replaces every linear layer of `backbone` in place; the quantised weights are frozen."""
-    import bitsandbytes as bnb
-
+    bnb = _bitsandbytes()
     report = QuantReport()
     for name, layer in linear_layers(backbone).items():
         options: dict[str, Any] = {"bias": layer.bias is not None}
@@ -79,9 +87,10 @@ def _bytes(layer: Any) -> int:
 
 def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Puts stored quantised weights back into the quantised layers of `policy`; returns the other entries of `weights`."""
-    import bitsandbytes as bnb
-
     rest = dict(weights)
+    if not any(type(layer).__name__ in ("Linear4bit", "Linear8bitLt") for layer in policy.modules()):
+        return rest
+    bnb = _bitsandbytes()
     for name, layer in policy.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             stored = {key[len(name) + 8 :]: rest.pop(key) for key in list(rest) if key.startswith(f"{name}.weight.")}

@@ -50,8 +50,10 @@ def _decode_into(path: Path, spans: list[VideoSpan], size: tuple[int, int]) -> N
         stale.unlink(missing_ok=True)
     with atomic(path) as partial, progress_bars() as bars:
         bar = bars.add_task("decoding", total=total, note=path.stem.rsplit("_", 1)[0])
-        with open(partial, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
+                file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
             offset = file.tell()
             # Written rather than mapped: on a full disk `write` raises, a mapping kills the process.
             for span, frames in _by_span(spans, size):
@@ -77,7 +79,8 @@ def _by_span(spans: list[VideoSpan], size: tuple[int, int]) -> Iterator[tuple[Vi
                     break
             if len(kept) < span.length:
                 raise ValueError(
-                    f"{file} is truncated: it ends {span.length - len(kept)} frames before the end of the episode at row {span.row}; fetch or record the data set again"
+                    f"{file} is truncated: it ends {span.length - len(kept)} frames before the end of the episode at row {span.row}; "
+                    "fetch or record the data set again"
                 )
             yield span, np.stack(kept)
 

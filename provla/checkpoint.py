@@ -106,8 +106,8 @@ class Checkpoints:
                 save_tensors(partial / f"{name}.safetensors", group)
             write_json(partial / "state.json", state)
             write_json(partial / "manifest.json", {file.name: file.stat().st_size for file in sorted(partial.iterdir())})
-        for link in ["latest", *(["best"] if best else [])]:
-            with atomic(self.folder / link) as partial:
+        for name in ["latest", *(["best"] if best else [])]:
+            with atomic(self.folder / name) as partial:
                 partial.symlink_to(target.name)
         kept = {os.readlink(link) for name in ("latest", "best") if (link := self.folder / name).is_symlink()}
         for old in self.folder.glob("step_*"):
@@ -128,5 +128,3 @@ class Checkpoints:
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"checkpoint {folder} is damaged: {name} is missing or truncated; delete {self.folder} to start the run anew")
         return {Path(name).stem: load_tensors(folder / name) for name in manifest if name.endswith(".safetensors")}, state
-
-

@@ -184,17 +184,18 @@ class LeRobotSource:
             return self.root
         from huggingface_hub import snapshot_download
 
-        assert self.repo_id is not None
-        return Path(
-            guarded(lambda: snapshot_download(self.repo_id, repo_type="dataset", revision=self.revision), self.repo_id, "dataset.repo_id")
-        )
+        repo_id = self.repo_id
+        assert repo_id is not None
+        return Path(guarded(lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision), repo_id, "dataset.repo_id"))
 
     def _cameras(self, info: dict[str, Any]) -> list[str]:
         found = [key.removeprefix("observation.images.") for key, f in info["features"].items() if f["dtype"] == "video"]
         wanted = found if self.wanted is None else [c.removeprefix("observation.images.") for c in self.wanted]
         missing = [camera for camera in wanted if camera not in found]
         if missing or not wanted:
-            raise ValueError(f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; it has: {', '.join(found) or 'none'}")
+            raise ValueError(
+                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; it has: {', '.join(found) or 'none'}"
+            )
         return wanted
 
     def _check_vectors(self, info: dict[str, Any]) -> None:
@@ -209,9 +210,7 @@ class LeRobotSource:
         spans = [
             VideoSpan(
                 file=root
-                / info["video_path"].format(
-                    video_key=key, chunk_index=episode[f"videos/{key}/chunk_index"], file_index=episode[f"videos/{key}/file_index"]
-                ),
+                / info["video_path"].format(video_key=key, chunk_index=episode[f"videos/{key}/chunk_index"], file_index=episode[f"videos/{key}/file_index"]),
                 first=round(episode[f"videos/{key}/from_timestamp"] * info["fps"]),
                 length=int(episode["length"]),
                 row=int(row),
@@ -266,7 +265,16 @@ class FakeSource:
     """`dataset=fake`: random pixels and smooth random motions that depend on the instruction, in memory; for tests."""
 
     def __init__(
-        self, val_fraction: float, split_seed: int, episodes: int, length: int, image_size: int, cameras: Sequence[str], state_size: int, action_size: int, seed: int
+        self,
+        val_fraction: float,
+        split_seed: int,
+        episodes: int,
+        length: int,
+        image_size: int,
+        cameras: Sequence[str],
+        state_size: int,
+        action_size: int,
+        seed: int,
     ) -> None:
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._shape = episodes, length, image_size, list(cameras), state_size, action_size, seed
@@ -365,4 +373,3 @@ def _identity(root: Path, spans: list[VideoSpan]) -> str:
         digest.update(f"{file.relative_to(root)}:{size}".encode())
     digest.update(repr([(span.first, span.length) for span in spans]).encode())
     return f"{root.name}_{digest.hexdigest()[:10]}"
-

@@ -160,8 +160,7 @@ def _record_shard(recording: MetaworldRecording, episodes: list[tuple[str, int]]
 
     size = recording.image_size
     features: dict[str, dict[str, Any]] = {
-        f"observation.images.{camera}": {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
-        for camera in recording.cameras
+        f"observation.images.{camera}": {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]} for camera in recording.cameras
     }
     features["observation.state"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}
     features["action"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}

@@ -38,10 +38,7 @@ def metaworld_menu() -> dict[str, dict[str, str]]:
     # The file alone: importing lerobot.envs takes seconds.
     found = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
     experts = found["TASK_POLICY_MAPPING"]
-    return {
-        name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]}
-        for name, text in found["TASK_DESCRIPTIONS"].items()
-    }
+    return {name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]} for name, text in found["TASK_DESCRIPTIONS"].items()}
 
 
 def metaworld_instruction(task: str) -> str:

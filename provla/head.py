@@ -15,6 +15,8 @@ from provla.types import Tokens
 class TimeEmbedding(nn.Module):
     """Sinusoidal features (Vaswani et al. 2017, arXiv:1706.03762) of the diffusion step, then a small MLP: (B,) → (B,width)."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1)), persistent=False)
@@ -23,7 +25,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         angles = time.float()[:, None] * self.frequencies
         waves = torch.cat([angles.sin(), angles.cos()], -1)
-        found: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        found: Tensor = self.mlp(waves)
         return found
 
 
@@ -78,7 +80,7 @@ class UNet1d(nn.Module):
         x = F.pad(actions.transpose(1, 2), (0, -horizon % self._multiple))  # (B, A, H')
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, condition)
             skips.append(x)
             if level < len(self.shrink):
@@ -87,7 +89,7 @@ class UNet1d(nn.Module):
             x = block(x, condition)
         for blocks, grow in zip(self.up, self.grow, strict=True):
             x = torch.cat([x, skips.pop()], 1)
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, condition)
             x = grow(x)
         found: Tensor = self.out(x).transpose(1, 2)[:, :horizon]

@@ -38,7 +38,9 @@ def check_fit(suite: MetaworldSuite, spec: Spec) -> None:
         ("cameras", list(spec.cameras), suite.cameras),
     ):
         if has != needs:
-            raise ValueError(f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's data set came from, or env=none")
+            raise ValueError(
+                f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's data set came from, or env=none"
+            )
 
 
 def rollout(policy: Any, suite: MetaworldSuite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:

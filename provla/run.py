@@ -121,7 +121,9 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> float | None:
     if stored.is_file():
         theirs = identity(json.loads(stored.read_text()))
         if theirs != mine:
-            raise ValueError(f"{folder} holds a run of another configuration ({theirs}, this is {mine}); nothing was changed. Choose another hydra.run.dir, or delete it.")
+            raise ValueError(
+                f"{folder} holds a run of another configuration ({theirs}, this is {mine}); nothing was changed. Choose another hydra.run.dir, or delete it."
+            )
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
         if result.get("status") == "completed":
             return float(result["objective"]["value"])
@@ -143,10 +145,10 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     if suite.episodes:
         check_fit(suite, spec)
     train_episodes, val_episodes = data.split(source.val_fraction, source.split_seed)
-    samplers = [Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes)]
+    learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
     seed_everything(seed)
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
-    rows = samplers[0].rows
+    rows = learn.rows
     policy.fit_normalization(torch.from_numpy(data.state[rows]), torch.from_numpy(data.actions[rows]))
     parameters = count_parameters(policy)
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
@@ -156,13 +158,13 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     logger.start(folder, config, _name(folder, choices), config["study"], stored[1]["fit"]["history"] if stored else [])
     failed = True
     try:
-        fit = trainer.fit(policy, *samplers, checkpoints, seed, device, logger.log)
+        fit = trainer.fit(policy, learn, held, checkpoints, seed, device, logger.log)
         save_policy(folder / "policy", policy, config["policy"], spec)
-        metrics = _offline(policy, fit, samplers[1], trainer, seed, device)
+        metrics = _offline(policy, fit, held, trainer, seed, device)
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
         metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
-        plots = _plots(policy, fit, samplers[1], data, folder / "plots", device)
+        plots = _plots(policy, fit, held, data, folder / "plots", device)
         videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
         write_episodes(outcomes, folder / "episodes.csv")
         latency = ms_per_chunk(policy, spec, device)
@@ -281,7 +283,8 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
     written = [plot_losses(fit.history, folder / "loss.png")] if fit.history else []
     if len(val):
         # One observation a task, from the middle of its first held-out episode; four samples each show the spread.
-        rows, seen = [], set()
+        rows: list[int] = []
+        seen: set[int] = set()
         owner = np.searchsorted(data.starts, val.rows, side="right") - 1
         for episode in np.unique(owner):
             if (task := data.task[episode]) not in seen and len(rows) < 8:
@@ -292,7 +295,13 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
         images = batch.observation.images[:, -1, 0].permute(0, 2, 3, 1).numpy()
         written.append(
             plot_chunks(
-                np.stack(samples, 1), batch.actions.numpy(), batch.is_pad.numpy(), images, batch.observation.instruction, data.joint_names, folder / "chunks.png"
+                np.stack(samples, 1),
+                batch.actions.numpy(),
+                batch.is_pad.numpy(),
+                images,
+                batch.observation.instruction,
+                data.joint_names,
+                folder / "chunks.png",
             )
         )
     return written
@@ -333,7 +342,8 @@ def _announce(policy: Any, parameters: Mapping[str, int], data: Demonstrations, 
     for key, report in getattr(policy, "quant_report", {}).items():
         if report.layers:
             saved = report.bytes_before - report.bytes_after
-            console.print(f"quantised {key}: {report.layers} linear layers, {report.bytes_before / 1e6:.2f} → {report.bytes_after / 1e6:.2f} MB ({saved / 1e6:.2f} MB saved)")
+            sizes = f"{report.bytes_before / 1e6:.2f} → {report.bytes_after / 1e6:.2f} MB ({saved / 1e6:.2f} MB saved)"
+            console.print(f"quantised {key}: {report.layers} linear layers, {sizes}")
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:
@@ -353,7 +363,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
             table.add_column(name, justify="right")
         table.add_row(*(f"{value:.4f}" for value in offline.values()))
         console.print(table)
-    console.print(f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB")
+    console.print(
+        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB"
+    )
     console.print(f"written to {folder}")
-
-

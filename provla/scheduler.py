@@ -59,11 +59,8 @@ class Diffusion(nn.Module):
         time = torch.rand(len(actions), device=actions.device) if time is None else time
         t = (time * steps).long().clamp(max=steps - 1)
         prediction = head(self._scheduler.add_noise(actions, noise, t), t, context)
-        target = {
-            "epsilon": lambda: noise,
-            "sample": lambda: actions,
-            "v_prediction": lambda: self._scheduler.get_velocity(actions, noise, t),
-        }[self._scheduler.config.prediction_type]()
+        kind = self._scheduler.config.prediction_type
+        target = noise if kind == "epsilon" else actions if kind == "sample" else self._scheduler.get_velocity(actions, noise, t)
         return masked_mean(F.mse_loss(prediction.float(), target.float(), reduction="none"), is_pad)
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
@@ -71,7 +68,7 @@ class Diffusion(nn.Module):
         from diffusers.utils.torch_utils import randn_tensor
 
         self._scheduler.set_timesteps(self.num_inference_steps)
-        x = randn_tensor(shape, generator, context.features.device, context.features.dtype)
+        x: Tensor = randn_tensor(shape, generator, context.features.device, context.features.dtype)
         for t in self._scheduler.timesteps:
             prediction = head(x, t.to(x.device).expand(len(x)), context)
             x = self._scheduler.step(prediction, t, x, generator=generator).prev_sample

@@ -17,6 +17,7 @@ class NoText(nn.Module):
 
     pretrained = False
     width = 1
+    device_marker: Tensor
 
     def __init__(self, instructions: Sequence[str]) -> None:
         super().__init__()

@@ -43,7 +43,8 @@ class Trainer:
     weights that is validated and kept; 0 turns it off. Every `val_every` steps (and at the end) the objective and the
     metrics of sampled chunks are taken on `val_samples` evenly spaced validation samples, and a checkpoint is written.
     monitor: the metric (lower is better) that decides `best` and, with `patience` validations without progress, ends
-    the training early; patience null never does. keep: the weights the training ends with, latest or best. deterministic: torch's deterministic algorithms only.
+    the training early; patience null never does. keep: the weights the training ends with, latest or best.
+    deterministic: torch's deterministic algorithms only.
     """
 
     def __init__(
@@ -153,7 +154,9 @@ def seed_everything(seed: int, *path: int) -> None:
 class _Loop:
     """The state of one training."""
 
-    def __init__(self, options: Trainer, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow) -> None:
+    def __init__(
+        self, options: Trainer, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow
+    ) -> None:
         self.o, self.policy, self.train, self.val = options, policy, train, val
         self.checkpoints, self.seed, self.device, self.log = checkpoints, seed, device, log
         self.accelerator = make_accelerator(options.precision, device)
@@ -221,7 +224,9 @@ class _Loop:
         self.optimizer.zero_grad()
         self._update_average()
         if not math.isfinite(value := loss.item()):
-            raise ValueError(f"the loss is {value} at step {self.fit.step}; lower trainer.lr={self.o.lr} or look at the data's ranges (python -m provla.analyze)")
+            raise ValueError(
+                f"the loss is {value} at step {self.fit.step}; lower trainer.lr={self.o.lr} or look at the data's ranges (python -m provla.analyze)"
+            )
         return value, float(norm)
 
     def _update_average(self) -> None:
@@ -269,9 +274,7 @@ class _Loop:
 
     def _save(self, best: bool) -> None:
         names = {id(p): name for name, p in self.named.items()}
-        optimizer = {
-            f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)
-        }
+        optimizer = {f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         tensors = {"weights": self.policy.state_dict(), "average": self.average, "optimizer": optimizer}
         self.checkpoints.save(self.fit.step, tensors, {"fit": vars(self.fit), "scaler": scaler}, best)

@@ -5,6 +5,7 @@ Legend: B batch, T observation steps, C cameras, H horizon (actions predicted), 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -63,7 +64,7 @@ class Batch(_Movable):
     def split(self, parts: int) -> Iterator[Self]:
         """`parts` batches of consecutive rows, of nearly equal size."""
         bounds = [len(self) * i // parts for i in range(parts + 1)]
-        return (self.rows(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False) if b > a)
+        return (self.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import torch
@@ -18,8 +17,6 @@ Pool = Literal["spatial_softmax", "cells"]
 def _flatten(images: Tensor) -> Tensor:
     """(B,T,C,3,h,w) → (B·T·C,3,h,w)."""
     return images.flatten(0, 2)
-
-
 
 
 class Tokenizer2d(nn.Module):
@@ -38,20 +35,23 @@ class Tokenizer2d(nn.Module):
         self.feature = nn.Linear(channels, width)
         if pool == "spatial_softmax":
             self.attention = nn.Conv2d(channels, num_keypoints, 1)
-            self.sharpness = nn.Parameter(torch.tensor(float(os.environ.get('SHARP','4.0'))))
+            self.sharpness = nn.Parameter(torch.tensor(4.0))
             self.position = nn.Parameter(torch.randn(num_keypoints, 2, width) / 2**0.5)
             self.identity = nn.Parameter(torch.randn(num_keypoints, width) * 0.02)
         else:
             self.position = nn.Parameter(torch.randn(2, width) / 2**0.5)
 
     def forward(self, maps: Tensor) -> Tensor:
+        found: Tensor
         grid = _grid(maps)  # (h·w, 2)
         cells = maps.flatten(2).transpose(1, 2)  # (M, h·w, F)
         if self.pool == "cells":
-            return self.feature(cells) + grid @ self.position
+            found = self.feature(cells) + grid @ self.position
+            return found
         attention = (self.sharpness * self.attention(maps)).flatten(2).float().softmax(-1).to(maps.dtype)  # (M, K, h·w)
         where = attention @ grid  # (M, K, 2)
-        return self.feature(attention @ cells) + torch.einsum("mkp,kpd->mkd", where, self.position) + self.identity
+        found = self.feature(attention @ cells) + torch.einsum("mkp,kpd->mkd", where, self.position) + self.identity
+        return found
 
 
 def _grid(maps: Tensor) -> Tensor:
@@ -96,6 +96,8 @@ class ResNet18(nn.Module):
     """ResNet-18 (He et al. 2016, arXiv:1512.03385) with GroupNorm instead of BatchNorm, as in Diffusion Policy (arXiv:2303.04137)."""
 
     pretrained = False
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, num_images: int, image_size: tuple[int, int], width: int, pool: Pool, num_keypoints: int) -> None:
         super().__init__()

@@ -96,7 +96,13 @@ def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path
 )
 def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        record_metaworld(MetaworldRecording(**({"tasks": TASKS, "episodes_per_task": 1, "cameras": ("corner2",), "image_size": 32, "seed": 0, "noise": 0.05, "crf": 12} | changes)), tmp_path, 1)
+        record_metaworld(
+            MetaworldRecording(
+                **({"tasks": TASKS, "episodes_per_task": 1, "cameras": ("corner2",), "image_size": 32, "seed": 0, "noise": 0.05, "crf": 12} | changes)
+            ),
+            tmp_path,
+            1,
+        )
     assert [f.name for f in tmp_path.iterdir() if not f.name.endswith(".lock")] == []
 
 
@@ -107,7 +113,9 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
         f"if __name__ == '__main__': record_metaworld(MetaworldRecording(('drawer-close',), 30, ('corner2',), 16, 0, 0.05, 12), Path({str(tmp_path)!r}), 1)"
     )
     (tmp_path / "go.py").write_text(code)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "go.py")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "go.py")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".metaworld*.partial/shard0/*")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -252,7 +260,7 @@ def test_full_disk_while_caching_is_one_clear_message(two_cameras: Path, tmp_pat
         f"{str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"
     )
     for when, message in (("early", "free some or choose another place with data_dir=…"), ("late", "no space left on disk while writing")):
-        mount = f"mount -t tmpfs -o size=400k tmpfs {small} && {sys.executable} -c \"$CODE\" {when}"
+        mount = f'mount -t tmpfs -o size=400k tmpfs {small} && {sys.executable} -c "$CODE" {when}'
         done = subprocess.run(["unshare", "-Urm", "sh", "-c", mount], env=os.environ | {"CODE": code}, capture_output=True, text=True, cwd=ROOT, check=False)
         if "unshare" in done.stderr or "mount" in done.stderr:
             pytest.skip("this machine allows no mount in a user namespace")

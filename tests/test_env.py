@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 
 
 def suite(**changes: Any) -> MetaworldSuite:
-    node = compose("dataset.image_size=32")["env"] | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 3, "num_envs": 3, "video_size": 64} | changes
+    node = (
+        compose("dataset.image_size=32")["env"] | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 3, "num_envs": 3, "video_size": 64} | changes
+    )
     found = build(node, "env")
     assert isinstance(found, MetaworldSuite)
     return found
@@ -166,7 +168,14 @@ def test_bad_suites_are_named(changes: dict[str, Any], message: str) -> None:
 def test_no_opengl_is_one_clear_message() -> None:
     """A process that can load no OpenGL library at all."""
     code = "from provla.env import require_opengl\ntry: require_opengl()\nexcept ValueError as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", code], env={"MUJOCO_GL": "osmesa", "PATH": "/nowhere", "LD_LIBRARY_PATH": "/nowhere"}, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"MUJOCO_GL": "osmesa", "PATH": "/nowhere", "LD_LIBRARY_PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     if not done.stdout:
         pytest.skip("OSMesa is installed here")
     assert done.stdout.startswith("no OpenGL for off-screen rendering (MUJOCO_GL=osmesa)")

@@ -167,7 +167,11 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_message_and_a_non_zero_exit(command: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
-    base = [o for o in FAKE if not (arguments[0].startswith("dataset=lerobot") and o.startswith("dataset")) and not (arguments[0].startswith("vision=") and o.startswith("vision"))]
+    base = [
+        o
+        for o in FAKE
+        if not (arguments[0].startswith("dataset=lerobot") and o.startswith("dataset")) and not (arguments[0].startswith("vision=") and o.startswith("vision"))
+    ]
     code, _, err = command("train", *base, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert code != 0
     assert message in err
@@ -263,7 +267,13 @@ def test_interrupted_run_resumes_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
-    code = "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', run_name='__main__')\nexcept SystemExit: pass\nheavy = [m for m in ('torch', 'transformers', 'lerobot', 'numpy') if m in sys.modules]\nassert not heavy, heavy"
+    code = (
+        "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\n"
+        "try: runpy.run_module('provla.train', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = [m for m in ('torch', 'transformers', 'lerobot', 'numpy') if m in sys.modules]\n"
+        "assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "_target_: provla.fusion.FiLM" in done.stdout

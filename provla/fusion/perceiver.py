@@ -22,7 +22,8 @@ class Attention(nn.Module):
         q = self.q(self.norm_q(queries)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, Q, d)
         k, v = self.kv(self.norm_kv(keys)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d)
         found = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
-        return queries + self.out(found.transpose(1, 2).flatten(2))
+        attended: Tensor = queries + self.out(found.transpose(1, 2).flatten(2))
+        return attended
 
 
 class Perceiver(nn.Module):
@@ -42,9 +43,7 @@ class Perceiver(nn.Module):
         self.modality = nn.Parameter(torch.randn(3, width) * 0.02)
         self.cross = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(depth)
-        )
+        self.mlps = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(depth))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         parts = [self.vision(vision.features), self.text(text.features), self.state(state.flatten(1)).unsqueeze(1)]
