@@ -10,10 +10,13 @@ import sys
 import time
 
 import numpy as np
+from hydra import compose, initialize_config_dir
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from omegaconf import OmegaConf
 
+from provla.build import build
 from provla.command import ROOT
-from provla.dataset import MetaworldSource, Sampler
+from provla.dataset import Sampler
 
 HORIZON, SECONDS = 16, 8.0
 
@@ -28,8 +31,9 @@ def rate(one: object, count: int) -> float:
 
 
 def main() -> None:
-    tasks = ["drawer-open", "drawer-close", "button-press-topdown", "window-open", "window-close"]
-    source = MetaworldSource("~/.cache/provla", 0.1, 0, tasks, 40, ["corner2"], 64, 0, 0.1, 12, 2)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        node = OmegaConf.to_container(compose("analyze"), resolve=True)["dataset"]
+    source = build(node, "dataset")
     data = source.load()
     sampler = Sampler(data, data.split(0.0, 0)[0], ["corner2"], HORIZON, 1)
     stamps = {"action": [i / data.fps for i in range(HORIZON)]}

@@ -65,6 +65,8 @@ def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantRe
                 quant_type=quant.quant_type,
                 **options,
             )
+            # Its repacking on some CPUs needs sizes divisible by 32 and computes otherwise in evaluation than in training.
+            new.support_avx512bf16_for_cpu = False
             new.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=quant.double_quant, quant_type=quant.quant_type)
         else:
             new = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False, **options)

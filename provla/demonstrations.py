@@ -44,7 +44,7 @@ class MetaworldRecording:
     seed: int
     noise: float
     crf: int
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.episodes_per_task < 1:

@@ -122,10 +122,18 @@ class MetaworldEnv(gym.Env[Array, Array]):
         self.action_space = spaces.Box(-1, 1, (4,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        import mujoco
+
         super().reset(seed=seed)
         if seed is not None:
             self._sim.seed(seed)
-        self.full_state, _ = self._sim.reset()
+        self._sim.reset()
+        # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
+        # state of an episode still show the objects of the episode before.
+        mujoco.mj_forward(self._sim.model, self._sim.data)
+        now = self._sim._get_curr_obs_combined_no_goal()
+        self._sim._prev_obs = now
+        self.full_state = np.hstack([now, now, np.zeros(3)])
         return self._state(), {"success": False}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

@@ -36,7 +36,10 @@ class Tokenizer2d(nn.Module):
         if pool == "spatial_softmax":
             self.attention = nn.Conv2d(channels, num_keypoints, 1)
             self.sharpness = nn.Parameter(torch.tensor(4.0))
-            self.position = nn.Parameter(torch.randn(num_keypoints, 2, width) / 2**0.5)
+            # Large beside the rest, so that the mean of the tokens starts as a code of where the keypoints are.
+            self.position = nn.Parameter(torch.randn(num_keypoints, 2, width) * (num_keypoints / 2) ** 0.5)
+            nn.init.zeros_(self.feature.weight)
+            nn.init.zeros_(self.feature.bias)
             self.identity = nn.Parameter(torch.randn(num_keypoints, width) * 0.02)
         else:
             self.position = nn.Parameter(torch.randn(2, width) / 2**0.5)
@@ -134,7 +137,9 @@ class Siglip(nn.Module):
         if (name is None) == (config is None):
             raise ValueError("vision: give either name (a Hub id or a folder) or config (a SiglipVisionConfig), not both or none")
         if name is not None:
-            self.tower: Any = from_pretrained(SiglipVisionModel, name, revision, "vision.name", vision_use_head=False)
+            stored = from_pretrained(SiglipVisionConfig, name, revision, "vision.name")
+            stored.vision_use_head = False
+            self.tower: Any = from_pretrained(SiglipVisionModel, name, revision, "vision.name", config=stored)
         else:
             self.tower = SiglipVisionModel(SiglipVisionConfig(**config, vision_use_head=False))  # type: ignore[arg-type]
         self.pretrained = name is not None

@@ -49,7 +49,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert result["objective"]["name"] == "success_rate"
     assert result["objective"]["value"] == result["metrics"]["success_rate"]
     assert set(result["success"]) == {"drawer-close", "window-open", "success_rate"}
-    assert result["choices"]["fusion"] == "film"
+    assert result["choices"]["fusion"] == "concat_mlp"
     for key in ("config_hash", "seed", "parameters", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "versions", "commit", "train_seconds"):
         assert key in result
     with (run / "episodes.csv").open() as file:
@@ -276,7 +276,7 @@ def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "_target_: provla.fusion.FiLM" in done.stdout
+    assert "_target_: provla.fusion.ConcatMLP" in done.stdout
 
 
 def test_readme_and_makefile_name_the_same_commands() -> None:

@@ -88,7 +88,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path: Path) ->
 
 
 def test_reported_loss_is_the_true_mean(tmp_path: Path) -> None:
-    found, _ = fit(tmp_path, "trainer.log_every=4", "augmentation=none", "trainer.lr=0", "trainer.ema_decay=0")
+    found, _ = fit(tmp_path, "trainer.log_every=4", "trainer.val_every=4", "augmentation=none", "trainer.lr=0", "trainer.ema_decay=0")
     policy, _, train, _ = setup("augmentation=none")
     policy.train()
     losses = [policy.loss(train.step(0, s, 8))["loss"].item() for s in range(4)]
