@@ -243,10 +243,11 @@ class MetaworldSource(LeRobotSource):
         image_size: int,
         seed: int,
         noise: float,
+        noise_correlation: float,
         crf: int,
         workers: int,
     ) -> None:
-        self.recording = MetaworldRecording(tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, crf)
+        self.recording = MetaworldRecording(tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf)
         self.workers = workers
         groups = {"hand": list(METAWORLD_JOINTS[:3]), "gripper": list(METAWORLD_JOINTS[3:])}
         folder = Path(data_dir).expanduser() / "datasets" / self.recording.name

@@ -35,6 +35,8 @@ class MetaworldRecording:
     """Everything that decides what a recording contains; `name` is its identity on disk.
 
     noise: standard deviation of the Gaussian added to the executed action; the recorded one is the expert's.
+    noise_correlation: from one control step to the next (AR(1)); correlated noise carries the hand further off its path, so
+    that the demonstrations show how to come back.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +45,7 @@ class MetaworldRecording:
     image_size: int
     seed: int
     noise: float
+    noise_correlation: float
     crf: int
     version: int = 2
 
@@ -53,6 +56,8 @@ class MetaworldRecording:
             raise ValueError(f"dataset.tasks={list(self.tasks)}: name at least one task, each once")
         if self.image_size < 16 or self.image_size % 2:
             raise ValueError(f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)")
+        if self.noise < 0 or not 0 <= self.noise_correlation < 1:
+            raise ValueError(f"dataset.noise={self.noise}, dataset.noise_correlation={self.noise_correlation}: must lie in [0, ∞) and [0, 1)")
         for task in self.tasks:
             metaworld_instruction(task)
 
@@ -192,17 +197,19 @@ def _record_shard(recording: MetaworldRecording, episodes: list[tuple[str, int]]
 
 def _demonstrate(recording: MetaworldRecording, env: MetaworldEnv, number: int, dataset: Any) -> None:
     """Adds one successful episode. Its randomness depends on the recording's seed, the task and the number alone."""
-    expert = MetaworldExpert(env.task)
+    expert, keep = MetaworldExpert(env.task), recording.noise_correlation
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([recording.seed, *env.task.encode(), number, attempt])
         state, _ = env.reset(seed=int(rng.integers(2**31)))
+        wander = np.zeros(4)
         for _ in range(MAX_STEPS):
             action = expert(env)
             frame: dict[str, Any] = {"observation.state": state, "action": action, "task": env.instruction}
             for camera, image in zip(env.cameras, env.images(), strict=True):
                 frame[f"observation.images.{camera}"] = image
             dataset.add_frame(frame)
-            state, _, success, _, _ = env.step(action + rng.normal(0, recording.noise, 4))
+            wander = keep * wander + (1 - keep**2) ** 0.5 * rng.normal(0, recording.noise, 4)
+            state, _, success, _, _ = env.step(action + wander)
             if success:
                 dataset.save_episode()
                 return

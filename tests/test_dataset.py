@@ -76,12 +76,12 @@ def test_only_successful_episodes_are_kept_and_end_at_success(recording: Path, t
 
 
 def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path) -> None:
-    asked = MetaworldRecording(TASKS, 2, ("corner2",), 32, 0, 0.05, 12)
+    asked = MetaworldRecording(TASKS, 2, ("corner2",), 32, 0, 0.05, 0.0, 12)
     before = (recording / "meta" / "info.json").stat().st_mtime_ns
     assert record_metaworld(asked, recording.parent, 1) == recording
     assert (recording / "meta" / "info.json").stat().st_mtime_ns == before
     assert read_recording(recording)["episodes_per_task"] == 2
-    names = {MetaworldRecording(TASKS, 2, ("corner2",), 32, s, n, c).name for s in (0, 1) for n in (0.05, 0.1) for c in (12, 20)}
+    names = {MetaworldRecording(TASKS, 2, ("corner2",), 32, s, n, 0.0, c).name for s in (0, 1) for n in (0.05, 0.1) for c in (12, 20)}
     assert len(names) == 8
 
 
@@ -98,7 +98,19 @@ def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], m
     with pytest.raises(ValueError, match=message):
         record_metaworld(
             MetaworldRecording(
-                **({"tasks": TASKS, "episodes_per_task": 1, "cameras": ("corner2",), "image_size": 32, "seed": 0, "noise": 0.05, "crf": 12} | changes)
+                **(
+                    {
+                        "tasks": TASKS,
+                        "episodes_per_task": 1,
+                        "cameras": ("corner2",),
+                        "image_size": 32,
+                        "seed": 0,
+                        "noise": 0.05,
+                        "noise_correlation": 0.0,
+                        "crf": 12,
+                    }
+                    | changes
+                )
             ),
             tmp_path,
             1,
@@ -110,7 +122,8 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     """kill -9 in the middle; the next call records from the start and cleans up."""
     code = (
         "from pathlib import Path; from provla.demonstrations import *\n"
-        f"if __name__ == '__main__': record_metaworld(MetaworldRecording(('drawer-close',), 30, ('corner2',), 16, 0, 0.05, 12), Path({str(tmp_path)!r}), 1)"
+        "asked = MetaworldRecording(('drawer-close',), 30, ('corner2',), 16, 0, 0.05, 0.0, 12)\n"
+        f"if __name__ == '__main__': record_metaworld(asked, Path({str(tmp_path)!r}), 1)"
     )
     (tmp_path / "go.py").write_text(code)
     process = subprocess.Popen(
@@ -123,7 +136,7 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     process.wait()
     assert list(tmp_path.glob(".metaworld*.partial"))
     assert not list(tmp_path.glob("metaworld*"))
-    short = MetaworldRecording(("drawer-close",), 1, ("corner2",), 16, 0, 0.05, 12)
+    short = MetaworldRecording(("drawer-close",), 1, ("corner2",), 16, 0, 0.05, 0.0, 12)
     (tmp_path / f".{short.name}-dead.partial").mkdir()
     assert (record_metaworld(short, tmp_path, 1) / "recording.json").is_file()
     assert not list(tmp_path.glob(f".{short.name}-*.partial"))

@@ -33,7 +33,14 @@ def metaworld(recording: Path, tmp_path: Path) -> list[str]:
     datasets.mkdir(parents=True)
     (datasets / recording.name).symlink_to(recording)
     tiny = [o for o in FAKE if not o.startswith(("dataset", "logger", "horizon", "n_action"))]
-    dataset = ["dataset.tasks=[drawer-close,window-open]", "dataset.episodes_per_task=2", "dataset.image_size=32", "dataset.noise=0.05"]
+    dataset = [
+        "dataset.tasks=[drawer-close,window-open]",
+        "dataset.episodes_per_task=2",
+        "dataset.image_size=32",
+        "dataset.noise=0.05",
+        "dataset.noise_correlation=0",
+        "dataset.crf=12",
+    ]
     return [*tiny, *dataset, "eval_episodes=2", "env.num_envs=4", "env.max_episode_steps=24", "env.videos_per_task=1", "dataset.val_fraction=0.5", "logger=csv"]
 
 
