@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -32,31 +33,31 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         failures: list[str] = []
 
         def job(config: DictConfig) -> float | None:
-            state = HydraConfig.get()
-            resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            assert isinstance(resolved, dict)
-            choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
             logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
+            state = HydraConfig.get()
+            alone = state.mode is None or state.mode.name != "MULTIRUN"
             try:
+                resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                assert isinstance(resolved, dict)
+                choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
                 return task({str(key): value for key, value in resolved.items()}, Path(state.runtime.output_dir), choices)
-            except (ValueError, OSError) as error:
-                if state.mode is None or state.mode.name != "MULTIRUN":
-                    raise
-                failures.append(state.job.override_dirname)
-                complain(f"job {state.job.override_dirname} failed: {error}")
+            except (ValueError, OSError, OmegaConfBaseException) as error:
+                # Caught here, because Hydra would print the overrides and a traceback around it.
+                message = explain(error, name) if isinstance(error, OmegaConfBaseException) else str(error)
+                complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
+                failures.append(message)
                 return float("nan")
 
         def main() -> None:
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
+            OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+            OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
             _read_env_file()
             try:
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 complain(explain(error, name))
-                sys.exit(1)
-            except (ValueError, OSError) as error:
-                complain(str(error))
                 sys.exit(1)
             except KeyboardInterrupt:
                 complain("interrupted; the same command with the same hydra.run.dir goes on from the last checkpoint")
@@ -66,6 +67,12 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
         return main
 
     return decorate
+
+
+def job_folder(overrides: str) -> str:
+    """The folder of a sweep's job: its overrides, shortened by a hash where the name would be too long."""
+    name = re.sub(r"[/\s]+", "_", overrides) or "default"
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def complain(message: str) -> None:

@@ -127,6 +127,7 @@ def _record_shards(recording: MetaworldRecording, shards: list[list[tuple[str, i
         for process in processes:
             process.terminate()
             process.join()
+        news.close()
 
 
 def _next_news(news: Any, processes: list[Any]) -> tuple[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False)
+# Where nobody's terminal says how wide it is (a file, CI), tables get room.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 class _Speed(ProgressColumn):

@@ -26,6 +26,7 @@ from provla.build import build
 from provla.checkpoint import Checkpoints, load_policy, save_policy
 from provla.dataset import Demonstrations, Sampler
 from provla.files import fingerprint, write_json, write_text
+from provla.metrics import chunk_metrics
 from provla.policy import count_parameters
 from provla.progress import console
 from provla.rollout import Outcome, check_fit, rollout, write_videos
@@ -145,6 +146,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     if suite.episodes:
         check_fit(suite, spec)
     train_episodes, val_episodes = data.split(source.val_fraction, source.split_seed)
+    check_objective(config["objective"], suite, spec, bool(len(val_episodes)))
     learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
     seed_everything(seed)
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
@@ -307,11 +309,19 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
     return written
 
 
+def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
+    """`ValueError` before the training rather than after it, for an objective that this run will not measure."""
+    blank = torch.zeros(1, spec.horizon, spec.action_size)
+    offline = ["loss", *chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups)] if held_out else []
+    tasks = dict.fromkeys(episode.task for episode in suite.episodes)
+    valid = ["auto", *(["success_rate", *(f"success_rate/{task}" for task in tasks)] if tasks else []), *offline]
+    if name not in valid:
+        raise ValueError(f"objective={name!r} is not measured by this run; valid: {', '.join(valid)}")
+
+
 def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     if name == "auto":
         name = "success_rate" if "success_rate" in metrics else "trajectory_mse"
-    if name not in metrics and metrics:
-        raise ValueError(f"objective={name!r} is not measured by this run; valid: auto, {', '.join(metrics)}")
     return {"name": name, "value": metrics.get(name, math.nan)}
 
 

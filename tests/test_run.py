@@ -118,7 +118,7 @@ def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command
     assert len(results) == 4
     assert sorted(r["status"] for r in results.values()) == ["completed", "completed", "failed", "failed"]
     assert all("n_action_steps=9 exceeds horizon=8" in r["error"] for r in results.values() if r["status"] == "failed")
-    assert any("fusion=film" in name and "n_action_steps=4" in name for name in results)
+    assert sorted(r["choices"]["fusion"] for r in results.values()) == ["concat_mlp", "concat_mlp", "film", "film"]
     assert err.count("failed: n_action_steps=9") == 2
 
 
@@ -128,7 +128,7 @@ def test_wandb_offline_run_per_job_in_the_runs_folder(command: Command, tmp_path
     code, out, err = command("train", "-m", *jobs, "seed=0,1", "study=probe", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert code == 0, err
     assert out.count("W&B: offline, because WANDB_API_KEY is not set") >= 1
-    folders = sorted((tmp_path / "sweep").glob("*seed=*"))
+    folders = sorted(file.parent for file in (tmp_path / "sweep").glob("*/result.json"))
     assert len(folders) == 2
     for folder in folders:
         assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
@@ -244,11 +244,21 @@ def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Pa
     assert "dataset=fake is not recorded here; valid: metaworld" in err
 
 
+def test_job_folders_are_named_by_their_overrides() -> None:
+    from provla.command import job_folder
+
+    assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
+    assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
+    long = [job_folder(",".join(f"key{i}=value" for i in range(40)) + f",seed={seed}") for seed in (0, 1)]
+    assert long[0] != long[1]
+    assert len(long[0]) < 130
+
+
 def test_identity_ignores_what_cannot_change_a_result() -> None:
     base = compose()
     same = ["logger=none", "device=cpu", "data_dir=/x", "study=a", "dataset.workers=7", "env.num_envs=5"]
     assert identity(compose(*same)) == identity(base)
-    for override in ("seed=1", "fusion=perceiver", "trainer.lr=1e-3", "dataset.noise=0.3", "n_action_steps=4"):
+    for override in ("seed=1", "fusion=perceiver", "trainer.lr=3e-3", "dataset.noise=0.5", "n_action_steps=4"):
         assert identity(compose(override)) != identity(base)
 
 
