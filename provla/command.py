@@ -49,6 +49,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
                 return float("nan")
 
         def main() -> None:
+            failures.clear()
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
             OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
