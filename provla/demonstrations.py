@@ -6,7 +6,6 @@ that is renamed when complete, so a folder that exists is a finished recording.
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -235,9 +234,3 @@ def _aggregate(roots: list[Path], joined: Path) -> None:
     from lerobot.datasets.aggregate import aggregate_datasets
 
     aggregate_datasets([REPO_ID] * len(roots), REPO_ID, roots=roots, aggr_root=joined)
-
-
-def read_recording(folder: Path) -> dict[str, Any]:
-    """The parameters a recording was made with."""
-    found: dict[str, Any] = json.loads((folder / "recording.json").read_text())
-    return found
