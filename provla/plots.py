@@ -74,6 +74,8 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
                 if r == 0:
                     axes.set_title(joint)
                 axes.tick_params(labelsize=6)
+                low, high = actions[..., j].min(), actions[..., j].max()  # one scale per joint: a wiggle of a thousandth is none
+                axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
         grid[0, -1].plot([], [], color=BLUE, label="predicted")
         grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
         figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.03))

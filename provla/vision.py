@@ -38,7 +38,7 @@ class Tokenizer2d(nn.Module):
             self.sharpness = nn.Parameter(torch.tensor(4.0))
             # Large beside the rest, so that the mean of the tokens starts as a code of where the keypoints are.
             self.position = nn.Parameter(torch.randn(num_keypoints, 2, width) * (num_keypoints / 2) ** 0.5)
-            nn.init.zeros_(self.feature.weight)
+            nn.init.normal_(self.feature.weight, std=0.02)
             nn.init.zeros_(self.feature.bias)
             self.identity = nn.Parameter(torch.randn(num_keypoints, width) * 0.02)
         else:

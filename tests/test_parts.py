@@ -124,8 +124,8 @@ class TestFusion:
         vision, text, state = inputs()
         base = fusion(vision, text, state).features
         for changed in (
-            (Tokens.full(vision.features + 1), text, state),
-            (vision, Tokens(text.features + 1, text.mask), state),
+            (Tokens.full(vision.features.flip(-1)), text, state),
+            (vision, Tokens(text.features.flip(-1), text.mask), state),
             (vision, text, state + 1),
         ):
             assert not torch.allclose(fusion(*changed).features, base, atol=1e-4)
@@ -143,11 +143,11 @@ def test_film_follows_its_equation() -> None:
     film = FiLM(12, 10, 8, width=6, depth=1)
     block, leave = film.blocks[0], film.leave
     features = film.enter(vision.features)
-    plain = (features + block(features)).mean(1)
+    plain = film.norm((features + block(features)).mean(1))
     torch.testing.assert_close(film(vision, text, state).features[:, 0], leave(torch.cat([plain, state.flatten(1)], -1)))  # the identity at the start
     nn.init.normal_(film.modulations[0].weight)  # type: ignore[arg-type]
     gamma, beta = film.modulations[0](text.mean()).chunk(2, -1)
-    modulated = (features + block((1 + gamma[:, None]) * features + beta[:, None])).mean(1)
+    modulated = film.norm((features + block((1 + gamma[:, None]) * features + beta[:, None])).mean(1))
     torch.testing.assert_close(film(vision, text, state).features[:, 0], leave(torch.cat([modulated, state.flatten(1)], -1)))
 
 
