@@ -36,7 +36,7 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
         for axes, series in (
-            (left, (("train/loss", "training", BLUE), ("val/loss", "validation (EMA weights)", ORANGE))),
+            (left, (("train/loss", "training", BLUE), ("val/loss", "validation, averaged weights", ORANGE))),
             (right, (("val/trajectory_mse", "trajectory MSE of sampled chunks", ORANGE),)),
         ):
             for key, label, colour in series:
@@ -50,6 +50,7 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
                 axes.legend()
         left.set_ylabel("objective's loss")
         right.set_ylabel("validation, robot's units²")
+        figure.tight_layout(w_pad=2)
         return _save(figure, path)
 
 

@@ -157,6 +157,8 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
 
     checkpoints = Checkpoints(folder / "checkpoints")
     stored = checkpoints.load()
+    if stored:
+        console.print(f"resuming from step {stored[1]['fit']['step']}")
     logger.start(folder, config, _name(folder, choices), config["study"], stored[1]["fit"]["history"] if stored else [])
     failed = True
     try:
