@@ -47,7 +47,7 @@ def test_vision_shapes_and_gradients(option: str, spec: Spec) -> None:
 def test_convolutional_tokens(option: str, pool: str) -> None:
     node = compose(f"vision={option}")["vision"] | {"pool": pool}
     encoder = build(node, "vision", nn.Module)(num_images=1, image_size=(64, 64))
-    count = {"spatial_softmax": 32, "cells": 256 if option == "conv_small" else 4}[pool]
+    count = {"spatial_softmax": 64 if option == "conv_small" else 32, "cells": 256 if option == "conv_small" else 4}[pool]
     assert encoder(torch.zeros(2, 1, 1, 3, 64, 64, dtype=torch.uint8)).features.shape == (2, count, encoder.width)
 
 
