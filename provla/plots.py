@@ -106,7 +106,7 @@ def plot_dataset(lengths: dict[str, Array], val: dict[str, int], actions: Array,
         right.barh(tasks, [val[t] for t in tasks], left=train, color=ORANGE, label="validation")
         right.set_xlabel("episodes")
         right.set_yticklabels([])
-        right.legend()
+        right.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
         grid = bottom.subplots(-(-len(shown) // columns), columns, squeeze=False)
         for j, axes in enumerate(grid.flat):
             if j >= len(shown):
