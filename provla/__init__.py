@@ -1,0 +1,34 @@
+"""provla: find out what matters in a vision-language-action robot policy. `provla.load(path)` gives a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from provla.types import Observation as Observation
+
+__all__ = ["Observation", "load"]
+
+
+def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None = None) -> Any:
+    """The policy of a run folder, or of its policy/ folder, ready for `act(observation)`; needs no Hydra.
+
+    observation: an `Observation` of images (B,T,C,3,h,w) uint8, state (B,T,S) in the robot's units and B instructions.
+    `act` returns (B,H,A) actions in the robot's units. device: auto, cpu, cuda, cuda:<n>. bases: `vision` or `text` → a
+    folder or Hub id with its frozen weights, where they are no longer where the training found them. Errors: `ValueError`.
+    """
+    from provla.checkpoint import find_device, load_policy
+
+    folder = Path(path).expanduser()
+    policy, _ = load_policy(folder / "policy" if (folder / "policy").is_dir() else folder, find_device(device), bases=bases)
+    return policy
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Observation":
+        from provla.types import Observation
+
+        return Observation
+    raise AttributeError(f"module 'provla' has no attribute {name!r}")

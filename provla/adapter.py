@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Mode = Literal["full", "lora", "frozen"]
+from provla.backbone import blocks
+from provla.build import build
+
+Mode = Literal["full", "lora", "last_k", "frozen"]
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
@@ -34,11 +39,16 @@ class Quant:
 
 @dataclass
 class QuantReport:
-    """What quantisation saved: layers, and bytes of their weights before and after."""
+    """What quantisation saved and cost.
+
+    layers; bytes of their weights before and after; error: of the part's tokens on a probe, relative to the unquantised
+    ones (Frobenius norms).
+    """
 
     layers: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    error: float | None = None
 
 
 def _bitsandbytes() -> Any:
@@ -47,6 +57,20 @@ def _bitsandbytes() -> Any:
     import bitsandbytes
 
     return bitsandbytes
+
+
+@cache
+def _int8_layer() -> Any:
+    """bitsandbytes' 8-bit layer, that keeps its scales when a `.to(device)` after the first forward loses the weight's copy."""
+
+    class Linear8bitLt(_bitsandbytes().nn.Linear8bitLt):  # type: ignore[misc]
+        def init_8bit_state(self) -> None:
+            if self.weight.SCB is None:
+                self.state.CB, self.weight.CB = self.weight.CB, None
+            else:
+                super().init_8bit_state()
+
+    return Linear8bitLt
 
 
 def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantReport:
@@ -69,7 +93,7 @@ def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantRe
             new.support_avx512bf16_for_cpu = False
             new.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=quant.double_quant, quant_type=quant.quant_type)
         else:
-            new = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False, **options)
+            new = _int8_layer()(layer.in_features, layer.out_features, has_fp16_weights=False, **options)
             new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         if layer.bias is not None:
             new.bias = nn.Parameter(layer.bias.data.clone(), requires_grad=False)
@@ -79,6 +103,20 @@ def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantRe
         report.bytes_before += weight.nbytes
         report.bytes_after += _bytes(new)
     return report
+
+
+def own(value: Any, default: Mapping[str, Any], kind: type[Any], key: str) -> Any:
+    """A part's own adapter or quantisation. value: null (the root's), an option's name, or keys that differ from the root's."""
+    if value is None:
+        return build(default, key, kind)
+    if isinstance(value, Mapping):
+        return build({**default, **value}, key, kind)
+    if kind is Quant:
+        bits = {"none": None, "8bit": 8, "4bit": 4}
+        if value not in bits:
+            raise ValueError(f"{key}={value!r}; valid: {', '.join(bits)}, or keys of quant such as {{bits: 4}}")
+        return Quant(bits[value])  # type: ignore[arg-type]
+    return build({"_target_": default["_target_"], "mode": value}, key, kind)
 
 
 def _bytes(layer: Any) -> int:
@@ -95,11 +133,15 @@ def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, T
     bnb = _bitsandbytes()
     for name, layer in policy.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
+            if f"{name}.weight" not in rest:
+                continue  # its base has it
             stored = {key[len(name) + 8 :]: rest.pop(key) for key in list(rest) if key.startswith(f"{name}.weight.")}
             device = layer.weight.device
             layer.weight = bnb.nn.Params4bit.from_prequantized(rest.pop(f"{name}.weight"), stored, requires_grad=False, device=str(device))
             layer.weight.module = layer
         elif isinstance(layer, bnb.nn.Linear8bitLt):
+            if f"{name}.weight" not in rest:
+                continue
             device = layer.weight.device
             packed, scale = rest.pop(f"{name}.weight").to(device), rest.pop(f"{name}.SCB").to(device)
             rest.pop(f"{name}.weight_format", None)
@@ -108,37 +150,81 @@ def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, T
     return rest
 
 
+@torch.no_grad()
+def merge(backbone: nn.Module) -> int:
+    """Replaces every adapted or quantised linear layer by a plain one that computes the same; returns how many.
+
+    The new weight is what the layer makes of the identity matrix, so it holds for every kind of update and of quantisation.
+    """
+    found: dict[str, Any] = {}
+    for name, layer in backbone.named_modules():
+        adapted = hasattr(layer, "lora_A")
+        if adapted or type(layer).__name__ in ("Linear4bit", "Linear8bitLt"):
+            inside = any(name.startswith(f"{other}.") for other in found)
+            if not inside:
+                found[name] = layer
+    for name, layer in found.items():
+        bias: Tensor | None = layer.bias
+        device = next(layer.parameters()).device
+        dtype = bias.dtype if bias is not None else next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
+        layer.eval()
+        rows = layer(torch.eye(layer.in_features, device=device, dtype=dtype)).float()  # (in, out)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device=device, dtype=dtype)
+        plain.weight.copy_((rows - bias.float() if bias is not None else rows).T)
+        if bias is not None:
+            plain.bias.copy_(bias)
+        backbone.set_submodule(name, plain)
+    return len(found)
+
+
 @dataclass
 class Adapter:
     """How a backbone trains.
 
-    full: all weights. frozen: none. lora (Hu et al. 2021, arXiv:2106.09685): the linear layers are frozen and get
-    low-rank updates of rank r, scaled by alpha / r; the other weights of a pretrained backbone are frozen as well,
-    those of a backbone built from scratch train, because there is nothing in them to keep.
-    target_modules: name endings of the layers LoRA adapts; null: all linear layers.
+    full: all weights. frozen: none. last_k: the last `k` layers and the norm after them. lora (Hu et al. 2021,
+    arXiv:2106.09685): the linear layers are frozen and get low-rank updates of rank r, scaled by alpha / r; the other
+    weights of a pretrained backbone are frozen as well, those of a backbone built from scratch train, because there is
+    nothing in them to keep. target_modules: name endings of the layers LoRA adapts; null: all linear layers. use_dora
+    (Liu et al. 2024, arXiv:2402.09353) and use_rslora (Kalajdzievski 2023, arXiv:2312.03732) change the update; peft: any
+    other setting of peft's LoraConfig.
     """
 
     mode: Mode
     r: int = 16
     alpha: int = 32
     dropout: float = 0.05
-    target_modules: list[str] | None = field(default=None)
+    target_modules: list[str] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    peft: dict[str, Any] = field(default_factory=dict)
+    k: int = 2
 
     def __post_init__(self) -> None:
-        if self.mode not in ("full", "lora", "frozen"):
-            raise ValueError(f"adapter.mode={self.mode!r}; valid: full, lora, frozen")
+        if self.mode not in ("full", "lora", "last_k", "frozen"):
+            raise ValueError(f"adapter.mode={self.mode!r}; valid: full, lora, last_k, frozen")
+        if self.mode == "lora":
+            for name, value in (("r", self.r), ("alpha", self.alpha)):
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"adapter.{name}={value!r}: must be a whole number of at least 1")
+        if self.k < 1:
+            raise ValueError(f"adapter.k={self.k}: must be at least 1")
 
     def apply(self, backbone: nn.Module, key: str, pretrained: bool, quant: Quant, device: torch.device) -> QuantReport:
         """Changes `backbone` in place. key: its configuration key, for messages."""
-        if quant.bits and self.mode == "full":
+        if quant.bits and self.mode in ("full", "last_k"):
             raise ValueError(
-                f"quant.bits={quant.bits} freezes the linear layers, which adapter=full wants to train; "
+                f"quant.bits={quant.bits} freezes the linear layers, which adapter={self.mode} wants to train; "
                 "use adapter=lora (what quant=4bit and quant=8bit choose by themselves) or adapter=frozen"
             )
-        adapted = self._targets(backbone, key) if self.mode == "lora" else []
+        names = list(linear_layers(backbone))
+        if quant.bits and not names and any(True for _ in backbone.parameters()):
+            raise ValueError(f"quant.bits={quant.bits}: {key} has no linear layers to quantise; set {key}.quant=none to quantise the other backbone alone")
+        adapted = self._targets(names, key) if self.mode == "lora" else []
         report = QuantReport()
         if self.mode == "frozen":
             backbone.requires_grad_(False)
+        elif self.mode == "last_k":
+            self._last_layers(backbone, key)
         elif self.mode == "lora":
             if pretrained:
                 backbone.requires_grad_(False)
@@ -148,20 +234,55 @@ class Adapter:
         if quant.bits:
             report = quantize(backbone, quant, device)
         if adapted:
-            from peft import LoraConfig, inject_adapter_in_model
-
-            config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=adapted)
-            inject_adapter_in_model(config, backbone)
-            for name, parameter in backbone.named_parameters():  # peft freezes whatever it did not add
-                parameter.requires_grad_("lora_" in name or name in trainable)
+            self._inject(backbone, adapted, trainable)
         return report
 
-    def _targets(self, backbone: nn.Module, key: str) -> list[str]:
-        names = list(linear_layers(backbone))
-        if self.target_modules is None:
+    def _inject(self, backbone: nn.Module, adapted: list[str], trainable: set[str]) -> None:
+        _bitsandbytes()  # peft imports it, and it has advice to give
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options: dict[str, Any] = {"use_dora": self.use_dora, "use_rslora": self.use_rslora, **self.peft}
+        unknown = [name for name in options if name not in LoraConfig.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"adapter.peft.{unknown[0]} is no setting of peft's LoraConfig; it has: {', '.join(sorted(LoraConfig.__dataclass_fields__))}")
+        try:
+            config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=adapted, **options)
+            inject_adapter_in_model(config, backbone)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"adapter: peft refuses this LoRA configuration: {error}") from error
+        for name, parameter in backbone.named_parameters():  # peft freezes whatever it did not add
+            added = "lora_" in name
+            parameter.requires_grad_(added or name in trainable)
+            if added:
+                parameter.data = parameter.data.float()  # updates this small would vanish in half precision
+
+    def _last_layers(self, backbone: nn.Module, key: str) -> None:
+        stacks = [stack for m in [backbone, *backbone.children()] if (stack := blocks(m)) is not None]
+        if not stacks:
+            raise ValueError(f"adapter=last_k: {key} is no stack of layers; use adapter=full or frozen")
+        backbone.requires_grad_(False)
+        for stack in stacks:
+            if self.k > len(stack):
+                raise ValueError(f"adapter.k={self.k}: {key} has {len(stack)} layers")
+            stack[-self.k :].requires_grad_(True)
+        # The norm after the stack: registered behind it and not inside it.
+        inside = {id(m) for stack in stacks for m in stack.modules()}
+        behind = False
+        for module in backbone.modules():
+            behind = behind or id(module) in inside
+            if behind and id(module) not in inside and "Norm" in type(module).__name__:
+                module.requires_grad_(True)
+
+    def _targets(self, names: list[str], key: str) -> list[str]:
+        if self.target_modules is None or not names:
             return names
-        chosen = [name for name in names if any(name == t or name.endswith(f".{t}") for t in self.target_modules)]
-        if names and not chosen:
-            endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise ValueError(f"adapter.target_modules={list(self.target_modules)} matches no linear layer of {key}; its layers end in: {', '.join(endings)}")
-        return chosen
+        endings = sorted({name.rsplit(".", 1)[-1] for name in names})
+        chosen = []
+        for target in self.target_modules:
+            matched = [name for name in names if name == target or name.endswith(f".{target}")]
+            if not matched:
+                raise ValueError(
+                    f"adapter.target_modules={list(self.target_modules)}: {target!r} matches no linear layer of {key}; its layers end in: {', '.join(endings)}"
+                )
+            chosen += matched
+        return sorted(set(chosen))

@@ -122,7 +122,7 @@ class LeRobotSource:
 
     cameras: names of image features, with or without their `observation.images.` prefix; null: all. state_key and
     action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded.
-    joint_groups: group → names of joints (of the action feature); null: one group a joint. episodes: the first n; null: all.
+    joint_groups: group → names of joints (of the action feature); null: one group a joint. num_episodes: the first n; null: all.
     """
 
     def __init__(
@@ -138,15 +138,15 @@ class LeRobotSource:
         action_key: str = "action",
         image_size: Sequence[int] | None = None,
         joint_groups: Mapping[str, Sequence[str]] | None = None,
-        episodes: int | None = None,
+        num_episodes: int | None = None,
     ) -> None:
         if root is None and repo_id is None:
-            raise ValueError("dataset=lerobot needs dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
+            raise ValueError("the data set has no source: give dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
         self.data_dir = Path(data_dir).expanduser()
         self.repo_id, self.root, self.revision = repo_id, None if root is None else Path(root).expanduser(), revision
         self.wanted, self.state_key, self.action_key = cameras, state_key, action_key
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-        self.groups, self.episodes = joint_groups, episodes
+        self.groups, self.num_episodes = joint_groups, num_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
     def load(self) -> Demonstrations:
@@ -156,15 +156,16 @@ class LeRobotSource:
         cameras = self._cameras(info)
         self._check_vectors(info)
         table, episodes = _read_tables(root, info, [self.state_key, self.action_key])
-        if self.episodes is not None:
-            if not 1 <= self.episodes <= len(episodes):
-                raise ValueError(f"dataset.episodes={self.episodes}: {root} holds {len(episodes)}")
-            episodes = episodes.iloc[: self.episodes]
+        if self.num_episodes is not None:
+            if not 1 <= self.num_episodes <= len(episodes):
+                raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {len(episodes)}")
+            episodes = episodes.iloc[: self.num_episodes]
         lengths = episodes["length"].to_numpy()
         starts = np.concatenate([[0], np.cumsum(lengths)])
         table = table.iloc[: starts[-1]]
         instructions = list(dict.fromkeys(tasks[0] for tasks in episodes["tasks"]))
         names = _names(info, self.action_key)
+        self._check_sizes(info, cameras)
         return Demonstrations(
             frames={camera: self._frames(root, info, camera, episodes, starts) for camera in cameras},
             state=_column(table, self.state_key),
@@ -204,9 +205,14 @@ class LeRobotSource:
             if key not in vectors:
                 raise ValueError(f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}")
 
+    def _check_sizes(self, info: dict[str, Any], cameras: list[str]) -> None:
+        sizes = {camera: _image_size(info, camera) for camera in cameras}
+        if self.image_size is None and len(set(sizes.values())) > 1:
+            found = ", ".join(f"{camera} {h}×{w}" for camera, (h, w) in sizes.items())
+            raise ValueError(f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose among dataset.cameras")
+
     def _frames(self, root: Path, info: dict[str, Any], camera: str, episodes: Any, starts: Array) -> Frames:
-        key = camera if camera in info["features"] else f"observation.images.{camera}"
-        h, w = info["features"][key]["shape"][:2] if info["features"][key]["names"][0] != "channels" else info["features"][key]["shape"][1:]
+        key = _camera_key(info, camera)
         spans = [
             VideoSpan(
                 file=root
@@ -218,7 +224,7 @@ class LeRobotSource:
             for (_, episode), row in zip(episodes.iterrows(), starts[:-1], strict=True)
         ]
         folder = self.data_dir / "frames" / _identity(root, spans)
-        return frame_cache(folder, camera, spans, self.image_size or (int(h), int(w)))
+        return frame_cache(folder, camera, spans, self.image_size or _image_size(info, camera))
 
     def _groups(self, names: list[str]) -> dict[str, list[int]]:
         if self.groups is None:
@@ -355,6 +361,17 @@ def _column(table: Any, key: str) -> Array:
     if not np.isfinite(values).all():
         raise ValueError(f"{key} of this data set holds numbers that are not finite, first in row {int(np.flatnonzero(~np.isfinite(values).all(1))[0])}")
     return values
+
+
+def _camera_key(info: dict[str, Any], camera: str) -> str:
+    return camera if camera in info["features"] else f"observation.images.{camera}"
+
+
+def _image_size(info: dict[str, Any], camera: str) -> tuple[int, int]:
+    """(h, w) as recorded; LeRobot data sets store height and width first, or the channels."""
+    feature = info["features"][_camera_key(info, camera)]
+    h, w = feature["shape"][:2] if feature["names"][0] != "channels" else feature["shape"][1:]
+    return int(h), int(w)
 
 
 def _names(info: dict[str, Any], key: str) -> list[str]:

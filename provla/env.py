@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -260,7 +260,8 @@ class MetaworldSuite:
 
     tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
     num_envs: environments alive at once, spread over the tasks; their observations form one batch.
-    max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed.
+    max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed. instructions:
+    task → what is said instead of its own sentence, or several things to say in turn.
     """
 
     state_size = action_size = 4
@@ -278,6 +279,7 @@ class MetaworldSuite:
         videos_per_task: int,
         video_size: int,
         video_stride: int,
+        instructions: Mapping[str, str | Sequence[str]] | None = None,
     ) -> None:
         for key, value in (("episodes_per_task", episodes_per_task), ("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
             if value < 1:
@@ -288,8 +290,13 @@ class MetaworldSuite:
         self.num_envs = max(num_envs, len(self.tasks))
         self.max_episode_steps = max_episode_steps
         self.video_size, self.video_stride = video_size, video_stride
+        said = {task: [metaworld_instruction(task)] for task in self.tasks}
+        for task, sentences in (instructions or {}).items():
+            if task not in said or not sentences:
+                raise ValueError(f"env.instructions.{task}={sentences!r}: expected sentences for one of env.tasks: {', '.join(self.tasks)}")
+            said[task] = [sentences] if isinstance(sentences, str) else list(sentences)
         self.episodes = [
-            Episode(task, metaworld_instruction(task), first_seed + i, video_stride if i < videos_per_task else 0)
+            Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)
             for task in self.tasks
             for i in range(episodes_per_task)
         ]

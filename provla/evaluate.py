@@ -14,7 +14,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
     from provla.run import evaluate
 
     changes = {"env": config["env"], "scheduler": config["scheduler"]}
-    return float(evaluate(Path(config["checkpoint"]).expanduser(), config["device"], changes, folder)["objective"]["value"])
+    return float(evaluate(Path(config["checkpoint"]).expanduser(), config["device"], changes, folder, config["bases"])["objective"]["value"])
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class UNet1d(nn.Module):
     Time and the mean of the context tokens condition every block. The horizon is padded inside to what the levels need.
     """
 
+    _concat = False
+
     def __init__(self, action_size: int, horizon: int, context_width: int, channels: list[int], kernel_size: int, time_width: int) -> None:
         super().__init__()
         if any(c % 8 for c in channels):
@@ -59,12 +61,13 @@ class UNet1d(nn.Module):
             raise ValueError(f"head.kernel_size={kernel_size}: must be odd")
         self.time = TimeEmbedding(time_width)
         self._multiple = 2 ** (len(channels) - 1)
-        condition = time_width + context_width
+        inputs = action_size + (context_width if self._concat else 0)
+        condition = time_width + (0 if self._concat else context_width)
 
         def pair(before: int, after: int) -> nn.ModuleList:
             return nn.ModuleList([ResidualBlock1d(before, after, condition, kernel_size), ResidualBlock1d(after, after, condition, kernel_size)])
 
-        self.down = nn.ModuleList(pair(a, b) for a, b in pairwise([action_size, *channels]))
+        self.down = nn.ModuleList(pair(a, b) for a, b in pairwise([inputs, *channels]))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, 2, 1) for c in channels[:-1])
         self.middle = pair(channels[-1], channels[-1])
         self.up = nn.ModuleList(pair(2 * a, b) for a, b in pairwise(channels[::-1]))
@@ -75,8 +78,12 @@ class UNet1d(nn.Module):
         )
 
     def forward(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor:
-        condition = F.mish(torch.cat([self.time(time), context.mean()], -1))  # (B, time + context)
-        horizon = actions.shape[1]
+        horizon, pooled = actions.shape[1], context.mean()
+        if self._concat:
+            actions = torch.cat([actions, pooled.unsqueeze(1).expand(-1, horizon, -1).to(actions.dtype)], -1)  # (B, H, A + context)
+            condition = F.mish(self.time(time))
+        else:
+            condition = F.mish(torch.cat([self.time(time), pooled], -1))  # (B, time + context)
         x = F.pad(actions.transpose(1, 2), (0, -horizon % self._multiple))  # (B, A, H')
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
@@ -94,3 +101,12 @@ class UNet1d(nn.Module):
             x = grow(x)
         found: Tensor = self.out(x).transpose(1, 2)[:, :horizon]
         return found
+
+
+class UNet1dConcat(UNet1d):
+    """The same U-Net that sees the context as extra channels of its input; time still conditions every block.
+
+    (diffusers' UNet1DModel with plain blocks, often used this way, ignores time altogether.)
+    """
+
+    _concat = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from provla.files import write_text
+from provla.files import write_json, write_text
 from provla.progress import console
+
+
+# Which W&B run a folder belongs to, so that a resumed run goes on in it.
+WANDB_RUN = "wandb_run.json"
 
 
 class NoLogger:
@@ -26,6 +31,12 @@ class NoLogger:
 
     def media(self, plots: Sequence[Path], videos: Sequence[Path]) -> None:
         """Files to show."""
+
+    def chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Predicted and demonstrated chunks, a row per observation, joint and step."""
+
+    def checkpoint(self, folder: Path, aliases: Sequence[str]) -> None:
+        """A checkpoint that was written just now. aliases: what it is: latest, best."""
 
     def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
         """summary: the run's final metrics."""
@@ -66,14 +77,18 @@ class WandbLogger(CsvLogger):
     """Weights & Biases, and metrics.csv beside it. One W&B run per job; its files lie in the run's folder.
 
     mode: online, offline, or auto: online when a key is set (WANDB_API_KEY, in the environment or in `.env`) and the
-    service answers, else offline. A service that fails later never stops the run.
+    service answers, else offline. artifacts: keep checkpoints as artifacts (aliases latest and best), from which
+    `resume=wandb://<entity>/<project>/<name>:<alias>` goes on elsewhere; auto: where the run is online. A run that is
+    resumed goes on in its W&B run. A service that fails later never stops the run.
     """
 
-    def __init__(self, project: str, entity: str | None, mode: str) -> None:
+    def __init__(self, project: str, entity: str | None, mode: str, artifacts: str | bool = "auto") -> None:
         super().__init__()
         if mode not in ("auto", "online", "offline"):
             raise ValueError(f"logger.mode={mode!r}; valid: auto, online, offline")
-        self._project, self._entity, self._mode = project, entity, mode
+        if artifacts not in ("auto", True, False):
+            raise ValueError(f"logger.artifacts={artifacts!r}; valid: auto, true, false")
+        self._project, self._entity, self._mode, self._artifacts = project, entity, mode, artifacts
         self._run: Any = None
 
     def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
@@ -83,10 +98,16 @@ class WandbLogger(CsvLogger):
         mode = self._choose()
         # The command line stays out of the record: nobody's secret belongs there.
         settings = wandb.Settings(silent=True, init_timeout=20, x_disable_meta=True, disable_git=True, console="off")
+        stored = folder / WANDB_RUN
+        run_id = json.loads(stored.read_text())["id"] if stored.is_file() else wandb.util.generate_id()
         options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": dict(config), "name": name, "group": group}
         for attempt in (mode, "offline"):
             try:
-                self._run = wandb.init(**options, mode=attempt, settings=settings, reinit="finish_previous")  # type: ignore[arg-type]
+                resume = "allow" if attempt == "online" else None  # offline, the same id joins them when they are synced
+                self._run = wandb.init(**options, id=run_id, resume=resume, mode=attempt, settings=settings, reinit="finish_previous")  # type: ignore[arg-type]
+                write_json(stored, {"id": run_id})
+                if self._artifacts == "auto":
+                    self._artifacts = attempt == "online"
                 return
             except Exception as error:
                 console.print(f"W&B could not start in mode {attempt} ({type(error).__name__})")
@@ -119,6 +140,24 @@ class WandbLogger(CsvLogger):
             )
         )
 
+    def chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        if rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._safely(lambda: self._run.log({"chunks": table}))
+
+    def checkpoint(self, folder: Path, aliases: Sequence[str]) -> None:
+        import wandb
+
+        def upload() -> None:
+            artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"run": self._run.id, "step": folder.name})
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact, aliases=list(aliases))
+
+        if self._artifacts is True:
+            self._safely(upload)
+
     def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
         self._safely(lambda: self._run.summary.update(dict(summary)))
         self._safely(lambda: self._run.finish(exit_code=int(failed)))
@@ -132,3 +171,20 @@ class WandbLogger(CsvLogger):
         except Exception as error:
             console.print(f"W&B failed ({type(error).__name__}: {error}); the run goes on without it")
             self._run = None
+
+
+def download_checkpoint(uri: str, target: Path) -> Path:
+    """The files of a `wandb://<entity>/<project>/<name>:<alias>` artifact, in `target`. `ValueError` where it cannot be had."""
+    name = uri.removeprefix("wandb://")
+    if name.count("/") != 2 or ":" not in name:
+        raise ValueError(f"resume={uri!r}: expected wandb://<entity>/<project>/<name>:<alias>, such as wandb://me/provla/checkpoint-1a2b3c4d:latest")
+    import wandb
+
+    try:
+        return Path(wandb.Api(timeout=20).artifact(name, type="model").download(root=str(target)))
+    except Exception as error:  # wandb raises many kinds, its own and its transport's
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"resume={uri!r} could not be fetched from W&B: {reason}\nCheck the name, WANDB_API_KEY (in the environment or in .env) and the connection, "
+            "or download the artifact elsewhere and give resume=<folder>."
+        ) from error

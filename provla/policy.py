@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from provla.adapter import Adapter, Quant, QuantReport
+from provla.adapter import Adapter, Quant, QuantReport, own
+from provla.backbone import towers
 from provla.build import build
 from provla.interfaces import Generators
 from provla.normalize import Normalizer
-from provla.types import Batch, Observation, Spec, Tokens
+from provla.types import Batch, Observation, Spec, Tokens, fake_observation
 
 
 class ProVLA(nn.Module):
     """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
-    the way in and out, so everything outside speaks the robot's units.
+    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class ProVLA(nn.Module):
         quant: Mapping[str, Any],
         normalization: Mapping[str, str],
         device: torch.device,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
         self._normalization = dict(normalization)
+        own_ways = {key: {way: node.get(way) for way in ("adapter", "quant")} for key, node in (("vision", vision), ("text", text))}
+        vision, text = ({key: value for key, value in node.items() if key not in ("adapter", "quant")} for node in (vision, text))
         self.vision = build(vision, "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
         self.text = build(text, "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
@@ -47,11 +51,31 @@ class ProVLA(nn.Module):
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
-        how, bits = build(adapter, "adapter", Adapter), build(quant, "quant", Quant)
-        self.quant_report: dict[str, QuantReport] = {
-            key: how.apply(part, key, part.pretrained, bits, device) for key, part in (("vision", self.vision), ("text", self.text))
-        }
+        self.quant_report: dict[str, QuantReport] = {}
+        for key, part, node in (("vision", self.vision, vision), ("text", self.text, text)):
+            how = own(own_ways[key]["adapter"], adapter, Adapter, f"{key}.adapter")
+            bits = own(own_ways[key]["quant"], quant, Quant, f"{key}.quant")
+            exact = self._probe(key) if bits.bits and node.get("files") is None else None  # where files are, weights come later
+            report = how.apply(getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device)
+            part.to(device)
+            if exact is not None and report.layers:
+                report.error = float((self._probe(key).to(exact.device) - exact).norm() / exact.norm().clamp(min=1e-12))
+            self.quant_report[key] = report
         self.to(device)
+        if compile:
+            for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
+                network.compile()
+
+    @torch.no_grad()
+    def _probe(self, key: str) -> Tensor:
+        """A part's tokens for two random images, or for the first instructions."""
+        part, asked = getattr(self, key), fake_observation(self.spec, 2)
+        device = next((p.device for p in part.parameters()), torch.device("cpu"))
+        was = part.training
+        part.eval()
+        tokens: Tokens = part(asked.images.to(device)) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
+        part.train(was)
+        return (tokens.features * tokens.mask.unsqueeze(-1)).float()
 
     def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
@@ -85,7 +109,14 @@ class ProVLA(nn.Module):
 
 
 def count_parameters(module: nn.Module) -> dict[str, int]:
-    """Trainable and total parameters; a quantised weight counts as the numbers it stands for, not as packed bytes."""
+    """Trainable and total parameters, and the bytes they take; a quantised weight counts as the numbers it stands for."""
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(2 * p.numel() if type(p).__name__ == "Params4bit" else p.numel() for p in module.parameters())
-    return {"trainable": trainable, "total": total}
+    size = sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, Tensor))
+    return {"trainable": trainable, "total": total, "bytes": size}
+
+
+def parameters_by_part(policy: nn.Module) -> dict[str, dict[str, int]]:
+    """`count_parameters` of each part that has any."""
+    counts = {name: count_parameters(part) for name, part in policy.named_children()}
+    return {name: count for name, count in counts.items() if count["total"]}

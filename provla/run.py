@@ -11,6 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -23,11 +24,12 @@ import torch
 from rich.table import Table
 
 from provla.build import build
-from provla.checkpoint import Checkpoints, load_policy, save_policy
+from provla.checkpoint import Checkpoints, find_device, load_policy, save_policy
 from provla.dataset import Demonstrations, Sampler
 from provla.files import fingerprint, write_json, write_text
+from provla.logger import WANDB_RUN, download_checkpoint
 from provla.metrics import chunk_metrics
-from provla.policy import count_parameters
+from provla.policy import count_parameters, parameters_by_part
 from provla.progress import console
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.statistics import wilson
@@ -35,9 +37,9 @@ from provla.trainer import Fit, Trainer, seed_everything, validate
 from provla.types import Spec, fake_observation
 
 NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger")
-VALUES = ("seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective")
+VALUES = ("resume", "seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective")
 # Keys that cannot change a result, and so are no part of a run's identity.
-NEUTRAL = ("study", "device", "data_dir", "logger", "objective")
+NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "objective")
 NEUTRAL_INSIDE = {"dataset": ("data_dir", "workers"), "env": ("num_envs", "videos_per_task", "video_size", "video_stride")}
 PACKAGES = ("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot", "metaworld", "mujoco", "numpy")
 
@@ -51,18 +53,6 @@ def identity(config: Mapping[str, Any]) -> str:
         inside = NEUTRAL_INSIDE.get(key, ())
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return fingerprint(kept, 16)
-
-
-def find_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. `ValueError` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>") from error
-    return device
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
@@ -152,10 +142,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
     rows = learn.rows
     policy.fit_normalization(torch.from_numpy(data.state[rows]), torch.from_numpy(data.actions[rows]))
-    parameters = count_parameters(policy)
+    parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
 
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", identity(config), logger.checkpoint)
+    if config["resume"] and not (folder / "checkpoints").exists():
+        _fetch(config["resume"], checkpoints, folder)
     stored = checkpoints.load()
     if stored:
         console.print(f"resuming from step {stored[1]['fit']['step']}")
@@ -168,11 +160,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
         metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
-        plots = _plots(policy, fit, held, data, folder / "plots", device)
+        plots, rows = _plots(policy, fit, held, data, folder / "plots", device)
         videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
         write_episodes(outcomes, folder / "episodes.csv")
         latency = ms_per_chunk(policy, spec, device)
         logger.media(plots, videos)
+        logger.chunks(rows)
         failed = False
     finally:
         logger.finish({} if failed else metrics, failed)
@@ -195,19 +188,36 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     }
 
 
-def evaluate(checkpoint: Path, device_name: str, changes: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
+    """Brings the checkpoint of a W&B artifact, or of a folder, into a run's own folder."""
+    if not resume.startswith("wandb://"):
+        source = Path(resume).expanduser()
+        if not source.is_dir():
+            raise ValueError(f"resume={resume!r}: no such folder; give the folder of a checkpoint, or wandb://<entity>/<project>/<name>:<alias>")
+        checkpoints.adopt(source)
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        checkpoints.adopt(download_checkpoint(resume, Path(place) / "artifact"))
+    # The artifact is named after its W&B run, which goes on.
+    write_json(folder / WANDB_RUN, {"id": resume.rpartition("/")[2].partition(":")[0].removeprefix("checkpoint-")})
+
+
+def evaluate(
+    checkpoint: Path, device_name: str, changes: Mapping[str, Mapping[str, Any]], folder: Path, bases: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
 
-    changes: `env` and `scheduler` keys to change. Writes into `folder` and leaves the run's own folder alone.
+    changes: `env` and `scheduler` keys to change. bases: see `load_policy`. Writes into `folder` and leaves the run's own folder alone.
     """
     device = find_device(device_name)
-    run = checkpoint.parent if checkpoint.name == "policy" else checkpoint
+    alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
+    run, stored = (checkpoint.parent, checkpoint) if alone else (checkpoint, checkpoint / "policy")
     if not (run / "config.json").is_file():
         raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
     config = json.loads((run / "config.json").read_text())
     for key, value in changes["env"].items():
         config["env"][key] = value
-    policy, spec = load_policy(run / "policy", device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()})
+    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases)
     suite = build(config["env"], "env")
     started = time.monotonic()
     if suite.episodes:
@@ -281,10 +291,12 @@ def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, d
     return validate(policy, val, trainer.val_samples, trainer.batch_size, seed, device) if len(val) else {}
 
 
-def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device) -> list[Path]:
+def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Pictures, and the chunks in the last one as rows: the mean of the samples beside what was demonstrated."""
     from provla.plots import plot_chunks, plot_losses
 
     written = [plot_losses(fit.history, folder / "loss.png")] if fit.history else []
+    table: list[dict[str, Any]] = []
     if len(val):
         # One observation a task, from the middle of its first held-out episode; four samples each show the spread.
         rows: list[int] = []
@@ -308,7 +320,12 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
                 folder / "chunks.png",
             )
         )
-    return written
+        mean = np.mean(samples, 0)  # (R, H, A)
+        for r, i, j in np.ndindex(mean.shape):
+            if not batch.is_pad[r, i]:
+                row = {"instruction": batch.observation.instruction[r], "step": i, "joint": data.joint_names[j]}
+                table.append(row | {"predicted": float(mean[r, i, j]), "demonstrated": float(batch.actions[r, i, j])})
+    return written, table
 
 
 def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
@@ -348,14 +365,19 @@ def _environment() -> dict[str, Any]:
     return {**memory, "versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "commit": commit.stdout.strip() or None}
 
 
-def _announce(policy: Any, parameters: Mapping[str, int], data: Demonstrations, train: int, val: int, device: torch.device) -> None:
+def _announce(policy: Any, parameters: Mapping[str, Any], data: Demonstrations, train: int, val: int, device: torch.device) -> None:
     console.print(f"data: {train} training and {val} validation episodes, {len(data.actions)} steps, {len(data.instructions)} instructions ({data.source})")
-    console.print(f"policy: {parameters['trainable'] / 1e6:.2f} M of {parameters['total'] / 1e6:.2f} M parameters train, on {device}")
-    for key, report in getattr(policy, "quant_report", {}).items():
-        if report.layers:
-            saved = report.bytes_before - report.bytes_after
-            sizes = f"{report.bytes_before / 1e6:.2f} → {report.bytes_after / 1e6:.2f} MB ({saved / 1e6:.2f} MB saved)"
-            console.print(f"quantised {key}: {report.layers} linear layers, {sizes}")
+    table = Table(title=f"parameters, on {device}", title_justify="left")
+    for column, justify in (("part", "left"), ("train", "right"), ("in all", "right"), ("MB", "right"), ("quantised", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    reports = getattr(policy, "quant_report", {})
+    for name, count in [*parameters["parts"].items(), ("all", parameters)]:
+        report, note = reports.get(name), ""
+        if report is not None and report.layers:
+            note = f"{report.layers} layers, {report.bytes_before / 1e6:.2f} → {report.bytes_after / 1e6:.2f} MB"
+            note += "" if report.error is None else f", error {report.error:.1%}"
+        table.add_row(name, f"{count['trainable']:,}", f"{count['total']:,}", f"{count['bytes'] / 1e6:.1f}", note)
+    console.print(table)
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from provla.backbone import Source, Tower
 from provla.hub import from_pretrained
 from provla.types import Tokens
 
@@ -15,7 +16,6 @@ from provla.types import Tokens
 class NoText(nn.Module):
     """No token at all: the control that every claim about language needs."""
 
-    pretrained = False
     width = 1
     device_marker: Tensor
 
@@ -30,7 +30,6 @@ class NoText(nn.Module):
 class TaskEmbedding(nn.Module):
     """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown instruction."""
 
-    pretrained = False
 
     def __init__(self, instructions: Sequence[str], width: int) -> None:
         super().__init__()
@@ -49,34 +48,71 @@ class TaskEmbedding(nn.Module):
         return Tokens.full(self.table(rows).unsqueeze(1))
 
 
-class Qwen(nn.Module):
-    """Qwen2's transformer (Yang et al. 2024, arXiv:2407.10671) without the language-model head; tokens of the last layer.
+class TextTower(Tower):
+    """A language model's or sentence encoder's transformer, without any head; see `Source` for which.
 
-    name: a Hub id or a local folder, with its own tokenizer; null builds `config` (transformers' Qwen2Config) with random
-    weights and ByT5's byte tokenizer (Xue et al. 2022, arXiv:2105.13626), which needs no files.
+    pool: tokens, mean (of the present tokens, what sentence encoders mean by an embedding), last (the last present
+    token: CLIP's end of text, or what a causal model has read). pad_token: one of its tokens, where the tokenizer names
+    none. Weights that come from nowhere are read with ByT5's byte tokenizer (Xue et al. 2022, arXiv:2105.13626), which
+    needs no files.
     """
 
     def __init__(
-        self, instructions: Sequence[str], max_length: int, name: str | None = None, revision: str | None = None, config: dict[str, Any] | None = None
+        self,
+        instructions: Sequence[str],
+        architecture: str,
+        config: Mapping[str, Any],
+        max_length: int,
+        name: str | None = None,
+        revision: str | None = None,
+        pretrained: bool = True,
+        pool: str = "tokens",
+        layer: int | None = None,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+        pad_token: str | None = None,
+        files: str | None = None,
     ) -> None:
-        super().__init__()
-        from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2Model
-
-        if (name is None) == (config is None):
-            raise ValueError("text: give either name (a Hub id or a folder) or config (a Qwen2Config), not both or none")
-        if name is not None:
-            self.tower: Any = from_pretrained(Qwen2Model, name, revision, "text.name")
-            self._tokenizer: Any = from_pretrained(AutoTokenizer, name, revision, "text.name")
-        else:
-            self._tokenizer = ByT5Tokenizer(extra_ids=0)
-            self.tower = Qwen2Model(Qwen2Config(**config, vocab_size=len(self._tokenizer)))  # type: ignore[arg-type]
-        self.pretrained = name is not None
-        self.width: int = self.tower.config.hidden_size
-        self._max_length = max_length
+        if pool not in ("tokens", "mean", "last"):
+            raise ValueError(f"text.pool={pool!r}; valid: tokens, mean, last")
+        source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, "text")
+        tokenizer = _tokenizer(source, pad_token)
+        if source.from_scratch:
+            source.config = {**config, "vocab_size": len(tokenizer)}
+        model = source.load()
+        super().__init__(source, model, tokenizer)
+        self.width: int = model.config.hidden_size
+        self._max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
+        self._pool = pool
 
     def forward(self, instructions: list[str]) -> Tokens:
-        words = self._tokenizer(instructions, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
-        device = self.tower.get_input_embeddings().weight.device
+        words = self._processor(instructions, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        device = self.model.get_input_embeddings().weight.device
         mask: Tensor = words["attention_mask"].to(device)
-        found = self.tower(input_ids=words["input_ids"].to(device), attention_mask=mask, use_cache=False)
-        return Tokens(found.last_hidden_state, mask.bool())
+        features = self.model(input_ids=words["input_ids"].to(device), attention_mask=mask).last_hidden_state.float()
+        tokens = Tokens(features, mask.bool())
+        if self._pool == "mean":
+            return Tokens.full(tokens.mean().unsqueeze(1))
+        if self._pool == "last":
+            return Tokens.full(features[torch.arange(len(mask), device=device), mask.sum(1) - 1].unsqueeze(1))
+        return tokens
+
+
+def _tokenizer(source: Source, pad_token: str | None) -> Any:
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if source.files is not None:
+        found = from_pretrained(AutoTokenizer, source.files, None, "text.files")
+    elif source.loads:
+        found = from_pretrained(AutoTokenizer, str(source.name), source.revision, "text.name")
+    else:
+        found = ByT5Tokenizer(extra_ids=0)
+    if pad_token is not None:
+        if pad_token not in found.get_vocab():
+            raise ValueError(f"text.pad_token={pad_token!r} is no token of {source.name}")
+        found.pad_token = pad_token
+    if found.pad_token is None:
+        hint = f", such as text.pad_token='{found.eos_token}'" if found.eos_token else ""
+        raise ValueError(f"text.name={source.name!r}: its tokenizer has no padding token; name one of its tokens{hint}")
+    found.padding_side = "right"
+    return found

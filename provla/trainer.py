@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from provla.checkpoint import Checkpoints, load_state
+from provla.checkpoint import Checkpoints, load_state, own_state
 from provla.dataset import Sampler
 from provla.metrics import chunk_metrics
 from provla.progress import progress_bars
@@ -37,11 +37,12 @@ class Fit:
 class Trainer:
     """Options of the loop. Steps are optimiser steps; a step sees `batch_size · grad_accumulation` samples.
 
-    max_steps or max_epochs (the other null). lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
+    max_steps and max_epochs: whichever ends first; one may be null. lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
     warm-up; a fraction below 1 counts as that part of all steps. precision: bf16, fp16 (with loss scaling), none; auto:
     bf16 on a GPU that has it, fp16 on another, none on the CPU. ema_decay: of the exponential moving average of the
-    weights that is validated and kept; 0 turns it off. Every `val_every` steps (and at the end) the objective and the
-    metrics of sampled chunks are taken on `val_samples` evenly spaced validation samples, and a checkpoint is written.
+    weights that is validated and kept; 0 turns it off. Every `val_every` steps, or `val_every_epochs` epochs where that is
+    given, and at the end, the objective and the metrics of sampled chunks are taken on `val_samples` evenly spaced
+    validation samples, and a checkpoint is written; another one every `save_every` steps where that is given.
     monitor: the metric (lower is better) that decides `best` and, with `patience` validations without progress, ends
     the training early; patience null never does. keep: the weights the training ends with, latest or best.
     deterministic: torch's deterministic algorithms only.
@@ -63,6 +64,8 @@ class Trainer:
         precision: str,
         log_every: int,
         val_every: int,
+        val_every_epochs: int | None,
+        save_every: int | None,
         val_samples: int,
         monitor: str,
         patience: int | None,
@@ -74,6 +77,8 @@ class Trainer:
             ("grad_accumulation", grad_accumulation, 1),
             ("log_every", log_every, 1),
             ("val_every", val_every, 1),
+            ("val_every_epochs", 1 if val_every_epochs is None else val_every_epochs, 1),
+            ("save_every", 1 if save_every is None else save_every, 1),
             ("val_samples", val_samples, 1),
             ("patience", 1 if patience is None else patience, 1),
             ("max_steps", 0 if max_steps is None else max_steps, 0),
@@ -81,8 +86,8 @@ class Trainer:
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"trainer.{key}={value!r}: must be a whole number of at least {least}")
-        if (max_steps is None) == (max_epochs is None):
-            raise ValueError(f"set one of trainer.max_steps={max_steps} and trainer.max_epochs={max_epochs}, and the other to null")
+        if max_steps is None and max_epochs is None:
+            raise ValueError("trainer.max_steps and trainer.max_epochs are both null: the training would never end; set one")
         for key, name, valid in (
             ("lr_schedule", lr_schedule, ("cosine", "constant")),
             ("precision", precision, ("auto", "none", "bf16", "fp16")),
@@ -104,15 +109,18 @@ class Trainer:
         self.lr, self.lr_schedule, self.warmup_steps = lr, lr_schedule, warmup_steps
         self.weight_decay, self.betas, self.grad_clip = weight_decay, (betas[0], betas[1]), grad_clip
         self.ema_decay, self.precision = ema_decay, precision
-        self.log_every, self.val_every, self.val_samples = log_every, val_every, val_samples
+        self.log_every, self.val_samples, self.save_every = log_every, val_samples, save_every
+        self.val_every, self.val_every_epochs = val_every, val_every_epochs
         self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
 
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of the whole training."""
-        if self.max_steps is not None:
-            return self.max_steps
-        assert self.max_epochs is not None
-        return self.max_epochs * max(1, samples // (self.batch_size * self.grad_accumulation))
+        limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self.steps_per_epoch(samples)]
+        return min(limit for limit in limits if limit is not None)
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Optimiser steps that see every sample once; the rest that fills no step is left out."""
+        return max(1, samples // (self.batch_size * self.grad_accumulation))
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step; a pure function, so a resumed run follows the schedule of the uninterrupted one."""
@@ -172,6 +180,8 @@ class _Loop:
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
         self.fit = Fit()
         self.total = options.total_steps(len(train))
+        epochs = options.val_every_epochs
+        self.val_every = options.val_every if epochs is None else epochs * options.steps_per_epoch(len(train))
 
     def run(self) -> Fit:
         self._resume()
@@ -192,9 +202,13 @@ class _Loop:
                     self._row(row)
                     bars.update(bar, note=f"loss {loss:.4f}  lr {lr:.1e}")
                     sums, window = np.zeros(2), time.monotonic()
-                if self.fit.step % self.o.val_every == 0 or self.fit.step == self.total:
+                validates = self.fit.step % self.val_every == 0 or self.fit.step == self.total
+                if validates or (self.o.save_every and self.fit.step % self.o.save_every == 0):
                     self.fit.seconds = before + time.monotonic() - started
-                    self._validate(bars)
+                    if validates:
+                        self._validate(bars)
+                    else:
+                        self._save(best=False)
                     window = time.monotonic()
         torch.use_deterministic_algorithms(False)
         self.fit.stopped = self.fit.stopped or "done"
@@ -276,7 +290,7 @@ class _Loop:
         names = {id(p): name for name, p in self.named.items()}
         optimizer = {f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        tensors = {"weights": self.policy.state_dict(), "average": self.average, "optimizer": optimizer}
+        tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
         self.checkpoints.save(self.fit.step, tensors, {"fit": vars(self.fit), "scaler": scaler}, best)
 
     def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from provla.backbone import Source, Tower
+from provla.build import build
 from provla.hub import from_pretrained
 from provla.types import Tokens
 
@@ -70,8 +74,6 @@ class ConvSmall(nn.Module):
     Each stage but the last halves the resolution; the last keeps it.
     """
 
-    pretrained = False
-
     def __init__(self, num_images: int, image_size: tuple[int, int], width: int, channels: list[int], pool: Pool, num_keypoints: int) -> None:
         super().__init__()
         if min(image_size) < 2 ** len(channels):
@@ -95,62 +97,171 @@ class ConvSmall(nn.Module):
         return Tokens.full(views.flatten(1, 2))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 (He et al. 2016, arXiv:1512.03385) with GroupNorm instead of BatchNorm, as in Diffusion Policy (arXiv:2303.04137)."""
+class ImageTower(Tower):
+    """A vision transformer of transformers; see `Source` for which.
 
-    pretrained = False
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, num_images: int, image_size: tuple[int, int], width: int, pool: Pool, num_keypoints: int) -> None:
-        super().__init__()
-        from torchvision.models import resnet18
-
-        self.width = width
-        trunk = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
-        self.trunk = nn.Sequential(*list(trunk.children())[:-2])  # up to the 512-channel map at 1/32 resolution
-        self.tokens = Tokenizer2d(512, width, pool, num_keypoints)
-        self.view = nn.Parameter(torch.zeros(num_images, 1, width))
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tokens:
-        pixels = (_flatten(images).to(self.view.dtype) / 255 - self.mean) / self.std
-        features = self.tokens(self.trunk(pixels))
-        views = features.unflatten(0, (len(images), -1)) + self.view
-        return Tokens.full(views.flatten(1, 2))
-
-
-class Siglip(nn.Module):
-    """SigLIP's vision tower (Zhai et al. 2023, arXiv:2303.15343): one token a patch, of the last layer.
-
-    name: a Hub id or a local folder; null builds `config` (transformers' SiglipVisionConfig) with random weights. The
-    attention-pooling head is left out: its fused projection cannot be quantised, and a token a patch says more.
+    The whole image is resized to the backbone's input (robots need its margins: nothing is cropped), and normalised as
+    its image processor says. pool: patches (a token each), mean (of the patches), pooler (the model's own: the class
+    token of CLIP and DINOv2, SigLIP's attention pooling). input_size: [h, w] or null, the image processor's.
+    processor: size, image_mean and image_std where no files hold them.
     """
 
     def __init__(
-        self, num_images: int, image_size: tuple[int, int], name: str | None = None, revision: str | None = None, config: dict[str, Any] | None = None
+        self,
+        num_images: int,
+        image_size: tuple[int, int],
+        architecture: str,
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        name: str | None = None,
+        revision: str | None = None,
+        pretrained: bool = True,
+        pool: str = "patches",
+        layer: int | None = None,
+        input_size: tuple[int, int] | None = None,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+        files: str | None = None,
+        key: str = "vision",
     ) -> None:
-        super().__init__()
-        from transformers import SiglipVisionConfig, SiglipVisionModel
-
-        if (name is None) == (config is None):
-            raise ValueError("vision: give either name (a Hub id or a folder) or config (a SiglipVisionConfig), not both or none")
-        if name is not None:
-            stored = from_pretrained(SiglipVisionConfig, name, revision, "vision.name")
-            stored.vision_use_head = False
-            self.tower: Any = from_pretrained(SiglipVisionModel, name, revision, "vision.name", config=stored)
-        else:
-            self.tower = SiglipVisionModel(SiglipVisionConfig(**config, vision_use_head=False))  # type: ignore[arg-type]
-        self.pretrained = name is not None
-        self.width: int = self.tower.config.hidden_size
-        self._size: int = self.tower.config.image_size
+        if pool not in ("patches", "mean", "pooler"):
+            raise ValueError(f"{key}.pool={pool!r}; valid: patches, mean, pooler")
+        source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key)
+        options = {"vision_use_head": pool == "pooler"} if architecture.startswith("Siglip") else {}
+        super().__init__(source, source.load(**options), _image_processor(source, processor))
+        self.width: int = self.model.config.hidden_size
+        self._pool = pool
+        self._pixels = Pixels(self._processor, input_size)
+        self._extra = _prefix_tokens(self.model)
+        native = self.model.config.image_size
+        resized = self._pixels.size != (native, native) and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if resized else {}
         self.view = nn.Parameter(torch.zeros(num_images, 1, self.width))
 
     def forward(self, images: Tensor) -> Tokens:
-        pixels = _flatten(images).to(self.view.dtype) / 127.5 - 1
-        if pixels.shape[-2:] != (self._size, self._size):
-            pixels = F.interpolate(pixels, (self._size, self._size), mode="bilinear", antialias=True, align_corners=False)
-        features = self.tower(pixel_values=pixels).last_hidden_state  # (B·T·C, N, D)
+        pixels = self._pixels(_flatten(images)).to(self.model.dtype)
+        found = self.model(pixel_values=pixels, **self._options)
+        if self._pool == "pooler":
+            features = found.pooler_output.unsqueeze(1)
+        else:
+            features = found.last_hidden_state[:, self._extra :]  # (B·T·C, N, D)
+            features = features.mean(1, keepdim=True) if self._pool == "mean" else features
+        views = features.to(self.view.dtype).unflatten(0, (len(images), -1)) + self.view
+        return Tokens.full(views.flatten(1, 2))
+
+
+class Pixels(nn.Module):
+    """images (M,3,h,w) uint8 → (M,3,h',w') as an image processor would make them, without leaving the device."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, processor: Any, size: tuple[int, int] | None) -> None:
+        super().__init__()
+        stored = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        edge = (stored.height or stored.shortest_edge, stored.width or stored.shortest_edge)
+        self.size = (int(size[0]), int(size[1])) if size is not None else (int(edge[0]), int(edge[1]))
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
+        modes = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}  # PIL's numbers
+        self._resize = functools.partial(functional.resize, size=list(self.size), interpolation=modes[int(processor.resample)], antialias=True)
+        self.register_buffer("mean", torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != self.size:
+            images = self._resize(images)
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+
+def _image_processor(source: Source, given: Mapping[str, Any]) -> Any:
+    from transformers import AutoImageProcessor, SiglipImageProcessor
+
+    if source.files is not None:
+        return from_pretrained(AutoImageProcessor, source.files, None, f"{source.key}.files")
+    if source.loads:
+        return from_pretrained(AutoImageProcessor, str(source.name), source.revision, f"{source.key}.name")
+    return SiglipImageProcessor(**{**given, "size": {"height": given["size"], "width": given["size"]}})
+
+
+def _prefix_tokens(model: Any) -> int:
+    """How many tokens stand before the patches: a class token, registers."""
+    embeddings = getattr(model, "embeddings", None) or model.vision_model.embeddings
+    registers = getattr(model.config, "num_register_tokens", 0)
+    return int(any(name in ("cls_token", "class_embedding") for name, _ in embeddings.named_parameters(recurse=False))) + int(registers)
+
+
+class SideBySide(nn.Module):
+    """Several towers that cut an image into the same number of patches; their features side by side, token by token.
+
+    As in Prismatic VLMs (Karamcheti et al. 2024, arXiv:2402.07865) and OpenVLA. towers: name → node of an `ImageTower`.
+    """
+
+    def __init__(self, num_images: int, image_size: tuple[int, int], towers: Mapping[str, Mapping[str, Any]], pretrained: bool = True, key: str = "vision") -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict()
+        for name, node in towers.items():
+            where = f"{key}.towers.{name}"
+            given = {k: v for k, v in node.items() if k not in ("adapter", "quant")}  # one way for both, the part's
+            self.towers[name] = build(given, where, nn.Module, key=where)(num_images=num_images, image_size=image_size)
+        self.pretrained = all(bool(tower.pretrained) for tower in self.towers.values())
+        self.width = sum(int(tower.width) for tower in self.towers.values())  # type: ignore[arg-type]
+
+    @property
+    def adaptable(self) -> nn.Module:
+        """What adapters and quantisation act on."""
+        return nn.ModuleDict({name: tower.adaptable for name, tower in self.towers.items()})  # type: ignore[misc]
+
+    def forward(self, images: Tensor) -> Tokens:
+        found = {name: tower(images) for name, tower in self.towers.items()}
+        counts = {name: tokens.features.shape[1] for name, tokens in found.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"vision.towers give different numbers of tokens, {counts}; change an input_size so that they agree")
+        return Tokens.full(torch.cat([tokens.features for tokens in found.values()], -1))
+
+
+class ResNet18(Tower):
+    """ResNet-18 (He et al. 2016, arXiv:1512.03385), its feature map at 1/32 resolution as keypoints or cells.
+
+    pretrained: false: random weights and GroupNorm instead of BatchNorm, as in Diffusion Policy (arXiv:2303.04137).
+    true: ImageNet weights of `name`, BatchNorm with its stored statistics, as in ACT (arXiv:2304.13705).
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        image_size: tuple[int, int],
+        width: int,
+        pool: Pool,
+        num_keypoints: int,
+        name: str | None,
+        revision: str | None,
+        config: Mapping[str, Any],
+        processor: Mapping[str, Any],
+        pretrained: bool = False,
+        dtype: str = "float32",
+        files: str | None = None,
+    ) -> None:
+        source = Source("ResNetModel", name if pretrained else None, revision, config, pretrained, None, dtype, False, files, "vision")
+        super().__init__(source, source.load(), _image_processor(source, {**processor, "size": image_size[0]}))
+        if not pretrained:
+            for path, norm in list(self.model.named_modules()):
+                if isinstance(norm, nn.BatchNorm2d):
+                    self.model.set_submodule(path, nn.GroupNorm(norm.num_features // 16, norm.num_features))
+        self.width = width
+        self._pixels = Pixels(self._processor, image_size)
+        self.tokens = Tokenizer2d(self.model.config.hidden_sizes[-1], width, pool, num_keypoints)
+        self.view = nn.Parameter(torch.zeros(num_images, 1, width))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for norm in self.model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tokens:
+        maps = self.model(pixel_values=self._pixels(_flatten(images)).to(self.model.dtype)).last_hidden_state
+        features = self.tokens(maps.to(self.view.dtype))
         views = features.unflatten(0, (len(images), -1)) + self.view
         return Tokens.full(views.flatten(1, 2))

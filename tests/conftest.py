@@ -43,7 +43,7 @@ FAKE = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -142,3 +142,62 @@ def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+# Option of vision or text → folder of a small model of the same family.
+FAMILIES = {
+    "siglip_base": "siglip",
+    "siglip2_base": "siglip",
+    "siglip_so400m": "siglip",
+    "dinov2_small": "dinov2",
+    "clip_base": "clip",
+    "qwen2_5_0_5b": "qwen2",
+    "tinyllama_1_1b": "llama",
+    "minilm": "bert",
+    "clip_text": "clip",
+    "t5_small": "t5",
+}
+
+
+def local(option: str, backbones: Path) -> list[str]:
+    """Overrides that give an option of vision or text a small folder instead of its Hub id."""
+    if option == "dino_siglip":
+        return [f"vision.towers.dinov2.name={backbones}/dinov2", f"vision.towers.siglip.name={backbones}/siglip", "vision.towers.dinov2.input_size=[56,56]"]
+    group = "text" if option in ("qwen2_5_0_5b", "tinyllama_1_1b", "minilm", "clip_text", "t5_small") else "vision"
+    return [f"{group}.name={backbones}/{FAMILIES[option]}"] if option in FAMILIES else []
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models in the form the Hub has them, heads and second towers included, by `save_pretrained`; a folder per family."""
+    import transformers as t
+
+    folder = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sight, words = {**small, "image_size": 32, "patch_size": 8}, {**small, "vocab_size": 300}
+    models: dict[str, Any] = {
+        "siglip": t.SiglipModel(t.SiglipConfig(text_config=dict(words), vision_config=dict(sight))),
+        "clip": t.CLIPModel(t.CLIPConfig(text_config={**words, "eos_token_id": 1}, vision_config=dict(sight))),
+        "dinov2": t.Dinov2ForImageClassification(t.Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=70, patch_size=14)),
+        "resnet": t.ResNetForImageClassification(t.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")),
+        "qwen2": t.Qwen2ForCausalLM(t.Qwen2Config(**words, num_key_value_heads=2)),
+        "llama": t.LlamaForCausalLM(t.LlamaConfig(**words, num_key_value_heads=2)),
+        "bert": t.BertForMaskedLM(t.BertConfig(**words)),
+        "t5": t.T5ForConditionalGeneration(t.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)),
+    }
+    processors = {
+        "siglip": t.SiglipImageProcessor(size={"height": 32, "width": 32}),
+        "clip": t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        "dinov2": t.BitImageProcessor(size={"shortest_edge": 80}, crop_size={"height": 70, "width": 70}, image_mean=[0.485, 0.456, 0.406]),
+        "resnet": t.ConvNextImageProcessor(size={"shortest_edge": 32}),
+    }
+    for name, model in models.items():
+        for parameter in model.parameters():  # as after a training: nothing is exactly zero or one
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(folder / name)
+        if name in processors:
+            processors[name].save_pretrained(folder / name)
+        if name not in ("dinov2", "resnet"):
+            t.ByT5Tokenizer(extra_ids=0).save_pretrained(folder / name)
+    return folder

@@ -244,7 +244,7 @@ def test_broken_data_sets_are_named(damage: Break, message: str, two_cameras: Pa
         ({"cameras": ["back"]}, r"dataset.cameras=\['back'\]: no camera 'back' in this data set; it has: front, wrist"),
         ({"state_key": "state"}, "dataset.state_key='state' is not a vector of this data set; it has: observation.state, observation.effort, action"),
         ({"action_key": "observation.images.front"}, "dataset.action_key="),
-        ({"episodes": 6}, "dataset.episodes=6: .* holds 5"),
+        ({"num_episodes": 6}, "dataset.num_episodes=6: .* holds 5"),
         ({"joint_groups": {"arm": ["knee"]}}, "names 'knee', which is no joint of this data set; it has: shoulder, elbow, gripper"),
     ],
 )
@@ -256,7 +256,7 @@ def test_wrong_names_are_answered_with_the_right_ones(changes: dict[str, Any], m
 def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dataset.repo_id='nobody/nothing' is not a folder here and could not be fetched from the Hugging Face Hub"):
         LeRobotSource(str(tmp_path), 0.1, 0, repo_id="nobody/nothing").load()
-    with pytest.raises(ValueError, match=r"needs dataset.root=<folder> and/or dataset.repo_id"):
+    with pytest.raises(ValueError, match=r"give dataset.root=<folder> and/or dataset.repo_id"):
         LeRobotSource(str(tmp_path), 0.1, 0)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
         (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
         (["+speed=3"], "nothing reads the key 'speed'; valid: seed, "),
         (["trainer.batch_size=0"], "trainer.batch_size=0: must be a whole number of at least 1"),
-        (["dataset=lerobot"], "dataset=lerobot needs dataset.root=<folder>"),
+        (["dataset=lerobot"], "the data set has no source: give dataset.root=<folder>"),
         (["dataset=lerobot", "dataset.root=/nowhere"], "dataset.root='/nowhere': no such folder"),
         (["dataset=fake", "env=metaworld", "dataset.cameras=[front]"], "env"),
         (["device=cuda:7"], "device='cuda:7' is not available"),
@@ -280,7 +281,70 @@ def test_interrupted_run_resumes_in_its_folder(tmp_path: Path) -> None:
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
     rows = [list(csv.DictReader((tmp_path / folder / "metrics.csv").open())) for folder in ("killed", "whole")]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
-    assert np.allclose(*([float(r["train/loss"]) for r in part if r["train/loss"]] for part in rows), rtol=0, atol=0)
+    for column in ("train/loss", "train/lr"):
+        assert np.allclose(*([float(r[column]) for r in part if r[column]] for part in rows), rtol=0, atol=0)
+
+
+def test_a_resumed_run_goes_on_in_its_wandb_run(command: Command, tmp_path: Path) -> None:
+    fake = [o for o in FAKE if not o.startswith("logger")]
+    run = tmp_path / "run"
+    for steps in (4, 4):
+        code, _, err = command("train", *fake, "logger=wandb", "logger.mode=offline", f"trainer.max_steps={steps}", f"hydra.run.dir={run}")
+        assert code == 0, err
+        (run / "result.json").unlink()  # as if it had been killed before it wrote its result
+    ids = {file.stem for file in (run / "wandb").glob("offline-run-*/*.wandb")}
+    assert ids == {f"run-{json.loads((run / 'wandb_run.json').read_text())['id']}"}
+
+
+def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B offline records the artifacts with their aliases; its files bring the run back where the folder is gone."""
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
+    fake = [o for o in FAKE if not o.startswith("logger")]
+    first, again = tmp_path / "first", tmp_path / "again"
+    code, _, err = command("train", *fake, "logger=wandb", "logger.mode=offline", "logger.artifacts=true", f"hydra.run.dir={first}")
+    assert code == 0, err
+    (transactions,) = (first / "wandb").glob("offline-run-*/*.wandb")
+    records = list(_records(transactions))
+    run_id = json.loads((first / "wandb_run.json").read_text())["id"]
+    models = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "model"]
+    assert [list(a.aliases) for a in models][0] == ["latest", "best"]  # the first is the best so far
+    assert {a.name for a in models} == {f"checkpoint-{run_id}"}
+    tables = list((first / "wandb").rglob("chunks*.table.json"))
+    assert json.loads(tables[0].read_text())["columns"] == ["instruction", "step", "joint", "predicted", "demonstrated"]
+
+    middle = tmp_path / "downloaded"
+    middle.mkdir()
+    for entry in models[0].manifest.contents:
+        shutil.copy(entry.local_path, middle / entry.path)
+    code, out, err = command("train", *fake, "logger=none", f"resume={middle}", f"hydra.run.dir={again}")
+    assert code == 0, err
+    assert "resuming from step 2" in out
+    expected, found = (load_file(folder / "policy" / "weights.safetensors") for folder in (first, again))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+    other = ["train", *fake, "logger=none", "trainer.lr=0.5", f"resume={middle}"]
+    code, _, err = command(*other, f"hydra.run.dir={tmp_path / 'other'}")
+    assert code == 1
+    assert "is of another configuration" in err
+    for resume, message in (("/nowhere", "no such folder"), ("wandb://x", "expected wandb://<entity>/<project>/<name>:<alias>")):
+        code, _, err = command("train", *fake, "logger=none", f"resume={resume}", f"hydra.run.dir={tmp_path / 'bad'}")
+        assert code == 1
+        assert message in err
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """What W&B wrote into a transaction log."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
 
 
 def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:

@@ -29,17 +29,29 @@ class Attention(nn.Module):
 class Perceiver(nn.Module):
     """Learned latents attend to all tokens of all modalities, then to each other (Jaegle et al. 2021, arXiv:2103.03206).
 
-    The context is the latents, (B,num_latents,width).
+    The context is the latents, (B,num_latents,width). state_hidden: width of an MLP over the state; null: one linear layer.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, num_latents: int, depth: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: int,
+        num_latents: int,
+        depth: int,
+        num_heads: int,
+        state_hidden: int | None = None,
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"fusion.width={width} is not divisible by fusion.num_heads={num_heads}")
         self.width = width
         self.latents = nn.Parameter(torch.randn(num_latents, width) * 0.02)
         self.vision, self.text = nn.Linear(vision_width, width), nn.Linear(text_width, width)
-        self.state = nn.Linear(state_size, width)
+        self.state: nn.Module = nn.Linear(state_size, width)
+        if state_hidden is not None:
+            self.state = nn.Sequential(nn.Linear(state_size, state_hidden), nn.LayerNorm(state_hidden), nn.Mish(), nn.Linear(state_hidden, width))
         self.modality = nn.Parameter(torch.randn(3, width) * 0.02)
         self.cross = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))

@@ -1,0 +1,28 @@
+"""python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from provla.command import command
+
+
+@command("export")
+def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
+    """See conf/export.yaml."""
+    from provla.checkpoint import export_policy, find_device
+    from provla.progress import console
+
+    run = Path(config["checkpoint"]).expanduser()
+    source = run / "policy" if (run / "policy").is_dir() else run
+    target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")
+    if target.exists():
+        raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
+    merged = export_policy(source, target, find_device(config["device"]), config["bases"])
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    console.print(f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}; {size / 1e6:.1f} MB written to {target}")
+
+
+if __name__ == "__main__":
+    main()
