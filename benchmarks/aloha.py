@@ -1,6 +1,6 @@
 """A data set of exactly the schema of lerobot/aloha_mobile_cabinet, as small as one likes, by LeRobot's own writer.
 
-    python benchmarks/aloha.py <folder> [episodes] [steps]
+python benchmarks/aloha.py <folder> [episodes] [steps]
 """
 
 from __future__ import annotations

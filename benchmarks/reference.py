@@ -73,7 +73,11 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows([*kept, *rows])
-    print("| device | quant | compile | s per step | samples/s | ms per chunk | peak memory | trainable / total | weights | error vision, text |\n" + "|---" * 10 + "|")
+    print(
+        "| device | quant | compile | s per step | samples/s | ms per chunk | peak memory | trainable / total | weights | error vision, text |\n"
+        + "|---" * 10
+        + "|"
+    )
     for r in [*kept, *rows]:
         memory = f"{r['peak_gpu_memory_gb'] or r['peak_memory_gb']} GB"
         size = f"{int(r['trainable_parameters']) / 1e6:.2f} / {int(r['total_parameters']) / 1e6:.0f} M"

@@ -87,9 +87,7 @@ def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: 
         write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases})
 
 
-def load_policy(
-    folder: Path, device: torch.device, changes: Mapping[str, Any] | None = None, bases: Mapping[str, str] | None = None
-) -> tuple[Any, Spec]:
+def load_policy(folder: Path, device: torch.device, changes: Mapping[str, Any] | None = None, bases: Mapping[str, str] | None = None) -> tuple[Any, Spec]:
     """The policy of a folder, in evaluation mode, and its sizes.
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen

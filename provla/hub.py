@@ -15,9 +15,7 @@ def explain(error: Exception, name: str, key: str) -> ValueError:
     cause: BaseException | None = error
     while cause is not None:  # transformers wraps what the Hub said
         if isinstance(cause, GatedRepoError):
-            return ValueError(
-                f"{key}={name!r} is gated: ask for access at https://huggingface.co/{name}, then set HF_TOKEN (in the environment or in .env)"
-            )
+            return ValueError(f"{key}={name!r} is gated: ask for access at https://huggingface.co/{name}, then set HF_TOKEN (in the environment or in .env)")
         if isinstance(cause, RevisionNotFoundError):
             return ValueError(f"{key}={name!r} exists on the Hugging Face Hub, but not in the revision asked for; change {key.rpartition('.')[0]}.revision")
         if isinstance(cause, RepositoryNotFoundError):
@@ -38,7 +36,7 @@ def explain(error: Exception, name: str, key: str) -> ValueError:
 def from_pretrained(cls: Any, name: str, revision: str | None, key: str, **options: Any) -> Any:
     """`cls.from_pretrained`; `ValueError` that names the key when the weights cannot be had."""
     import transformers
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
     transformers.logging.set_verbosity_error()  # what is missing or left over is checked by the caller
     transformers.utils.logging.disable_progress_bar()

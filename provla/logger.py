@@ -94,12 +94,13 @@ class WandbLogger(CsvLogger):
     def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
         super().start(folder, config, name, group, history)
         import wandb
+        from wandb.util import generate_id
 
         mode = self._choose()
         # The command line stays out of the record: nobody's secret belongs there.
         settings = wandb.Settings(silent=True, init_timeout=20, x_disable_meta=True, disable_git=True, console="off")
         stored = folder / WANDB_RUN
-        run_id = json.loads(stored.read_text())["id"] if stored.is_file() else wandb.util.generate_id()
+        run_id = json.loads(stored.read_text())["id"] if stored.is_file() else generate_id()
         options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": dict(config), "name": name, "group": group}
         for attempt in (mode, "offline"):
             try:

@@ -160,12 +160,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
         metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
-        plots, rows = _plots(policy, fit, held, data, folder / "plots", device)
+        plots, chunks = _plots(policy, fit, held, data, folder / "plots", device)
         videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
         write_episodes(outcomes, folder / "episodes.csv")
         latency = ms_per_chunk(policy, spec, device)
         logger.media(plots, videos)
-        logger.chunks(rows)
+        logger.chunks(chunks)
         failed = False
     finally:
         logger.finish({} if failed else metrics, failed)

@@ -30,7 +30,6 @@ class NoText(nn.Module):
 class TaskEmbedding(nn.Module):
     """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown instruction."""
 
-
     def __init__(self, instructions: Sequence[str], width: int) -> None:
         super().__init__()
         self.width = width

@@ -197,7 +197,9 @@ class SideBySide(nn.Module):
     As in Prismatic VLMs (Karamcheti et al. 2024, arXiv:2402.07865) and OpenVLA. towers: name → node of an `ImageTower`.
     """
 
-    def __init__(self, num_images: int, image_size: tuple[int, int], towers: Mapping[str, Mapping[str, Any]], pretrained: bool = True, key: str = "vision") -> None:
+    def __init__(
+        self, num_images: int, image_size: tuple[int, int], towers: Mapping[str, Mapping[str, Any]], pretrained: bool = True, key: str = "vision"
+    ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict()
         for name, node in towers.items():
@@ -205,7 +207,7 @@ class SideBySide(nn.Module):
             given = {k: v for k, v in node.items() if k not in ("adapter", "quant")}  # one way for both, the part's
             self.towers[name] = build(given, where, nn.Module, key=where)(num_images=num_images, image_size=image_size)
         self.pretrained = all(bool(tower.pretrained) for tower in self.towers.values())
-        self.width = sum(int(tower.width) for tower in self.towers.values())  # type: ignore[arg-type]
+        self.width = sum(int(tower.width) for tower in self.towers.values())  # type: ignore[arg-type, misc]
 
     @property
     def adaptable(self) -> nn.Module:

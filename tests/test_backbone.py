@@ -207,7 +207,9 @@ def test_policy_folders_store_adapters_and_name_their_bases(quant: str, spec: Sp
             assert 0 < report.error < (0.02 if quant == "8bit" else 0.25)
 
     (copies / "siglip").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"needs its frozen bases \(vision: .*siglip, text: .*qwen2\).*could not be loaded: vision\.name=.*no such folder[\s\S]*bases="):
+    with pytest.raises(
+        ValueError, match=r"needs its frozen bases \(vision: .*siglip, text: .*qwen2\).*could not be loaded: vision\.name=.*no such folder[\s\S]*bases="
+    ):
         load_policy(tmp_path / "policy", CPU)
     moved, _ = load_policy(tmp_path / "policy", CPU, bases={"vision": str(tmp_path / "elsewhere")})
     assert torch.equal(_act(moved, spec), _act(policy, spec))
@@ -312,7 +314,10 @@ def test_attention_pooling_is_not_quantised(spec: Spec, backbones: Path) -> None
         (["vision=siglip_base", "vision.name={b}/qwen2"], r"vision\.name=.*qwen2'"),
         (["vision=siglip_base", "vision.name={b}/dinov2"], r"vision\.name=.*is no SiglipVisionModel: \d+ of its weights are missing"),
         (["text=qwen2_5_0_5b", "text.name={b}"], r"text\.name=.*the folder does not hold what is needed"),
-        (["text=qwen2_5_0_5b", "text.name={b}/nopad"], r"text\.name=.*its tokenizer has no padding token; name one of its tokens, such as text\.pad_token='</s>'"),
+        (
+            ["text=qwen2_5_0_5b", "text.name={b}/nopad"],
+            r"text\.name=.*its tokenizer has no padding token; name one of its tokens, such as text\.pad_token='</s>'",
+        ),
         (["text=qwen2_5_0_5b", "text.name={b}/qwen2", "text.pad_token=zz"], r"text\.pad_token='zz' is no token of"),
         (["text=qwen2_5_0_5b", "text.name={b}/pickled"], r"text\.name=.*the folder does not hold what is needed: .*safetensors"),
         (["text=qwen_tiny", "text.architecture=os"], r"text\.architecture='os' is no model class of transformers"),

@@ -17,6 +17,7 @@ from provla.types import Spec, fake_batch, fake_observation
 OPTIONS = [(f.parent.name, f.stem) for f in sorted((ROOT / "conf").glob("*/*.yaml")) if f.parent.name != "backbone"]
 POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy")
 
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_builds_trains_and_samples(group: str, option: str, spec: Spec, backbones: Path, tmp_path: Path) -> None:
     fake = [o for o in FAKE if not o.startswith(group)]

@@ -155,7 +155,7 @@ def test_any_lerobot_data_set_by_name(two_cameras: Path, tmp_path: Path) -> None
 
     table = pd.concat([pd.read_parquet(f) for f in sorted((two_cameras / "data").rglob("*.parquet"))])
     np.testing.assert_array_equal(np.stack(table["observation.effort"]), data.state)
-    small = source(two_cameras, tmp_path, image_size=[24, 32], episodes=3, joint_groups={"arm": ["shoulder", "elbow"]}).load()
+    small = source(two_cameras, tmp_path, image_size=[24, 32], num_episodes=3, joint_groups={"arm": ["shoulder", "elbow"]}).load()
     assert small.image_size == (24, 32)
     assert len(small.task) == 3
     assert small.joint_groups == {"arm": [0, 1]}

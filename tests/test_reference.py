@@ -19,7 +19,7 @@ from provla.build import build
 from provla.trainer import Trainer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from aloha import CAMERAS, JOINTS, write
+from aloha import JOINTS, write
 
 Command = Callable[..., tuple[int, str, str]]
 GROUPS = {"left_arm": range(6), "left_gripper": [6], "right_arm": range(7, 13), "right_gripper": [13]}

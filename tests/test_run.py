@@ -69,7 +69,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert [float(r["train/loss"]) > 0 for r in rows if r["train/loss"]] == [True] * 4
     assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "chunks.png"}
     assert {p.name for p in (run / "videos").iterdir()} == {"drawer-close.mp4", "window-open.mp4"}
-    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "weights.safetensors"}
+    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "weights.safetensors", "text"}  # text: its tokenizer
     assert {p.name for p in (run / "checkpoints").iterdir()} >= {"latest", "best", "step_0000004"}
 
     # Again: the folder already holds the answer.
@@ -160,7 +160,7 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
         (["trainer.batchsize=3"], r"unknown key 'trainer.batchsize'; did you mean trainer.batch_size?"),
         (["fusoin=film"], "unknown"),
         (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
-        (["+speed=3"], "nothing reads the key 'speed'; valid: seed, "),
+        (["+speed=3"], "nothing reads the key 'speed'; valid: resume, seed, "),
         (["trainer.batch_size=0"], "trainer.batch_size=0: must be a whole number of at least 1"),
         (["dataset=lerobot"], "the data set has no source: give dataset.root=<folder>"),
         (["dataset=lerobot", "dataset.root=/nowhere"], "dataset.root='/nowhere': no such folder"),
@@ -309,7 +309,7 @@ def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(command: Command, t
     records = list(_records(transactions))
     run_id = json.loads((first / "wandb_run.json").read_text())["id"]
     models = [r.artifact for r in records if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "model"]
-    assert [list(a.aliases) for a in models][0] == ["latest", "best"]  # the first is the best so far
+    assert list(models[0].aliases) == ["latest", "best"]  # the first is the best so far
     assert {a.name for a in models} == {f"checkpoint-{run_id}"}
     tables = list((first / "wandb").rglob("chunks*.table.json"))
     assert json.loads(tables[0].read_text())["columns"] == ["instruction", "step", "joint", "predicted", "demonstrated"]
