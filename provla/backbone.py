@@ -89,10 +89,7 @@ class Source:
             model, found = from_pretrained(cls, self.name, self.revision, where, **more, **local, **_no_pooler(cls))
             _check_complete(found, self.name, cls, where)
         else:
-            if self.files is not None:
-                config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files")
-            else:
-                config = cls.config_class(**self.config)
+            config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files") if self.files is not None else cls.config_class(**self.config)
             for option, value in options.items():
                 setattr(config, option, value)
             try:

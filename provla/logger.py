@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 from provla.files import write_json, write_text
 from provla.progress import console
 
-
 # Which W&B run a folder belongs to, so that a resumed run goes on in it.
 WANDB_RUN = "wandb_run.json"
 
