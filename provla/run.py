@@ -71,6 +71,18 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
     )
 
 
+def check_data(data: Demonstrations, spec: Spec) -> None:
+    """`ValueError` where a policy's sizes or cameras are not those of a data set."""
+    for what, has, needs in (
+        ("action size", spec.action_size, data.actions.shape[1]),
+        ("state size", spec.state_size, data.state.shape[1]),
+        ("image size", tuple(spec.image_size), data.image_size),
+        ("cameras", list(spec.cameras), list(data.frames)),
+    ):
+        if has != needs:
+            raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
+
+
 def check_keys(config: Mapping[str, Any]) -> None:
     """`ValueError` for a root key that nothing reads."""
     unknown = [key for key in config if key not in NODES + VALUES]
@@ -230,6 +242,7 @@ def evaluate(
     else:
         source, success = build(config["dataset"], "dataset"), {}
         data = source.load()
+        check_data(data, spec)
         val = Sampler(data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps)
         metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
     result = {

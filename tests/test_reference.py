@@ -120,6 +120,14 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: C
     assert code == 0, err
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert again["metrics"]["trajectory_mse"] == pytest.approx(result["metrics"]["trajectory_mse"], rel=1e-4)
+    if quant == "none":
+        config = json.loads((run / "config.json").read_text())
+        config["dataset"]["cameras"] = ["cam_high"]
+        other = shutil.copytree(run, tmp_path / "other")
+        (other / "config.json").write_text(json.dumps(config))
+        code, _, err = command("evaluate", f"checkpoint={other}")
+        assert code == 1
+        assert "the policy's cameras is ['cam_high', 'cam_left_wrist'], that of the data set" in err
     policy = provla.load(run)
     n = len(policy.spec.cameras)
     chunk = policy.act(provla.Observation(torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"]))

@@ -39,9 +39,24 @@ def fit(folder: Path, *overrides: str) -> tuple[Fit, dict[str, Tensor]]:
     return found, policy.state_dict()
 
 
-@pytest.mark.parametrize("overrides", [[], ["quant=4bit"], ["quant=8bit"], ["trainer.grad_accumulation=2", "trainer.batch_size=4"], ["trainer.precision=bf16"]])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, overrides: list[str]) -> None:
-    overrides = ["trainer.max_steps=6", *overrides]
+BASES = ["vision=siglip_base", "vision.name={b}/siglip", "text=qwen2_5_0_5b", "text.name={b}/qwen2", "adapter=lora"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["quant=4bit"],
+        ["quant=8bit"],
+        ["trainer.grad_accumulation=2", "trainer.batch_size=4"],
+        ["trainer.precision=bf16"],
+        [*BASES, "trainer=reference", "trainer.grad_accumulation=2"],  # frozen weights are no part of the checkpoint
+        [*BASES, "quant=4bit"],
+        [*BASES, "quant=8bit", "adapter.use_dora=true"],
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, overrides: list[str], backbones: Path) -> None:
+    overrides = ["trainer.max_steps=6", *(o.format(b=backbones) for o in overrides), "trainer.val_every_epochs=null"]
     whole, expected = fit(tmp_path / "whole", *overrides)
 
     class Killed(Exception):
