@@ -15,20 +15,22 @@ Generators = Generator | list[Generator] | None
 class Vision(Protocol):
     """images (B,T,C,3,h,w) uint8 → Tokens (B,N,width). Resizes and scales pixels itself.
 
-    Built with `num_images` (T·C) and `image_size` (h, w).
+    Built with `num_images` (T·C) and `image_size` (h, w). An encoder may also have `adaptable`, the module that adapters
+    and quantisation act on (else the encoder itself), and `pretrained` (else false); `backbone.Tower` gives both.
     """
 
     width: int
-    pretrained: bool
 
     def __call__(self, images: Tensor) -> Tokens: ...
 
 
 class Text(Protocol):
-    """B instructions → Tokens (B,N,width). Tokenises itself. Built with `instructions`, those of the training episodes."""
+    """B instructions → Tokens (B,N,width). Tokenises itself. Built with `instructions`, those of the training episodes.
+
+    `adaptable` and `pretrained` as of `Vision`.
+    """
 
     width: int
-    pretrained: bool
 
     def __call__(self, instructions: list[str]) -> Tokens: ...
 
