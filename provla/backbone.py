@@ -63,7 +63,12 @@ class Source:
     @property
     def commit(self) -> str | None:
         """The revision, which a folder does not have."""
-        return None if self.name is not None and Path(self.name).expanduser().is_dir() else self.revision
+        return None if self.is_folder else self.revision
+
+    @property
+    def is_folder(self) -> bool:
+        """`name` lies here."""
+        return self.name is not None and Path(self.name).expanduser().is_dir()
 
     def model_class(self) -> Any:
         """`ValueError` for a name that is no model of transformers."""
@@ -84,7 +89,7 @@ class Source:
             config = from_pretrained(cls.config_class, self.name, self.revision, where)
             for option, value in options.items():
                 setattr(config, option, value)
-            local = {"use_safetensors": True} if Path(self.name).is_dir() else {}  # no pickle from a folder that somebody hands in
+            local = {"use_safetensors": True} if self.is_folder else {}  # no pickle from a folder that somebody hands in
             more = {"config": config, "dtype": DTYPES[self.dtype], "output_loading_info": True, "adapter_kwargs": {"revision": self.revision}}
             model, found = from_pretrained(cls, self.name, self.revision, where, **more, **local, **_no_pooler(cls))
             _check_complete(found, self.name, cls, where)
