@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -436,14 +437,11 @@ def hub(backbones: Path) -> Iterator[str]:
 
 
 def test_a_hub_is_read_at_the_pinned_revision_and_its_refusals_are_explained(hub: str, tmp_path: Path) -> None:
-    program = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-import conftest, os
+    program = """
 from provla.text import TextTower
 pinned = "c0ffee0000000000000000000000000000000000"
 def build(name, revision=pinned):
-    return TextTower(["a"], "Qwen2Model", {{}}, 16, name=name, revision=revision)
+    return TextTower(["a"], "Qwen2Model", {}, 16, name=name, revision=revision)
 print(build("acme/tiny").base)
 for name, revision in (("acme/gated", pinned), ("acme/nothing", pinned), ("acme/tiny", "0" * 40)):
     try:
@@ -451,11 +449,8 @@ for name, revision in (("acme/gated", pinned), ("acme/nothing", pinned), ("acme/
     except ValueError as error:
         print(error)
 """
-    import os
-
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    program = program.replace("import conftest, os", "import os")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout
     assert "Base(name='acme/tiny', revision='c0ffee0000000000000000000000000000000000'" in lines

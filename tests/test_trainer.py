@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 
 
 def setup(*overrides: str) -> tuple[Any, Trainer, Sampler, Sampler]:
-    config = compose(*FAKE, *overrides)
+    other_tower = any(override.startswith("vision=") for override in overrides)
+    config = compose(*(o for o in FAKE if not (other_tower and o.startswith("vision."))), *overrides)
     source = build(config["dataset"], "dataset")
     data = source.load()
     spec = make_spec(config, data)
