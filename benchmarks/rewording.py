@@ -37,7 +37,8 @@ def main() -> None:
         run, said = OUT / name, OUT / f"{name}-reworded"
         subprocess.run([sys.executable, "-m", "provla.train", f"hydra.run.dir={run}", "study=rewording", "logger=csv", *overrides], check=True, cwd=ROOT)
         if not (said / "result.json").exists():
-            wordings = f"+env.instructions={json.dumps(WORDINGS)}".replace('"', "'")
+            said_of = ",".join(f"{task}: {texts}" for task, texts in WORDINGS.items())  # Hydra takes no quotes around keys
+            wordings = f"+env.instructions={{{said_of}}}"
             subprocess.run([sys.executable, "-m", "provla.evaluate", f"checkpoint={run}", f"hydra.run.dir={said}", wordings], check=True, cwd=ROOT)
         for wording, folder in (("as written", run), ("reworded", said)):
             cells = json.loads((folder / "result.json").read_text())["success"]
