@@ -11,6 +11,8 @@ from provla.types import Tokens
 class ConcatMLP(nn.Module):
     """Late fusion: the pooled modalities side by side, as in Diffusion Policy's global conditioning (Chi et al. 2023, arXiv:2303.04137)."""
 
+    vector = True
+
     def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, hidden: int) -> None:
         super().__init__()
         self.width = width

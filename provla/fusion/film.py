@@ -14,6 +14,8 @@ class FiLM(nn.Module):
     `depth` residual blocks, each modulated anew; then the mean of the tokens meets the state.
     """
 
+    vector = True
+
     def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int) -> None:
         super().__init__()
         self.width = width
