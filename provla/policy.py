@@ -46,7 +46,13 @@ class ProVLA(nn.Module):
         self.vision = build(vision, "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
         self.text = build(text, "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
-        self.fusion = build(fusion, "fusion", nn.Module)(vision_width=self.vision.width, text_width=self.text.width, state_size=state_size)
+        sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
+        self.fusion = build_matched(fusion, "fusion", sizes)
+        if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
+            raise ValueError(
+                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use head.conditioning=pooled, or a fusion "
+                "that gives tokens, such as perceiver, qformer or cross_attention"
+            )
         self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=self.fusion.width)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
@@ -120,3 +126,37 @@ def parameters_by_part(policy: nn.Module) -> dict[str, dict[str, int]]:
     """`count_parameters` of each part that has any."""
     counts = {name: count_parameters(part) for name, part in policy.named_children()}
     return {name: count for name, count in counts.items() if count["total"]}
+
+
+def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int], tolerance: float = 0.03) -> nn.Module:
+    """The part of a node; with `match_params` the width at which it has that many parameters, so that arms compare at equal size.
+
+    Widths are multiples of `num_heads`, or of 4. Errors: `ValueError` where no width comes within the tolerance.
+    """
+    given = {key: value for key, value in node.items() if key != "match_params"}
+    wanted = node.get("match_params")
+    if wanted is None:
+        found: nn.Module = build(given, where, nn.Module)(**sizes)
+        return found
+    if "width" not in given:
+        raise ValueError(f"{where}.match_params={wanted}: {given.get('_target_')} has no width to change")
+    step = int(given.get("num_heads") or 4)
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return count_parameters(build({**given, "width": width}, where, nn.Module)(**sizes))["total"]
+
+    low, high = 1, 2
+    while count(high * step) < wanted and high * step < 2**15:
+        low, high = high, 2 * high
+    while high - low > 1:  # count grows with the width
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle * step) < wanted else (low, middle)
+    best = min((low * step, high * step), key=lambda width: abs(count(width) - wanted))
+    if abs(count(best) - wanted) > tolerance * wanted:
+        raise ValueError(
+            f"{where}.match_params={wanted}: the nearest that {given['_target_']} comes is {count(best)} parameters, at width {best}; "
+            f"more than {tolerance:.0%} away. Choose another number, or change its other sizes."
+        )
+    matched: nn.Module = build({**given, "width": best}, where, nn.Module)(**sizes)
+    return matched
