@@ -1,0 +1,162 @@
+"""LeRobot's own policies as baselines, behind the two methods of every policy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from provla.build import build
+from provla.hub import from_pretrained
+from provla.interfaces import Generators
+from provla.normalize import Normalizer
+from provla.scheduler import Diffusion
+from provla.types import Batch, Observation, Spec, Tokens
+
+KINDS = {"act": ("act", "ACT"), "diffusion": ("diffusion", "Diffusion"), "multi_task_dit": ("multi_task_dit", "MultiTaskDiT")}
+# What LeRobot normalises images with by default.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class LeRobotPolicy(nn.Module):
+    """ACT (Zhao et al. 2023, arXiv:2304.13705), Diffusion Policy (Chi et al. 2023, arXiv:2303.04137) or multi-task DiT
+    (arXiv:2507.05331), by LeRobot's code: its networks and its loss; provla's batches, draws of a sampler and episodes.
+
+    kind: act, diffusion or multi_task_dit. options: keys of that policy's configuration in LeRobot. scheduler:
+    num_inference_steps of the DDIM sampler, for those that diffuse. clip: sizes of a CLIP with random weights for
+    multi_task_dit, which so needs no download; null: `options` names a pretrained one.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        kind: str,
+        options: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
+        normalization: Mapping[str, str],
+        device: torch.device,
+        clip: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"policy.kind={kind!r}; valid: {', '.join(KINDS)}")
+        self.spec, self._kind, self._normalization = spec, kind, dict(normalization)
+        self._keys = [f"observation.images.{camera}" for camera in spec.cameras]
+        self.augmentation = build(augmentation, "augmentation", nn.Module)
+        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
+            if kind == "multi_task_dit":
+                options = dict(options) | (_random_clip(clip, Path(folder)) if clip is not None else {})
+                self._tokenizer = _tokenizer(str(options["text_encoder_name"]), clip is not None)
+            config = self._config(options)
+            try:
+                self.policy = _classes(kind)[1](config)
+            except (ValueError, TypeError, NotImplementedError) as error:
+                raise ValueError(f"policy={kind}: LeRobot refuses this data set or configuration: {error}") from error
+        self.sampler = None
+        if kind != "act":
+            chosen = (config.num_train_timesteps, int(scheduler["num_inference_steps"]), config.beta_schedule, config.prediction_type, config.clip_sample)
+            self.sampler = Diffusion("DDIMScheduler", *chosen)
+        self.register_buffer("_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.to(device)
+
+    def _config(self, options: Mapping[str, Any]) -> Any:
+        from lerobot.configs.types import FeatureType, PolicyFeature
+
+        spec, cls = self.spec, _classes(self._kind)[0]
+        unknown = [key for key in options if key not in cls.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"nothing reads policy.options.{unknown[0]}; LeRobot's {self._kind} has: {', '.join(sorted(cls.__dataclass_fields__))}")
+        length = {"chunk_size": spec.horizon} if self._kind == "act" else {"horizon": spec.horizon}
+        images = {key: PolicyFeature(FeatureType.VISUAL, (3, *spec.image_size)) for key in self._keys}
+        try:
+            return cls(
+                n_obs_steps=spec.n_obs_steps,
+                n_action_steps=spec.n_action_steps,
+                **length,
+                input_features={**images, "observation.state": PolicyFeature(FeatureType.STATE, (spec.state_size,))},
+                output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.action_size,))},
+                **options,
+            )
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ValueError(f"policy={self._kind}: LeRobot refuses this data set or configuration: {error}") from error
+
+    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
+        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
+        self.state_norm.fit(states, self._normalization["state"])
+        self.action_norm.fit(actions, self._normalization["action"])
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`: LeRobot's, on this batch."""
+        observation = batch.observation
+        images = self.augmentation(observation.images, batch.crop) if self.training else observation.images
+        found = self.inputs(images, observation) | {"action": self.action_norm(batch.actions), "action_is_pad": batch.is_pad}
+        return {"loss": self.policy(found)[0]}
+
+    forward = loss  # what accelerate wraps
+
+    @torch.no_grad()
+    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
+        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
+        batch = self.inputs(observation.images, observation)
+        if self.sampler is None:
+            batch["observation.images"] = [batch[key] for key in self._keys]
+            chunk = self.policy.model(batch)[0]
+        else:
+            batch["observation.images"] = torch.stack([batch[key] for key in self._keys], dim=-4)  # (B, T, C, 3, h, w)
+            condition, network = self._network(batch)
+            shape = (len(observation), self.spec.horizon, self.spec.action_size)
+            chunk = self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator)
+        undone: Tensor = self.action_norm.undo(chunk.float())
+        return undone
+
+    def _network(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """The condition (B,D), encoded once, and LeRobot's denoiser as a head."""
+        if self._kind == "diffusion":
+            inner = self.policy.diffusion
+            return inner._prepare_global_conditioning(batch), lambda x, t, context: inner.unet(x, t, global_cond=context.features[:, 0])
+        predict = self.policy.noise_predictor
+        return self.policy.observation_encoder.encode(batch), lambda x, t, context: predict(x, t, conditioning_vec=context.features[:, 0])
+
+    def inputs(self, images: Tensor, observation: Observation) -> dict[str, Any]:
+        """What LeRobot's policies read: normalised, a key per camera; without the step axis for ACT."""
+        pixels = (images.to(self._mean.dtype) / 255 - self._mean) / self._std  # (B, T, C, 3, h, w)
+        state = self.state_norm(observation.state)
+        last = self._kind == "act"
+        found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
+        found["observation.state"] = state[:, -1] if last else state
+        if self._kind == "multi_task_dit":
+            words = self._tokenizer(observation.instruction, padding=True, truncation=True, max_length=self.policy.config.tokenizer_max_length)
+            for key, name in (("tokens", "input_ids"), ("attention_mask", "attention_mask")):
+                found[f"observation.language.{key}"] = torch.tensor(words[name], device=pixels.device)
+        return found
+
+
+def _classes(kind: str) -> tuple[Any, Any]:
+    """LeRobot's configuration and policy class."""
+    from importlib import import_module
+
+    module, name = KINDS[kind]
+    where = f"lerobot.policies.{module}"
+    return getattr(import_module(f"{where}.configuration_{module}"), f"{name}Config"), getattr(import_module(f"{where}.modeling_{module}"), f"{name}Policy")
+
+
+def _random_clip(sizes: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """A CLIP with random weights where LeRobot will load it from; its names for LeRobot's configuration."""
+    from transformers import CLIPConfig, CLIPModel
+
+    model = CLIPModel(CLIPConfig(text_config={**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}, vision_config=dict(sizes["vision"])))
+    model.save_pretrained(folder)
+    return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
+
+
+def _tokenizer(name: str, random: bool) -> Any:
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    return ByT5Tokenizer(extra_ids=0) if random else from_pretrained(AutoTokenizer, name, None, "policy.options.text_encoder_name")
