@@ -51,7 +51,7 @@ class LeRobotPolicy(nn.Module):
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
-                options = dict(options) | (_random_clip(clip, Path(folder)) if clip is not None else {})
+                options = dict(options) | (_random_clip(clip, spec.image_size[0], Path(folder)) if clip is not None else {})
                 self._tokenizer = _tokenizer(str(options["text_encoder_name"]), clip is not None)
             config = self._config(options)
             try:
@@ -147,11 +147,12 @@ def _classes(kind: str) -> tuple[Any, Any]:
     return getattr(import_module(f"{where}.configuration_{module}"), f"{name}Config"), getattr(import_module(f"{where}.modeling_{module}"), f"{name}Policy")
 
 
-def _random_clip(sizes: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str, str]:
     """A CLIP with random weights where LeRobot will load it from; its names for LeRobot's configuration."""
     from transformers import CLIPConfig, CLIPModel
 
-    model = CLIPModel(CLIPConfig(text_config={**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}, vision_config=dict(sizes["vision"])))
+    words = {**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}  # ByT5's
+    model = CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]}))
     model.save_pretrained(folder)
     return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
 
