@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
-def command(name: str) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
     A `ValueError` becomes its message and exit code 1. In a multirun a failed job is reported, the others go on, and
-    the exit code is 1 at the end.
+    the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -50,6 +50,7 @@ def command(name: str) -> Callable[[Task], Callable[[], None]]:
 
         def main() -> None:
             failures.clear()
+            sys.argv[1:] = [re.sub(rf"^({'|'.join(map(re.escape, lists))})=([^\[,]+(?:,[^,]+)+)$", r"\1=[\2]", a) if lists else a for a in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
             OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)

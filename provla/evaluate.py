@@ -8,13 +8,16 @@ from typing import Any
 from provla.command import command
 
 
-@command("evaluate")
+@command("evaluate", lists=("scheduler.num_inference_steps",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/evaluate.yaml."""
-    from provla.run import evaluate
+    from provla.run import evaluate, evaluate_steps
 
-    changes = {"env": config["env"], "scheduler": config["scheduler"]}
-    return float(evaluate(Path(config["checkpoint"]).expanduser(), config["device"], changes, folder, config["bases"])["objective"]["value"])
+    scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
+    asked = (Path(config["checkpoint"]).expanduser(), config["device"], {"env": config["env"], "scheduler": scheduler}, folder, config["bases"])
+    steps = scheduler.get("num_inference_steps")
+    result = evaluate_steps(*asked, steps) if isinstance(steps, list) else evaluate(*asked)
+    return float(result["objective"]["value"])
 
 
 if __name__ == "__main__":

@@ -84,6 +84,27 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
         return _save(figure, path)
 
 
+def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
+    """A quality, with its interval where it has one, and the time of a chunk against the number of sampler steps."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+        steps = [row["num_inference_steps"] for row in rows]
+        left.plot(steps, [row[quality] for row in rows], color=BLUE, marker="o", ms=4)
+        if all("low" in row for row in rows):
+            left.fill_between(steps, [row["low"] for row in rows], [row["high"] for row in rows], color=BLUE, alpha=0.15, label="95 % Wilson interval")
+            left.legend()
+        left.set_ylabel(quality.replace("_", " "))
+        right.plot(steps, [row["ms_per_chunk"] for row in rows], color=ORANGE, marker="o", ms=4)
+        right.set_ylabel("ms per action chunk")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(steps, [str(s) for s in steps])
+            axes.set_xlabel("sampler steps")
+        figure.tight_layout(w_pad=2)
+        return _save(figure, path)
+
+
 def _wrap(text: str) -> list[str]:
     import textwrap
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,45 @@ def evaluate(
     } | _environment()
     write_json(folder / "result.json", result)
     show(result, folder)
+    return result
+
+
+def evaluate_steps(
+    checkpoint: Path,
+    device_name: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    bases: Mapping[str, str] | None,
+    steps: Sequence[int],
+) -> dict[str, Any]:
+    """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a picture."""
+    from provla.plots import plot_steps
+
+    rows = []
+    for count in steps:
+        console.print(f"num_inference_steps={count}")
+        scheduler = {**changes["scheduler"], "num_inference_steps": count}
+        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases)
+        row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
+        cell = found["success"].get("success_rate", {})
+        rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "steps.csv", text.getvalue())
+    quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
+    plot_steps(rows, quality, folder / "plots" / "steps.png")
+    table = Table(title="quality against sampler steps", title_justify="left")
+    for column in ("steps", quality, "ms per chunk"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
+    console.print(table)
+    best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
+    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | _environment()
+    write_json(folder / "result.json", result)
+    console.print(f"written to {folder}")
     return result
 
 

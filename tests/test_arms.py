@@ -368,10 +368,14 @@ def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, spec: Spec) -> None:
 
     state, actions = observation.state.flatten(0, 1), batch.actions.flatten(0, 1)
     stats: dict[str, Any] = {
-        key: {"min": v.amin(0), "max": v.amax(0), "mean": v.mean(0), "std": v.std(0, correction=0)} for key, v in (("observation.state", state), ("action", actions))
+        key: {"min": v.amin(0), "max": v.amax(0), "mean": v.mean(0), "std": v.std(0, correction=0)}
+        for key, v in (("observation.state", state), ("action", actions))
     }
     for camera in sizes.cameras:
-        stats[f"observation.images.{camera}"] = {"mean": torch.tensor([[[0.485]], [[0.456]], [[0.406]]]), "std": torch.tensor([[[0.229]], [[0.224]], [[0.225]]])}
+        stats[f"observation.images.{camera}"] = {
+            "mean": torch.tensor([[[0.485]], [[0.456]], [[0.406]]]),
+            "std": torch.tensor([[[0.229]], [[0.224]], [[0.225]]]),
+        }
     raw: dict[str, Any] = {f"observation.images.{c}": observation.images[:, :, i].float() / 255 for i, c in enumerate(sizes.cameras)}
     raw |= {"observation.state": observation.state, "action": batch.actions, "action_is_pad": batch.is_pad}
     if kind == "act":
@@ -382,7 +386,10 @@ def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, spec: Spec) -> None:
         normalise = _only_normalise(config, stats)
         theirs = normalise(raw)
         words = policy._tokenizer(observation.instruction, padding=True)
-        theirs |= {"observation.language.tokens": torch.tensor(words["input_ids"]), "observation.language.attention_mask": torch.tensor(words["attention_mask"])}
+        theirs |= {
+            "observation.language.tokens": torch.tensor(words["input_ids"]),
+            "observation.language.attention_mask": torch.tensor(words["attention_mask"]),
+        }
     else:
         theirs = make_pre_post_processors(config, dataset_stats=stats)[0](raw)
     torch.manual_seed(7)
@@ -460,3 +467,15 @@ def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch
     assert all(r["status"] == "completed" for r in results)
 
 
+def test_quality_against_sampler_steps_in_one_call(command: Command, tmp_path: Path) -> None:
+    run, judged = tmp_path / "run", tmp_path / "judged"
+    assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
+    code, out, err = command("evaluate", f"checkpoint={run}", "scheduler.num_inference_steps=1,2,4", f"hydra.run.dir={judged}")
+    assert code == 0, err
+    result = json.loads((judged / "result.json").read_text())
+    assert [row["num_inference_steps"] for row in result["steps"]] == [1, 2, 4]
+    assert len({row["trajectory_mse"] for row in result["steps"]}) == 3
+    assert result["objective"] == {"name": "trajectory_mse", "value": min(row["trajectory_mse"] for row in result["steps"])}
+    assert "quality against sampler steps" in out
+    assert (judged / "plots" / "steps.png").stat().st_size > 5000
+    assert len((judged / "steps.csv").read_text().splitlines()) == 4

@@ -20,7 +20,9 @@ class MoE(nn.Module):
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.gate = nn.Linear(2 * width, num_experts)
-        self.experts = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish(), nn.Linear(width, width)) for _ in range(num_experts))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish(), nn.Linear(width, width)) for _ in range(num_experts)
+        )
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         seen, said, felt = self.enter(vision, text, state)
