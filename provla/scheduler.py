@@ -131,10 +131,7 @@ class Flow(nn.Module):
 
         for i in range(self.num_inference_steps):
             t = i * step
-            if self._solver == "euler":
-                x = x + step * velocity(x, t)
-            else:
-                x = x + step * velocity(x + step / 2 * velocity(x, t), t + step / 2)
+            x = x + step * velocity(x, t) if self._solver == "euler" else x + step * velocity(x + step / 2 * velocity(x, t), t + step / 2)
         return x
 
 

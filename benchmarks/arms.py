@@ -1,0 +1,142 @@
+"""What every fusion, head and scheduler costs: python benchmarks/arms.py
+
+On the default policy, one part changed at a time: parameters of the part, FLOPs of a forward pass of the policy per sample,
+milliseconds per training step of 64 and per sampled chunk. And the U-Net's training step against LeRobot's at the same widths.
+Rounds alternate between all arms, so that a noisy machine slows them alike; medians. Writes benchmarks/arms.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from provla.build import build
+from provla.command import ROOT
+from provla.policy import count_parameters
+from provla.types import Spec, Tokens, fake_batch, fake_observation
+
+SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, tuple(f"Do task {i}" for i in range(5)), {"all": [0, 1, 2, 3]}, 10.0)
+BATCH, ROUNDS = 64, 15
+
+
+def policy_of(*overrides: str) -> Any:
+    node: Any = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+    torch.manual_seed(0)
+    return build(node["policy"], "policy", nn.Module, spec=SPEC, device=torch.device("cpu"))
+
+
+def stepper(module: Any, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """One training step: forward, backward, fused AdamW."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def medians(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Milliseconds of each call, the calls taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 2):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            if number >= 2:  # the first rounds warm up
+                times[name].append(time.perf_counter() - begun)
+    return {name: 1000 * float(np.median(found)) for name, found in times.items()}
+
+
+def arms() -> list[dict[str, Any]]:
+    options = [(group, file.stem) for group in ("fusion", "head", "scheduler") for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+    policies = {f"{group}={option}": policy_of(f"{group}={option}") for group, option in options}
+    policies["head=dit, tokens of fusion=perceiver"] = policy_of("head=dit", "head.conditioning=tokens", "fusion=perceiver")
+    batch, one = fake_batch(SPEC, BATCH), fake_observation(SPEC, 1)
+    train, act = {}, {}
+    for name, policy in policies.items():
+        policy.fit_normalization(torch.randn(50, 4), torch.rand(50, 4) * 2 - 1)
+        train[name] = stepper(policy, lambda policy=policy: policy.loss(batch)["loss"])
+        act[name] = lambda policy=policy: policy.act(one, torch.Generator().manual_seed(0))
+    training, sampling = medians(train), medians(act)
+    rows = []
+    for name, policy in policies.items():
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            policy.loss(fake_batch(SPEC, 1))
+        group = name.split("=")[0]
+        rows.append(
+            {
+                "arm": name,
+                "part_parameters": count_parameters(getattr(policy, group))["total"],
+                "policy_parameters": count_parameters(policy)["total"],
+                "mflops_per_sample": round(counter.get_total_flops() / 1e6, 1),
+                "ms_per_training_step": round(training[name], 1),
+                "ms_per_chunk": round(sampling[name], 1),
+            }
+        )
+    return rows
+
+
+def against_lerobot() -> dict[str, Any]:
+    """unet1d and LeRobot's conditional U-Net, the same widths, the same batch, taking turns."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
+
+    features = {"observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)), "observation.state": PolicyFeature(FeatureType.STATE, (4,))}
+    config = DiffusionConfig(
+        horizon=16,
+        n_action_steps=8,
+        down_dims=(64, 128, 256),
+        kernel_size=3,
+        diffusion_step_embed_dim=128,
+        input_features=features,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    theirs = DiffusionConditionalUnet1d(config, global_cond_dim=256)
+    node: Any = OmegaConf.to_container(compose("train").head, resolve=True)
+    mine = build(node, "head", nn.Module)(action_size=4, horizon=16, context_width=256)
+    actions, noise, times, condition = torch.randn(BATCH, 16, 4), torch.randn(BATCH, 16, 4), torch.randint(0, 100, (BATCH,)), torch.randn(BATCH, 256)
+    context = Tokens.full(condition.unsqueeze(1))
+    found = medians(
+        {
+            "provla": stepper(mine, lambda: (mine(actions, times, context) - noise).square().mean()),
+            "lerobot": stepper(theirs, lambda: (theirs(actions, times, global_cond=condition) - noise).square().mean()),
+        },
+        rounds=40,
+    )
+    return {
+        "arm": "unet1d against LeRobot's DiffusionConditionalUnet1d, training step of the head",
+        "part_parameters": count_parameters(mine)["total"],
+        "policy_parameters": count_parameters(theirs)["total"],
+        "mflops_per_sample": "",
+        "ms_per_training_step": f"{found['provla']:.1f} / {found['lerobot']:.1f}",
+        "ms_per_chunk": f"ratio {found['lerobot'] / found['provla']:.2f}",
+    }
+
+
+def main() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        rows = [*arms(), against_lerobot()]
+    with (ROOT / "benchmarks" / "arms.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print("| arm | parameters of the part | MFLOPs per sample | ms per training step | ms per chunk |\n|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['arm']} | {row['part_parameters']:,} | {row['mflops_per_sample']} | {row['ms_per_training_step']} | {row['ms_per_chunk']} |")
+
+
+if __name__ == "__main__":
+    main()
