@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -451,13 +452,11 @@ def test_bad_input(overrides: list[str], changes: dict[str, Any], message: str, 
 
 def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's recipe, followed to the letter: a class and a YAML of one's own, swept beside the built-in ones."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## Add a fusion in two steps") :]
-    python, yaml = (section.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "yaml"))
-    indented = "\n".join(line.removeprefix("   ") for line in python.splitlines())
-    (tmp_path / "my_ideas.py").write_text("import torch\nfrom torch import nn\nfrom provla.types import Tokens\n\n" + indented)
+    section = (ROOT / "README.md").read_text().partition("## Add a fusion in two steps")[2]
+    blocks = {language: textwrap.dedent(section.split(f"   ```{language}\n")[1].split("   ```")[0]) for language in ("python", "yaml")}
+    (tmp_path / "my_ideas.py").write_text(blocks["python"])
     (tmp_path / "mine" / "fusion").mkdir(parents=True)
-    (tmp_path / "mine" / "fusion" / "mean.yaml").write_text("\n".join(line.removeprefix("   ") for line in yaml.splitlines()) + "\n")
+    (tmp_path / "mine" / "fusion" / "mean.yaml").write_text(blocks["yaml"])
     monkeypatch.syspath_prepend(str(tmp_path))
     fake = [o for o in FAKE if not o.startswith("fusion")]
     code, _, err = command("train", "--config-dir", str(tmp_path / "mine"), "-m", *fake, "fusion=mean,film", f"hydra.sweep.dir={tmp_path / 'sweep'}")

@@ -12,6 +12,7 @@ from conftest import ROOT, compose, local
 from torch import nn
 
 from provla.build import build
+from provla.policy import build_matched
 from provla.types import Spec, Tokens, fake_observation
 
 
@@ -22,7 +23,15 @@ def options(group: str, *without: str) -> list[str]:
 def part(group: str, option: str, overrides: Sequence[str] = (), **sizes: Any) -> Any:
     torch.manual_seed(0)
     node = {key: value for key, value in compose(f"{group}={option}", *overrides)[group].items() if key not in ("adapter", "quant")}
-    return build(node, group, nn.Module)(**sizes)
+    return build_matched(node, group, sizes) if group == "fusion" else build(node, group, nn.Module)(**sizes)
+
+
+def trained(module: nn.Module) -> Any:
+    """The module with nothing left at 0: gates and modulations that start closed would hide what is behind them."""
+    for p in module.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)
+    return module
 
 
 def gradients(module: nn.Module, out: torch.Tensor) -> None:
@@ -100,7 +109,7 @@ class TestFusion:
         return part("fusion", option, vision_width=12, text_width=10, state_size=8)
 
     def test_shapes_and_gradients(self, option: str) -> None:
-        fusion = self.make(option)
+        fusion = trained(self.make(option))
         context = fusion(*inputs())
         assert context.features.shape == (3, context.mask.shape[1], fusion.width)
         gradients(fusion, context.features)
@@ -157,20 +166,20 @@ def test_film_follows_its_equation() -> None:
 class TestHead:
     @pytest.mark.parametrize("horizon", [1, 7, 16])
     def test_shapes_and_gradients(self, option: str, horizon: int) -> None:
-        head = part("head", option, action_size=3, horizon=horizon, context_width=10)
+        head = trained(part("head", option, action_size=3, horizon=horizon, context_width=10))
         out = head(torch.randn(2, horizon, 3), torch.tensor([0, 99]), Tokens.full(torch.randn(2, 4, 10)))
         assert out.shape == (2, horizon, 3)
         gradients(head, out)
 
     def test_sees_time_and_context(self, option: str) -> None:
-        head = part("head", option, action_size=3, horizon=8, context_width=10)
+        head = trained(part("head", option, action_size=3, horizon=8, context_width=10))
         actions, context = torch.randn(1, 8, 3), Tokens.full(torch.randn(1, 4, 10))
         out = head(actions, torch.tensor([0]), context)
         assert (head(actions, torch.tensor([99]), context) - out).abs().max() > 1e-3
         assert (head(actions, torch.tensor([0]), Tokens.full(context.features + 1)) - out).abs().max() > 1e-3
 
     def test_masked_context_changes_nothing(self, option: str) -> None:
-        head = part("head", option, action_size=3, horizon=8, context_width=10)
+        head = trained(part("head", option, action_size=3, horizon=8, context_width=10))
         features, mask = torch.randn(1, 4, 10), torch.tensor([[True, True, False, False]])
         other = torch.where(mask.unsqueeze(-1), features, 9.0)
         actions, time = torch.randn(1, 8, 3), torch.tensor([5])

@@ -27,7 +27,7 @@ def test_masked_mean_counts_only_real_steps() -> None:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("option", ["ddim", "ddpm"])
+@pytest.mark.parametrize("option", ["ddim", "ddpm", "dpm_solver"])
 def test_a_perfect_denoiser_samples_the_action(option: str, prediction_type: str) -> None:
     truth = torch.rand(2, 8, 3) * 1.6 - 0.8
     chosen = scheduler(option, prediction_type=prediction_type)
@@ -60,7 +60,7 @@ def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
     def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:
         return 0.3 * x
 
-    for option in ("ddim", "ddpm"):
+    for option in ("ddim", "ddpm", "dpm_solver", "flow", "l1", "mip"):
         chosen = scheduler(option)
         seeds = [torch.Generator().manual_seed(i) for i in (3, 4)]
         both = chosen.sample(head, CONTEXT, (2, 8, 3), seeds)
@@ -74,7 +74,7 @@ def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
         ({"num_inference_steps": 101}, "between 1 and scheduler.num_train_timesteps=100"),
         ({"prediction_type": "noise"}, "valid: epsilon, sample, v_prediction"),
-        ({"sampler": "Magic"}, "valid: DDIMScheduler, DDPMScheduler"),
+        ({"sampler": "Magic"}, "valid: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler"),
     ],
 )
 def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
