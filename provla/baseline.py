@@ -31,6 +31,9 @@ class LeRobotPolicy(nn.Module):
     multi_task_dit, which so needs no download; null: `options` names a pretrained one.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(
         self,
         spec: Spec,

@@ -46,7 +46,8 @@ class Pool(nn.Module):
             return context.mean()
         scores = self.score(context.features).squeeze(-1).masked_fill(~context.mask, float("-inf"))  # (B, K)
         weights = scores.softmax(-1).unsqueeze(-1)
-        return (weights * torch.where(context.mask.unsqueeze(-1), context.features, 0)).sum(1)
+        pooled: Tensor = (weights * torch.where(context.mask.unsqueeze(-1), context.features, 0)).sum(1)
+        return pooled
 
 
 def check_conditioning(conditioning: str, can: tuple[str, ...], head: str) -> None:
@@ -175,7 +176,8 @@ class DiTBlock(nn.Module):
             found = (1 + parts[6]) * self.norm_cross(x) + parts[7]
             x = x + parts[8] * self.cross(found, context.features, context.features, key_padding_mask=~context.mask, need_weights=False)[0]
         found = (1 + parts[3]) * self.norm2(x) + parts[4]
-        return x + parts[5] * self.mlp(found)
+        changed: Tensor = x + parts[5] * self.mlp(found)
+        return changed
 
 
 class DiT(nn.Module):
