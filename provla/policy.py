@@ -48,12 +48,12 @@ class ProVLA(nn.Module):
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
+        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=self.fusion.width)
         if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
             raise ValueError(
                 f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use head.conditioning=pooled, or a fusion "
                 "that gives tokens, such as perceiver, qformer or cross_attention"
             )
-        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=self.fusion.width)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
@@ -131,7 +131,8 @@ def parameters_by_part(policy: nn.Module) -> dict[str, dict[str, int]]:
 def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int], tolerance: float = 0.03) -> nn.Module:
     """The part of a node; with `match_params` the width at which it has that many parameters, so that arms compare at equal size.
 
-    Widths are multiples of `num_heads`, or of 4. Errors: `ValueError` where no width comes within the tolerance.
+    Widths are multiples of `num_heads`; where the part has a `hidden` of its own choosing (null: 4 × width, of the feed-forward
+    networks), that makes up the rest. Errors: `ValueError` where no width comes within the tolerance.
     """
     given = {key: value for key, value in node.items() if key != "match_params"}
     wanted = node.get("match_params")
@@ -140,11 +141,11 @@ def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int],
         return found
     if "width" not in given:
         raise ValueError(f"{where}.match_params={wanted}: {given.get('_target_')} has no width to change")
-    step = int(given.get("num_heads") or 4)
+    step = int(given.get("num_heads") or 1)
 
-    def count(width: int) -> int:
+    def count(width: int, **more: int) -> int:
         with torch.device("meta"):
-            return count_parameters(build({**given, "width": width}, where, nn.Module)(**sizes))["total"]
+            return count_parameters(build({**given, "width": width, **more}, where, nn.Module)(**sizes))["total"]
 
     low, high = 1, 2
     while count(high * step) < wanted and high * step < 2**15:
@@ -153,6 +154,9 @@ def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int],
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle * step) < wanted else (low, middle)
     best = min((low * step, high * step), key=lambda width: abs(count(width) - wanted))
+    if "hidden" in given and given["hidden"] is None:
+        base = count(best, hidden=1)
+        given["hidden"] = max(1, 1 + round((wanted - base) / (count(best, hidden=2) - base)))
     if abs(count(best) - wanted) > tolerance * wanted:
         raise ValueError(
             f"{where}.match_params={wanted}: the nearest that {given['_target_']} comes is {count(best)} parameters, at width {best}; "

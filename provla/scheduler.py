@@ -45,6 +45,9 @@ class Diffusion(nn.Module):
     `DDPMScheduler`, or `DPMSolverMultistepScheduler` (DPM-Solver++ of second order, Lu et al. 2022, arXiv:2211.01095).
     prediction_type: epsilon, sample or v_prediction (Salimans & Ho 2022, arXiv:2202.00512). clip_sample cuts the
     predicted clean action to ±1, so it needs actions normalised to that range; DPM-Solver++ has no such cut.
+    timestep_spacing: where the sampler's steps lie among those of training: leading (as in Diffusion Policy), linspace, or
+    trailing, which starts at pure noise and is the better choice for few steps (Lin et al. 2023, arXiv:2305.08891);
+    DPM-Solver++ spaces its steps itself.
     """
 
     def __init__(
@@ -55,21 +58,29 @@ class Diffusion(nn.Module):
         beta_schedule: str,
         prediction_type: str,
         clip_sample: bool = False,
+        timestep_spacing: str = "leading",
     ) -> None:
         super().__init__()
         if not 1 <= num_inference_steps <= num_train_timesteps:
             raise ValueError(f"scheduler.num_inference_steps={num_inference_steps}: must lie between 1 and scheduler.num_train_timesteps={num_train_timesteps}")
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ValueError(f"scheduler.prediction_type={prediction_type!r}; valid: epsilon, sample, v_prediction")
+        if timestep_spacing not in ("leading", "linspace", "trailing"):
+            raise ValueError(f"scheduler.timestep_spacing={timestep_spacing!r}; valid: leading, linspace, trailing")
         import diffusers
 
         if sampler not in SAMPLERS:
             raise ValueError(f"scheduler.sampler={sampler!r}; valid: {', '.join(SAMPLERS)}")
-        clip = {} if sampler == "DPMSolverMultistepScheduler" else {"clip_sample": clip_sample}
-        if clip_sample and not clip:
+        # The paper's steps, even in log signal-to-noise: those of timestep_spacing leave half of its advantage.
+        options = {"use_lu_lambdas": True} if sampler == "DPMSolverMultistepScheduler" else {"clip_sample": clip_sample}
+        if clip_sample and "clip_sample" not in options:
             raise ValueError("scheduler.clip_sample=true: DPM-Solver++ has no such cut; set it to false")
         self._scheduler: Any = getattr(diffusers, sampler)(
-            num_train_timesteps=num_train_timesteps, beta_schedule=beta_schedule, prediction_type=prediction_type, **clip
+            num_train_timesteps=num_train_timesteps,
+            beta_schedule=beta_schedule,
+            prediction_type=prediction_type,
+            timestep_spacing=timestep_spacing,
+            **options,
         )
         self.num_inference_steps = num_inference_steps
 

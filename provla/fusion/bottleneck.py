@@ -15,13 +15,15 @@ class Bottleneck(nn.Module):
     The state stands beside the text. The context is the bottleneck tokens.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, num_bottlenecks: int, depth: int, num_heads: int) -> None:
+    def __init__(
+        self, vision_width: int, text_width: int, state_size: int, width: int, num_bottlenecks: int, depth: int, num_heads: int, hidden: int | None = None
+    ) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.bottlenecks = nn.Parameter(torch.randn(num_bottlenecks, width) * 0.02)
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(2 * depth))
-        self.mlps = nn.ModuleList(FeedForward(width) for _ in range(2 * depth))
+        self.mlps = nn.ModuleList(FeedForward(width, hidden) for _ in range(2 * depth))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         seen, said, felt = self.enter(vision, text, state)

@@ -15,12 +15,12 @@ class GatedCrossAttention(nn.Module):
     With gates at 0 the context is text and state as they came in: the identity at the start.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int, hidden: int | None = None) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.cross = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(FeedForward(width) for _ in range(depth))
+        self.mlps = nn.ModuleList(FeedForward(width, hidden) for _ in range(depth))
         self.gates = nn.Parameter(torch.zeros(depth, 2))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:

@@ -17,13 +17,13 @@ class JointAttention(nn.Module):
 
     vector = True
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int, hidden: int | None = None) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.read_out = nn.Parameter(torch.randn(1, width) * 0.02)
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(FeedForward(width) for _ in range(depth))
+        self.mlps = nn.ModuleList(FeedForward(width, hidden) for _ in range(depth))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         tokens = side_by_side(*self.enter(vision, text, state), Tokens.full(self.read_out.expand(len(state), -1, -1)))

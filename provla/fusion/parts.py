@@ -31,10 +31,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """What a transformer's pre-norm two-layer network adds."""
+    """What a transformer's pre-norm two-layer network adds. hidden: its width; None: 4 · width."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    def __init__(self, width: int, hidden: int | None = None) -> None:
+        hidden = hidden or 4 * width
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class Modalities(nn.Module):

@@ -25,6 +25,7 @@ class Perceiver(nn.Module):
         depth: int,
         num_heads: int,
         state_hidden: int | None = None,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.width = width
@@ -32,7 +33,7 @@ class Perceiver(nn.Module):
         self.latents = nn.Parameter(torch.randn(num_latents, width) * 0.02)
         self.cross = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(FeedForward(width) for _ in range(depth))
+        self.mlps = nn.ModuleList(FeedForward(width, hidden) for _ in range(depth))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         inputs = side_by_side(*self.enter(vision, text, state))

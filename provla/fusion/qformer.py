@@ -12,14 +12,16 @@ from provla.types import Tokens
 class QFormer(nn.Module):
     """Learned queries that read the instruction, then the image (BLIP-2, Li et al. 2023, arXiv:2301.12597). The context is the queries."""
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, num_queries: int, depth: int, num_heads: int) -> None:
+    def __init__(
+        self, vision_width: int, text_width: int, state_size: int, width: int, num_queries: int, depth: int, num_heads: int, hidden: int | None = None
+    ) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
         self.self_ = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
         self.cross = nn.ModuleList(Attention(width, num_heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(FeedForward(width) for _ in range(depth))
+        self.mlps = nn.ModuleList(FeedForward(width, hidden) for _ in range(depth))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:
         seen, said, felt = self.enter(vision, text, state)
