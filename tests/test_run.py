@@ -156,7 +156,7 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fusion=magic"], r"unknown option fusion=magic; valid: concat_mlp, film, perceiver"),
+        (["fusion=magic"], r"unknown option fusion=magic; valid: add, bilinear, bottleneck, concat_mlp, cross_attention, film"),
         (["trainer.batchsize=3"], r"unknown key 'trainer.batchsize'; did you mean trainer.batch_size?"),
         (["fusoin=film"], "unknown"),
         (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
