@@ -21,6 +21,8 @@ class ProVLA(nn.Module):
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
     the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
+    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's; None:
+    the head reads the fusion's own width.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ProVLA(nn.Module):
         normalization: Mapping[str, str],
         device: torch.device,
         compile: bool = False,
+        context_width: int | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -48,7 +51,9 @@ class ProVLA(nn.Module):
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
-        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=self.fusion.width)
+        width = self.fusion.width if context_width is None else context_width
+        self.project = None if context_width is None else nn.Linear(self.fusion.width, width)
+        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=width)
         if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
             raise ValueError(
                 f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use head.conditioning=pooled, or a fusion "
@@ -111,7 +116,7 @@ class ProVLA(nn.Module):
         words: Tokens = self.text(distinct)
         rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
         context: Tokens = self.fusion(self.vision(images), Tokens(words.features[rows], words.mask[rows]), self.state_norm(observation.state))
-        return context
+        return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
 
 def count_parameters(module: nn.Module) -> dict[str, int]:

@@ -92,6 +92,17 @@ def test_a_fusion_of_a_given_size(option: str, wanted: int) -> None:
     assert fusion.width % node.get("num_heads", 1) == 0
 
 
+def test_heads_of_one_size_for_fusions_of_any_width(spec: Spec) -> None:
+    sizes = set()
+    for fusion in ("film", "perceiver"):
+        policy = build(compose(f"fusion={fusion}", "policy.context_width=24")["policy"], "policy", nn.Module, spec=spec, device=CPU)
+        sizes.add(count_parameters(policy.head)["total"])
+        assert policy.act(fake_observation(spec, 2)).shape == (2, spec.horizon, spec.action_size)
+        policy.loss(fake_batch(spec, 2))["loss"].backward()
+        assert policy.project.weight.grad.abs().sum() > 0
+    assert len(sizes) == 1
+
+
 def test_a_size_that_cannot_be_reached_is_refused() -> None:
     sizes = {"vision_width": 256, "text_width": 64, "state_size": 4}
     with pytest.raises(ValueError, match=r"fusion\.match_params=100: the nearest that provla\.fusion\.Perceiver comes is \d+ parameters, at width 4"):
