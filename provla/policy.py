@@ -51,8 +51,9 @@ class ProVLA(nn.Module):
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
-        width = self.fusion.width if context_width is None else context_width
-        self.project = None if context_width is None else nn.Linear(self.fusion.width, width)
+        fused: Any = self.fusion.width
+        width = fused if context_width is None else context_width
+        self.project = None if context_width is None else nn.Linear(fused, width)
         self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=width)
         if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
             raise ValueError(
