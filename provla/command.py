@@ -9,12 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra_plugins.provla_study import register
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,7 +42,9 @@ def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[
                 resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 assert isinstance(resolved, dict)
                 choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
-                return task({str(key): value for key, value in resolved.items()}, Path(state.runtime.output_dir), choices)
+                composed = {str(key): value for key, value in resolved.items()}
+                folder = Path(state.runtime.output_dir)
+                return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
             except (ValueError, OSError, OmegaConfBaseException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
                 message = explain(error, name) if isinstance(error, OmegaConfBaseException) else str(error)
@@ -53,22 +57,49 @@ def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[
             sys.argv[1:] = [re.sub(rf"^({'|'.join(map(re.escape, lists))})=([^\[,]+(?:,[^,]+)+)$", r"\1=[\2]", a) if lists else a for a in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+            OmegaConf.register_new_resolver("places", _places, replace=True)
             OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
+            register()
             _read_env_file()
             try:
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 complain(explain(error, name))
                 sys.exit(1)
+            except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
+                complain(str(error))
+                sys.exit(1)
             except KeyboardInterrupt:
-                complain("interrupted; the same command with the same hydra.run.dir goes on from the last checkpoint")
+                complain("interrupted; the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here")
                 sys.exit(130)
             sys.exit(1 if failures else 0)
 
         return main
 
     return decorate
+
+
+def _places() -> int:
+    from provla.sweep import places
+
+    return places()
+
+
+def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
+    """A sweep's job. Where several run at a time it waits for its place, takes its share of cores and GPUs, and talks into its own log.txt."""
+    launcher = state.launcher
+    if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
+        return task(config, folder, choices)
+    from provla.sweep import cores, places, share, slot
+
+    count = int(launcher.get("n_jobs") or places())
+    count = cores() if count < 0 else count
+    with slot(Path(state.sweep.dir), count) as number:
+        folder.mkdir(parents=True, exist_ok=True)
+        config["device"] = share(number, count, str(config.get("device", "auto")))
+        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            return task(config, folder, choices)
 
 
 def job_folder(overrides: str) -> str:

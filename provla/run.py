@@ -26,33 +26,20 @@ from rich.table import Table
 from provla.build import build
 from provla.checkpoint import Checkpoints, find_device, load_policy, save_policy
 from provla.dataset import Demonstrations, Sampler
-from provla.files import fingerprint, write_json, write_text
+from provla.files import write_json, write_text
+from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.metrics import chunk_metrics
 from provla.policy import count_parameters, parameters_by_part
 from provla.progress import console
+from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.statistics import wilson
-from provla.trainer import Fit, Trainer, seed_everything, validate
-from provla.types import Spec, fake_observation
+from provla.sweep import check_config, read_result
+from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
+from provla.types import Spec, fake_batch, fake_observation
 
-NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger")
-VALUES = ("resume", "seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective")
-# Keys that cannot change a result, and so are no part of a run's identity.
-NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "objective")
-NEUTRAL_INSIDE = {"dataset": ("data_dir", "workers"), "env": ("num_envs", "videos_per_task", "video_size", "video_stride")}
 PACKAGES = ("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot", "metaworld", "mujoco", "numpy")
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Hash of everything in a configuration that can change the result."""
-    kept = {}
-    for key, node in config.items():
-        if key in NEUTRAL:
-            continue
-        inside = NEUTRAL_INSIDE.get(key, ())
-        kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
-    return fingerprint(kept, 16)
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
@@ -83,16 +70,6 @@ def check_data(data: Demonstrations, spec: Spec) -> None:
             raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
 
 
-def check_keys(config: Mapping[str, Any]) -> None:
-    """`ValueError` for a root key that nothing reads."""
-    unknown = [key for key in config if key not in NODES + VALUES]
-    if unknown:
-        raise ValueError(f"nothing reads the key {unknown[0]!r}; valid: {', '.join(VALUES + NODES)}")
-    for key in ("seed", "horizon", "n_obs_steps", "n_action_steps"):
-        if not isinstance(config[key], int) or config[key] < 0:
-            raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")
-
-
 def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> float:
     """Trains, evaluates and writes everything into `folder`; returns the objective.
 
@@ -100,38 +77,42 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
     that holds another configuration is refused with `ValueError` and left alone.
     """
     check_keys(config)
-    done = _claim(folder, config)
-    if done is not None:
-        console.print(f"this run is complete already: {folder}")
-        return done
+    stored = _claim(folder, config)
+    if stored["status"] in ("completed", "pruned"):
+        console.print(f"this run is {stored['status']} already: {folder}")
+        return _value(stored)
+    write_json(folder / "config.json", config)
     started = time.monotonic()
     try:
         result = _train(config, folder, choices)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
+        failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
         write_json(folder / "result.json", failure | _environment())
         raise
     result |= {"wall_seconds": time.monotonic() - started} | _environment()
     write_json(folder / "result.json", result)
-    show(result, folder)
-    return float(result["objective"]["value"])
+    if result["status"] == "pruned":
+        console.print(f"pruned at step {result['train_steps']}: {result['stopped']}; written to {folder}")
+    else:
+        show(result, folder)
+    return _value(result)
 
 
-def _claim(folder: Path, config: Mapping[str, Any]) -> float | None:
+def _value(result: Mapping[str, Any]) -> float:
+    """What a run is worth to a sweep; NaN where it was pruned."""
+    return float(result["objective"]["value"]) if result["status"] == "completed" else math.nan
+
+
+def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder holds of this run; `ValueError` where it holds another."""
     folder.mkdir(parents=True, exist_ok=True)
-    stored, mine = folder / "config.json", identity(config)
-    if stored.is_file():
-        theirs = identity(json.loads(stored.read_text()))
-        if theirs != mine:
-            raise ValueError(
-                f"{folder} holds a run of another configuration ({theirs}, this is {mine}); nothing was changed. Choose another hydra.run.dir, or delete it."
-            )
-        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
-        if result.get("status") == "completed":
-            return float(result["objective"]["value"])
-    write_json(stored, config)
-    return None
+    check_config(folder, config)
+    stored = read_result(folder)
+    if stored["status"] == "pruned" and config["pruner"]["_target_"] == "provla.pruner.NoPruner":
+        return {**stored, "status": "interrupted"}  # nobody prunes any more: the run goes on
+    return stored
 
 
 def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -140,6 +121,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     trainer: Trainer = build(config["trainer"], "trainer")
     suite = build(config["env"], "env")
     logger = build(config["logger"], "logger")
+    pruner: NoPruner = build(config["pruner"], "pruner")
     source = build(config["dataset"], "dataset")
     if suite.episodes:
         suite.check()
@@ -163,10 +145,27 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     stored = checkpoints.load()
     if stored:
         console.print(f"resuming from step {stored[1]['fit']['step']}")
+    common = {
+        "config_hash": identity(config),
+        "choices": dict(choices),
+        "seed": seed,
+        "parameters": parameters,
+        "flops_per_sample": flops_per_sample(policy, spec, device),
+        "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
+        "judged": trainer.keep,
+    }
+    metrics: dict[str, float] = {}
+    total = trainer.total_steps(len(learn))
     logger.start(folder, config, _name(folder, choices), config["study"], stored[1]["fit"]["history"] if stored else [])
     failed = True
     try:
-        fit = trainer.fit(policy, learn, held, checkpoints, seed, device, logger.log)
+        pruner.open(folder, total)
+        fit = trainer.fit(policy, learn, held, checkpoints, seed, device, logger.log, pruner.prune)
+        if fit.stopped.startswith(PRUNED):
+            failed = False
+            result = {**common, **_training(fit), "status": "pruned", "objective": None, "metrics": fit.history[-1] if fit.history else {}, "success": {}}
+            pruner.close("pruned")
+            return result
         save_policy(folder / "policy", policy, config["policy"], spec)
         metrics = _offline(policy, fit, held, trainer, seed, device)
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
@@ -179,25 +178,25 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         logger.media(plots, videos)
         logger.chunks(chunks)
         failed = False
+        pruner.close("completed")
+    except Exception:
+        pruner.close("failed")
+        raise
     finally:
-        logger.finish({} if failed else metrics, failed)
+        logger.finish(metrics, failed)
     return {
+        **common,
+        **_training(fit),
         "status": "completed",
-        "config_hash": identity(config),
-        "choices": dict(choices),
-        "seed": seed,
         "objective": _objective(config["objective"], metrics),
         "metrics": metrics,
         "success": success,
-        "parameters": parameters,
-        "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
-        "train_seconds": fit.seconds,
-        "train_steps": fit.step,
-        "stopped": fit.stopped,
-        "best_step": fit.best_step,
-        "judged": trainer.keep,
         "ms_per_chunk": latency,
     }
+
+
+def _training(fit: Fit) -> dict[str, Any]:
+    return {"train_seconds": fit.seconds, "train_steps": fit.step, "stopped": fit.stopped, "best_step": fit.best_step}
 
 
 def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
@@ -332,6 +331,17 @@ def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7
         policy.act(observation, torch.Generator().manual_seed(0)).cpu()
         times.append(time.perf_counter() - begun)
     return 1000 * float(np.median(times))
+
+
+def flops_per_sample(policy: Any, spec: Spec, device: torch.device) -> int:
+    """Floating-point operations of the objective's forward pass on one sample, as torch counts them (a multiply-add is two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    policy.eval()
+    with counter:  # under no_grad its hooks fail on a learned token
+        policy.loss(fake_batch(spec, 1).to(device))
+    return int(counter.get_total_flops())
 
 
 def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:

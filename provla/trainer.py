@@ -19,6 +19,9 @@ from provla.metrics import chunk_metrics
 from provla.progress import progress_bars
 
 LogRow = Callable[[int, dict[str, float]], None]
+Prune = Callable[[int, float], bool]
+UNLIMITED = 10**9
+PRUNED = "pruned"  # how `Fit.stopped` begins where a pruner ended the training
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Fit:
 class Trainer:
     """Options of the loop. Steps are optimiser steps; a step sees `batch_size · grad_accumulation` samples.
 
-    max_steps and max_epochs: whichever ends first; one may be null. lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
+    max_steps, max_epochs, max_minutes (of training): whichever ends first; one must be given. A budget of minutes compares arms at equal
+    time; its schedule follows the clock, so such a run is not repeated bit for bit. lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
     warm-up; a fraction below 1 counts as that part of all steps. precision: bf16, fp16 (with loss scaling), none; auto:
     bf16 on a GPU that has it, fp16 on another, none on the CPU. ema_decay: of the exponential moving average of the
     weights that is validated and kept; 0 turns it off. Every `val_every` steps, or `val_every_epochs` epochs where that is
@@ -54,6 +58,7 @@ class Trainer:
         grad_accumulation: int,
         max_steps: int | None,
         max_epochs: int | None,
+        max_minutes: float | None,
         lr: float,
         lr_schedule: str,
         warmup_steps: float,
@@ -86,8 +91,10 @@ class Trainer:
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"trainer.{key}={value!r}: must be a whole number of at least {least}")
-        if max_steps is None and max_epochs is None:
-            raise ValueError("trainer.max_steps and trainer.max_epochs are both null: the training would never end; set one")
+        if max_steps is None and max_epochs is None and max_minutes is None:
+            raise ValueError("trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never end; set one")
+        if max_minutes is not None and not max_minutes > 0:
+            raise ValueError(f"trainer.max_minutes={max_minutes!r}: must be above 0, or null")
         for key, name, valid in (
             ("lr_schedule", lr_schedule, ("cosine", "constant")),
             ("precision", precision, ("auto", "none", "bf16", "fp16")),
@@ -106,6 +113,7 @@ class Trainer:
                 raise ValueError(f"trainer.{key}={number}: must lie between {low:g} and {high:g}")
         self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
         self.max_steps, self.max_epochs = max_steps, max_epochs
+        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
         self.lr, self.lr_schedule, self.warmup_steps = lr, lr_schedule, warmup_steps
         self.weight_decay, self.betas, self.grad_clip = weight_decay, (betas[0], betas[1]), grad_clip
         self.ema_decay, self.precision = ema_decay, precision
@@ -114,15 +122,15 @@ class Trainer:
         self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
 
     def total_steps(self, samples: int) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimiser steps of the whole training; more than anybody takes where only minutes limit it."""
         limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self.steps_per_epoch(samples)]
-        return min(limit for limit in limits if limit is not None)
+        return min((limit for limit in limits if limit is not None), default=UNLIMITED)
 
     def steps_per_epoch(self, samples: int) -> int:
         """Optimiser steps that see every sample once; the rest that fills no step is left out."""
         return max(1, samples // (self.batch_size * self.grad_accumulation))
 
-    def lr_at(self, step: int, total: int) -> float:
+    def lr_at(self, step: float, total: int) -> float:
         """The learning rate of a step; a pure function, so a resumed run follows the schedule of the uninterrupted one."""
         warmup = round(self.warmup_steps * total) if self.warmup_steps < 1 else round(self.warmup_steps)
         if step < warmup:
@@ -131,9 +139,22 @@ class Trainer:
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
-    def fit(self, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow) -> Fit:
-        """Trains `policy` in place, from its latest checkpoint if there is one, and leaves the averaged weights in it."""
-        return _Loop(self, policy, train, val, checkpoints, seed, device, log).run()
+    def fit(
+        self,
+        policy: Any,
+        train: Sampler,
+        val: Sampler,
+        checkpoints: Checkpoints,
+        seed: int,
+        device: torch.device,
+        log: LogRow,
+        prune: Prune = lambda step, value: False,
+    ) -> Fit:
+        """Trains `policy` in place, from its latest checkpoint if there is one, and leaves the averaged weights in it.
+
+        prune: told the monitored metric of each validation but the last, it says whether to end there.
+        """
+        return _Loop(self, policy, train, val, checkpoints, seed, device, log, prune).run()
 
 
 def make_accelerator(precision: str, device: torch.device) -> Any:
@@ -163,8 +184,9 @@ class _Loop:
     """The state of one training."""
 
     def __init__(
-        self, options: Trainer, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow
+        self, options: Trainer, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow, prune: Prune
     ) -> None:
+        self.prune = prune
         self.o, self.policy, self.train, self.val = options, policy, train, val
         self.checkpoints, self.seed, self.device, self.log = checkpoints, seed, device, log
         self.accelerator = make_accelerator(options.precision, device)
@@ -179,7 +201,7 @@ class _Loop:
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
         self.fit = Fit()
-        self.total = options.total_steps(len(train))
+        self.total = self.planned = options.total_steps(len(train))
         epochs = options.val_every_epochs
         self.val_every = options.val_every if epochs is None else epochs * options.steps_per_epoch(len(train))
 
@@ -188,13 +210,18 @@ class _Loop:
         torch.use_deterministic_algorithms(self.o.deterministic, warn_only=False)
         started, before = time.monotonic(), self.fit.seconds
         with progress_bars() as bars:
-            bar = bars.add_task("training", total=self.total, completed=self.fit.step, note="")
+            bar = bars.add_task("training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note="")
+            if before >= self.o.max_seconds:
+                self.total = self.fit.step
             sums, window = np.zeros(2), time.monotonic()
             while self.fit.step < self.total and not self.fit.stopped:
-                lr = self.o.lr_at(self.fit.step, self.total)
+                spent = before + time.monotonic() - started
+                lr = self.o.lr_at(max(self.fit.step, spent / self.o.max_seconds * self.planned), self.planned)
                 sums += self._step(lr)
                 self.fit.step += 1
                 bars.advance(bar)
+                if before + time.monotonic() - started >= self.o.max_seconds:
+                    self.total = self.fit.step
                 if self.fit.step % self.o.log_every == 0 or self.fit.step == self.total:
                     count = (self.fit.step - 1) % self.o.log_every + 1
                     loss, norm = sums / count
@@ -280,6 +307,8 @@ class _Loop:
             self._row({f"val/{name}": value for name, value in found.items()})
             if self.o.patience is not None and self.fit.stale >= self.o.patience:
                 self.fit.stopped = f"early: {self.o.monitor} has not improved for {self.o.patience} validations"
+            elif self.prune(self.fit.step, found[self.o.monitor]) and self.fit.step < self.total:
+                self.fit.stopped = f"{PRUNED}: {self.o.monitor} {found[self.o.monitor]:.4g} fell behind its siblings'"
         self._save(best)
 
     def _row(self, values: dict[str, float]) -> None:
@@ -310,7 +339,8 @@ class _Loop:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.fit = Fit(**state["fit"])
-        self.fit.stopped = "" if self.fit.stopped == "done" else self.fit.stopped
+        if self.fit.stopped == "done" or self.fit.stopped.startswith(PRUNED):  # a pruned run that is started again has lost its pruner
+            self.fit.stopped = ""
 
 
 @torch.no_grad()

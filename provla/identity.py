@@ -1,0 +1,54 @@
+"""What makes two runs the same run: which keys there are, and which of them can change a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from provla.files import fingerprint
+
+NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
+VALUES = ("resume", "seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective")
+STUDY = ("question", "arms", "baseline")
+# Keys that cannot change a result, and so are no part of a run's identity.
+NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "pruner", "objective", *STUDY)
+NEUTRAL_INSIDE = {"dataset": ("data_dir", "workers"), "env": ("num_envs", "videos_per_task", "video_size", "video_stride")}
+
+
+def essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything in a configuration that can change the result."""
+    kept: dict[str, Any] = {}
+    for key, node in config.items():
+        if key in NEUTRAL:
+            continue
+        inside = NEUTRAL_INSIDE.get(key, ())
+        kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
+    return kept
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Hash of everything in a configuration that can change the result."""
+    return fingerprint(essence(config), 16)
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """`key: theirs → mine` for every value that can change the result and is not the same."""
+    a, b = _flat(essence(mine)), _flat(essence(theirs))
+    return [f"{key}: {b.get(key, 'absent')} → {a.get(key, 'absent')}" for key in dict.fromkeys([*a, *b]) if a.get(key, "absent") != b.get(key, "absent")]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """`ValueError` for a root key that nothing reads."""
+    unknown = [key for key in config if key not in NODES + VALUES + STUDY]
+    if unknown:
+        raise ValueError(f"nothing reads the key {unknown[0]!r}; valid: {', '.join(VALUES + STUDY + NODES)}")
+    for key in ("seed", "horizon", "n_obs_steps", "n_action_steps"):
+        if not isinstance(config[key], int) or config[key] < 0:
+            raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")

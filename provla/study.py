@@ -1,0 +1,186 @@
+"""A study as its folder holds it: every job with its result, curve and episodes, and what is wrong with any of them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from provla.progress import console
+from provla.statistics import smallest_difference
+from provla.sweep import Job, Sweep, load_sweep, read_result
+
+Episode = tuple[str, int]  # task, episode seed
+
+
+@dataclass
+class Run:
+    """One job of a study. episodes: (task, episode seed) → success. problem: why a run that should count does not."""
+
+    job: Job
+    result: dict[str, Any]
+    folder: Path
+    episodes: dict[Episode, bool] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def status(self) -> str:
+        return "damaged" if self.problem else str(self.result["status"])
+
+    @property
+    def value(self) -> float:
+        """The study's objective; nan where there is none."""
+        found = (self.result.get("objective") or {}).get("value")
+        return float(found) if self.status == "completed" and found is not None else math.nan
+
+
+@dataclass
+class Study:
+    """runs in the order they were asked. others: run folders beside them that no sweep asks for."""
+
+    folder: Path
+    sweep: Sweep
+    runs: list[Run]
+    others: list[str]
+
+    def of(self, arm: str) -> list[Run]:
+        return [run for run in self.runs if run.job.arm == arm]
+
+    @property
+    def completed(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "completed"]
+
+    @property
+    def metric(self) -> str:
+        """The name of the objective, as the runs measured it."""
+        names = [run.result["objective"]["name"] for run in self.completed]
+        return names[0] if names else self.sweep.objective
+
+    @property
+    def simulated(self) -> bool:
+        return any(run.episodes for run in self.completed)
+
+
+def load_study(folder: Path) -> Study:
+    """`ValueError` where the folder holds no sweep; what is wrong with single runs stands in their `problem`."""
+    sweep = load_sweep(folder)
+    runs = [_load_run(folder, job) for job in sweep.jobs]
+    asked = {job.folder for job in sweep.jobs}
+    others = sorted(str(file.parent.relative_to(folder)) for file in folder.glob("*/config.json") if file.parent.name not in asked)
+    return Study(folder, sweep, runs, others)
+
+
+def _load_run(folder: Path, job: Job) -> Run:
+    result = read_result(folder / job.folder)
+    run = Run(job, result, folder / job.folder)
+    if result["status"] == "damaged":
+        run.problem = result["error"]
+    if result["status"] != "completed":
+        return run
+    if result.get("config_hash") != job.config_hash:
+        run.problem = "result.json is of another configuration than the sweep asked for"
+    if not isinstance(result.get("objective"), dict) or "value" not in result["objective"]:
+        run.problem = "result.json has no objective"
+    if result.get("success"):
+        try:
+            run.episodes = read_episodes(run.folder / "episodes.csv")
+            if len(run.episodes) != result["success"]["success_rate"]["episodes"]:
+                run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {result['success']['success_rate']['episodes']}"
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            run.problem = f"episodes.csv cannot be read: {error}"
+    return run
+
+
+def read_episodes(path: Path) -> dict[Episode, bool]:
+    """(task, episode seed) → success."""
+    with path.open(newline="") as file:
+        return {(row["task"], int(row["episode_seed"])): row["success"] == "1" for row in csv.DictReader(file)}
+
+
+def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a validation metric from a run's metrics.csv; empty where the run kept none."""
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [(int(float(row["step"])), float(row[f"val/{metric}"])) for row in csv.DictReader(file) if row.get(f"val/{metric}")]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def check_paired(study: Study) -> None:
+    """`ValueError` where arms met different episodes, or lack seeds that others have, so that nothing can be paired."""
+    baseline = {run.job.seed: run for run in study.of(study.sweep.baseline) if run.status == "completed"}
+    for arm in study.sweep.arms:
+        for run in study.of(arm):
+            other = baseline.get(run.job.seed)
+            if run.status != "completed" or other is None or run.episodes.keys() == other.episodes.keys():
+                continue
+            mine, theirs = set(run.episodes), set(other.episodes)
+            extra = sorted(mine ^ theirs)[0]
+            raise ValueError(
+                f"unpaired: with seed {run.job.seed}, {arm} was evaluated on {len(mine)} episodes and the baseline {study.sweep.baseline} on {len(theirs)}, "
+                f"of which {len(mine & theirs)} are the same (only one of them met {extra[0]}, episode seed {extra[1]}). A paired comparison needs the same "
+                "eval_episodes, env.tasks and env.first_seed for all arms: evaluate again, or name another study"
+            )
+
+
+def missing_seeds(study: Study) -> dict[str, list[int]]:
+    """Arm → seeds that another arm completed and it did not."""
+    done = {arm: {run.job.seed for run in study.of(arm) if run.status == "completed"} for arm in study.sweep.arms}
+    every = set().union(*done.values()) if done else set()
+    return {arm: sorted(every - seeds) for arm, seeds in done.items() if every - seeds}
+
+
+def count_states(folder: Path, jobs: Sequence[Job]) -> str:
+    """`19 completed, 2 missing`."""
+    states = Counter(read_result(folder / job.folder)["status"] for job in jobs)
+    order = ("completed", "pruned", "failed", "interrupted", "missing", "damaged")
+    return ", ".join(f"{states[state]} {state}" for state in order if states[state])
+
+
+def episodes_of(config: Mapping[str, Any]) -> int:
+    """Closed-loop episodes of a run with this configuration; 0 where nothing is simulated."""
+    env = config["env"]
+    return len(env["tasks"]) * env["episodes_per_task"] if "tasks" in env else 0
+
+
+def announce(sweep: Sweep, folder: Path, episodes: int | None) -> None:
+    """What a sweep is about to do, and what its design can resolve. episodes: of a run; None: not a comparison of arms."""
+    seeds = sorted({job.seed for job in sweep.jobs})
+    if sweep.question:
+        console.print(f"[bold]{escape(sweep.question)}[/bold]")
+    what = f"{len(sweep.arms)} arms × {len(seeds)} seeds" if sweep.kind == "grid" else f"of {sweep.n_trials} trials"
+    console.print(f"{sweep.study or 'sweep'}: {len(sweep.jobs)} jobs ({what}) in {folder}: {count_states(folder, sweep.jobs)}")
+    if episodes and len(sweep.arms) > 1:
+        console.print(resolution(len(seeds), episodes, len(sweep.arms) - 1))
+
+
+def resolution(seeds: int, episodes: int, comparisons: int, rate: float = 0.5, spread: float = 0.0) -> str:
+    """`3 seeds × 100 episodes resolve 12 points`, and with Holm's correction where there are several comparisons."""
+    alone = smallest_difference(seeds, episodes, rate, spread)
+    text = f"{seeds} seed{'s' * (seeds > 1)} × {episodes} episodes resolve {points(alone)} points"
+    if comparisons > 1:
+        text += f", {points(smallest_difference(seeds, episodes, rate, spread, comparisons))} with Holm's correction for {comparisons} comparisons"
+    return text + " (80 % power)"
+
+
+def points(difference: float) -> int:
+    """A difference of rates in whole points, rounded up: what a design can see for sure."""
+    return math.ceil(100 * difference - 1e-9)
+
+
+def log_end(folder: Path, job: Job) -> None:
+    """One line on how a job ended."""
+    result = read_result(folder / job.folder)
+    value = result.get("objective") or {}
+    note = f"{value['name']} {value['value']:.4g}" if result["status"] == "completed" else result.get("stopped") or _last_line(result.get("error", ""))
+    console.print(f"  {result['status']}: {escape(f'{job.folder}  {note}')}")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""

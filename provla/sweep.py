@@ -1,0 +1,195 @@
+"""The jobs of a sweep as its folder holds them: what was asked (`sweep.json`), what is done, what goes on, what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from provla.files import write_json
+from provla.identity import differences, identity
+
+SWEEP = "sweep.json"
+ATTEMPTS = 2  # a job that failed is tried once more
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. overrides: key → value, axes and fixed ones alike. axes: those that tell it from its siblings, without the seed."""
+
+    folder: str
+    overrides: dict[str, str]
+    axes: dict[str, str]
+    seed: int
+    config_hash: str
+    arm: str
+
+
+@dataclass
+class Sweep:
+    """What a sweep asks. baseline: an arm's name. kind: grid or search. command: as it was typed."""
+
+    study: str | None
+    question: str | None
+    kind: str
+    baseline: str
+    objective: str
+    command: str
+    jobs: list[Job] = field(default_factory=list)
+    n_trials: int | None = None
+    best: dict[str, Any] | None = None
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(job.arm for job in self.jobs))
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """`ValueError` where the folder holds no sweep, or a damaged one."""
+    path = folder / SWEEP
+    try:
+        stored = json.loads(path.read_text())
+        return Sweep(**{**stored, "jobs": [Job(**job) for job in stored["jobs"]]})
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no sweep (no {SWEEP}); start it with python -m provla.train -m experiments=<study>") from error
+    except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); starting the sweep again writes it anew and keeps every finished job") from error
+
+
+def save_sweep(folder: Path, sweep: Sweep) -> None:
+    write_json(folder / SWEEP, asdict(sweep))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a job; its status is missing, interrupted (it goes on from its checkpoint) or damaged where it says nothing else."""
+    try:
+        found = json.loads((folder / "result.json").read_text())
+        if not isinstance(found, dict) or "status" not in found:
+            raise ValueError("no status")
+        return found
+    except FileNotFoundError:
+        return {"status": "interrupted" if (folder / "config.json").is_file() else "missing"}
+    except (ValueError, UnicodeDecodeError) as error:
+        return {"status": "damaged", "error": f"result.json cannot be read: {error}"}
+
+
+def is_over(result: Mapping[str, Any]) -> bool:
+    """Completed, pruned, or failed as often as it is tried."""
+    return result["status"] in ("completed", "pruned") or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
+
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """`ValueError` where a folder holds a run of another configuration; nothing is changed."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        stored = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {folder} to run it anew") from error
+    if identity(stored) != identity(config):
+        other = "; ".join(differences(config, stored)[:4])
+        raise ValueError(f"{folder} holds a run of another configuration ({other}); nothing was changed. Choose another hydra.run.dir or study, or delete it.")
+
+
+def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) -> list[str]:
+    """A short name per job: that of its named arm, and its values on the axes that vary; `key=` only where several do."""
+    varied = [key for key in dict.fromkeys(k for point in points for k in point) if len({point.get(key) for point in points}) > 1]
+    found = []
+    for point, name in zip(points, names, strict=True):
+        values = [point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point]
+        found.append(", ".join([*([name] if name else []), *values]) or "all")
+    return found
+
+
+def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Mapping[str, str]]) -> str:
+    """The name of the baseline arm. wanted: a name, or the values that tell it; None: the first. `ValueError` where it is no arm."""
+    if wanted is None:
+        return next(iter(arms))
+    if isinstance(wanted, Mapping):
+        asked = {str(key): _plain(value) for key, value in wanted.items()}
+        fits = [name for name, axes in arms.items() if all(axes.get(key) == value for key, value in asked.items())]
+        shown = ", ".join(f"{key}={value}" for key, value in asked.items())
+    else:
+        shown = str(wanted)
+        fits = [name for name in arms if name == shown or shown in [f"{k}={v}" for k, v in arms[name].items()]]
+    if len(fits) == 1:
+        return fits[0]
+    problem = "is not among the arms" if not fits else f"fits {len(fits)} arms"
+    raise ValueError(f"baseline={shown!r} {problem}; the arms are: {'; '.join(arms)}")
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The sweep's folder, for one sweep at a time. `ValueError` where another process runs it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or hydra.sweep.dir=") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def slot(folder: Path, count: int) -> Iterator[int]:
+    """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a job has.
+
+    A place is a file lock, so a killed job gives it back.
+    """
+    import time
+
+    places = folder / ".slots"
+    places.mkdir(parents=True, exist_ok=True)
+    while True:
+        for number in range(count):
+            lock = FileLock(places / f"{number}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield number
+            finally:
+                lock.release()
+            return
+        time.sleep(0.2)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def places() -> int:
+    """How many jobs run at the same time: one per GPU, or one per core where there is none."""
+    return gpus() or cores()
+
+
+def share(number: int, count: int, device: str) -> str:
+    """Takes a job's share of the machine: its part of the cores and, where GPUs are chosen automatically, one GPU. Returns the device."""
+    import torch
+
+    torch.set_num_threads(max(1, cores() // count))
+    found = gpus() if device == "auto" else 0
+    return f"cuda:{number % found}" if found else device
