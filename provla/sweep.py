@@ -100,7 +100,8 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) -> list[str]:
     """A short name per job: that of its named arm, and its values on the axes that vary; `key=` only where several do."""
-    varied = [key for key in dict.fromkeys(k for point in points for k in point) if len({point.get(key) for point in points}) > 1]
+    keys = list(dict.fromkeys(k for point in points for k in point))
+    varied = [key for key in keys if len({point.get(key) for point in points}) > 1] or keys
     found = []
     for point, name in zip(points, names, strict=True):
         values = [point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point]
@@ -118,7 +119,7 @@ def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Map
         shown = ", ".join(f"{key}={value}" for key, value in asked.items())
     else:
         shown = str(wanted)
-        fits = [name for name in arms if name == shown or shown in [f"{k}={v}" for k, v in arms[name].items()]]
+        fits = [name for name in arms if name == shown or shown in [*arms[name].values(), *(f"{k}={v}" for k, v in arms[name].items())]]
     if len(fits) == 1:
         return fits[0]
     problem = "is not among the arms" if not fits else f"fits {len(fits)} arms"

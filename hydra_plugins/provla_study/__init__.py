@@ -84,7 +84,7 @@ class GridSweeper(Sweeper):
 
         points: dict[Overrides, tuple[dict[str, str], str | None]] = {}
         values = {key: [f"{value}" for value in _values(override)] for key, override in axes.items()}
-        varied = {key for key, override in axes.items() if override.is_sweep_override()}
+        varied = {key for key, override in axes.items() if override.is_sweep_override() or key in self.params}
         for name, own in self._arms().items():
             for combination in itertools.product(*([(key, value) for value in options] for key, options in values.items() if key not in own)):
                 overrides = tuple(f"{key}={value}" for key, value in [*own.items(), *combination])
