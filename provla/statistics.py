@@ -134,7 +134,8 @@ def factorial(rows: Sequence[Mapping[str, Any]], factors: Sequence[str]) -> list
     table = anova_lm(model, typ=2)
     shown = {f"C({names[f]})": f for f in factors} | {f"C({names[a]}):C({names[b]})": f"{a} × {b}" for a, b in pairs}
     return [
-        {"effect": label, "df": int(table.loc[term, "df"]), "F": float(table.loc[term, "F"]), "p": float(table.loc[term, "PR(>F)"])} for term, label in shown.items()
+        {"effect": label, "df": int(table.loc[term, "df"]), "F": float(table.loc[term, "F"]), "p": float(table.loc[term, "PR(>F)"])}
+        for term, label in shown.items()
     ]
 
 

@@ -309,7 +309,14 @@ class SearchSweeper(GridSweeper):
         name = options.pop("study_name") or str(self.config.study or "search")
         maximize = (self.direction or self._direction()) == "maximize"
         self.impl = OptunaSweeperImpl(
-            direction="maximize" if maximize else "minimize", storage=None, study_name=name, n_trials=self.n_trials, n_jobs=1, max_failure_rate=1.0, params=None, **options
+            direction="maximize" if maximize else "minimize",
+            storage=None,
+            study_name=name,
+            n_trials=self.n_trials,
+            n_jobs=1,
+            max_failure_rate=1.0,
+            params=None,
+            **options,
         )
         self.impl.config = self.config
         self._check_space(space, fixed)
@@ -335,9 +342,7 @@ class SearchSweeper(GridSweeper):
             choices = {key: self.impl._to_grid_sampler_choices(distribution) for key, distribution in space.items()}
             sampler = sampler(choices)
             self.n_trials = min(self.n_trials, math.prod(map(len, choices.values())))
-        study = optuna.create_study(
-            study_name=name, storage=storage, sampler=sampler, direction="maximize" if maximize else "minimize", load_if_exists=True
-        )
+        study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction="maximize" if maximize else "minimize", load_if_exists=True)
         self._queue: dict[int, tuple[Overrides, Job]] = {}
         seen: dict[str, int] = {}
         waiting: list[Any] = []
