@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -82,6 +84,7 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
         console.print(f"this run is {stored['status']} already: {folder}")
         return _value(stored)
     write_json(folder / "config.json", config)
+    forget_peak_memory()
     started = time.monotonic()
     try:
         result = _train(config, folder, choices)
@@ -420,11 +423,28 @@ def _environment() -> dict[str, Any]:
             versions[package] = "absent"
     root = Path(__file__).parents[1]
     commit = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    memory = {"peak_memory_mb": kilobytes / 1024}
+    memory = {"peak_memory_mb": peak_memory()}
     if torch.cuda.is_available():
         memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return {**memory, "versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "commit": commit.stdout.strip() or None}
+
+
+def peak_memory() -> float:
+    """The largest resident size so far [MB]: since `forget_peak_memory` where the system can tell, else of the process."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return kilobytes / 1024
+
+
+def forget_peak_memory() -> None:
+    """Starts the peak anew, so that a sweep's job does not report that of the job before it in the same process."""
+    with contextlib.suppress(OSError):  # Linux alone can
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _announce(policy: Any, parameters: Mapping[str, Any], data: Demonstrations, train: int, val: int, device: torch.device) -> None:
