@@ -16,19 +16,21 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra_plugins.provla_study import register
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.provla_study import register
 
 ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
-def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = ()) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
     A `ValueError` becomes its message and exit code 1. In a multirun a failed job is reported, the others go on, and
-    the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
+    the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
+    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -54,7 +56,7 @@ def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[
 
         def main() -> None:
             failures.clear()
-            sys.argv[1:] = [re.sub(rf"^({'|'.join(map(re.escape, lists))})=([^\[,]+(?:,[^,]+)+)$", r"\1=[\2]", a) if lists else a for a in sys.argv[1:]]
+            sys.argv[1:] = [_plain(argument, lists, paths) for argument in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
             OmegaConf.register_new_resolver("places", _places, replace=True)
@@ -78,6 +80,16 @@ def command(name: str, lists: Sequence[str] = ()) -> Callable[[Task], Callable[[
         return main
 
     return decorate
+
+
+def _plain(argument: str, lists: Sequence[str], paths: Sequence[str]) -> str:
+    """An argument as Hydra's grammar wants it."""
+    key, _, value = argument.partition("=")
+    if key in lists and re.fullmatch(r"[^\[,]+(,[^,]+)+", value):
+        return f"{key}=[{value}]"
+    if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
+        return f"{key}='{value}'"
+    return argument
 
 
 def _places() -> int:

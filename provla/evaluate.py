@@ -8,7 +8,7 @@ from typing import Any
 from provla.command import command
 
 
-@command("evaluate", lists=("scheduler.num_inference_steps",))
+@command("evaluate", lists=("scheduler.num_inference_steps",), paths=("checkpoint",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/evaluate.yaml."""
     from provla.run import evaluate, evaluate_steps

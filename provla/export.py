@@ -8,7 +8,7 @@ from typing import Any
 from provla.command import command
 
 
-@command("export")
+@command("export", paths=("checkpoint",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
     from provla.checkpoint import export_policy, find_device

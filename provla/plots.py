@@ -22,7 +22,8 @@ BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8f98"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "legend.frameon": False}
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, atomically, and closes it."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
@@ -51,7 +52,7 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
         left.set_ylabel("objective's loss")
         right.set_ylabel("validation, robot's units²")
         figure.tight_layout(w_pad=2)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, titles: Sequence[str], joints: Sequence[str], path: Path) -> Path:
@@ -81,7 +82,7 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
         grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
         figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.03))
         figure.tight_layout()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
@@ -102,7 +103,7 @@ def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path
             axes.set_xticks(steps, [str(s) for s in steps])
             axes.set_xlabel("sampler steps")
         figure.tight_layout(w_pad=2)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _wrap(text: str) -> list[str]:
@@ -136,4 +137,4 @@ def plot_dataset(lengths: dict[str, Array], val: dict[str, int], actions: Array,
             axes.hist(actions[:, j], bins=60, color=BLUE)
             axes.set_title(f"action: {shown[j]}", fontsize=8)
             axes.set_yticks([])
-        return _save(figure, path)
+        return save(figure, path)

@@ -6,6 +6,7 @@ process or in many, prune alike.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def opened(path: Path) -> Iterator[Any]:
     import optuna
     from sqlalchemy.exc import DatabaseError
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=60):  # two processes must not make the tables at once

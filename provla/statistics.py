@@ -117,7 +117,8 @@ def detectable(standard_error: float, comparisons: int = 1, power: float = 0.8, 
 def factorial(rows: Sequence[Mapping[str, Any]], factors: Sequence[str]) -> list[dict[str, Any]]:
     """Analysis of variance (type II) of `value` in the rows: main effects and two-way interactions of the factors, seeds as blocks.
 
-    Returns a row per effect: effect, df, F, p. Empty where the design leaves no degrees of freedom for the error.
+    Returns a row per effect: effect, df, F, p, eta_squared (its share of its own and the error's variation, "partial"). Empty where the
+    design leaves no degrees of freedom for the error.
     """
     import pandas as pd
     from statsmodels.formula.api import ols
@@ -133,8 +134,15 @@ def factorial(rows: Sequence[Mapping[str, Any]], factors: Sequence[str]) -> list
         return []
     table = anova_lm(model, typ=2)
     shown = {f"C({names[f]})": f for f in factors} | {f"C({names[a]}):C({names[b]})": f"{a} × {b}" for a, b in pairs}
+    error = float(table.loc["Residual", "sum_sq"])
     return [
-        {"effect": label, "df": int(table.loc[term, "df"]), "F": float(table.loc[term, "F"]), "p": float(table.loc[term, "PR(>F)"])}
+        {
+            "effect": label,
+            "df": int(table.loc[term, "df"]),
+            "F": float(table.loc[term, "F"]),
+            "p": float(table.loc[term, "PR(>F)"]),
+            "eta_squared": float(table.loc[term, "sum_sq"]) / (float(table.loc[term, "sum_sq"]) + error or 1.0),
+        }
         for term, label in shown.items()
     ]
 

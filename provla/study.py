@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 
 from provla.progress import console
-from provla.statistics import smallest_difference
+from provla.statistics import smallest_difference, spread_of_seeds
 from provla.sweep import Job, Sweep, load_sweep, read_result
 
 Episode = tuple[str, int]  # task, episode seed
@@ -64,7 +65,13 @@ class Study:
 
     @property
     def simulated(self) -> bool:
-        return any(run.episodes for run in self.completed)
+        """Whether the objective is a rate of successes in closed loop, so that episodes can be paired."""
+        return self.metric.startswith("success_rate") and any(run.episodes for run in self.completed)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those that were simulated, in the order of the runs."""
+        return list(dict.fromkeys(task for run in self.completed for task, _ in run.episodes))
 
 
 def load_study(folder: Path) -> Study:
@@ -113,20 +120,18 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 
 def check_paired(study: Study) -> None:
-    """`ValueError` where arms met different episodes, or lack seeds that others have, so that nothing can be paired."""
-    baseline = {run.job.seed: run for run in study.of(study.sweep.baseline) if run.status == "completed"}
-    for arm in study.sweep.arms:
-        for run in study.of(arm):
-            other = baseline.get(run.job.seed)
-            if run.status != "completed" or other is None or run.episodes.keys() == other.episodes.keys():
-                continue
-            mine, theirs = set(run.episodes), set(other.episodes)
-            extra = sorted(mine ^ theirs)[0]
-            raise ValueError(
-                f"unpaired: with seed {run.job.seed}, {arm} was evaluated on {len(mine)} episodes and the baseline {study.sweep.baseline} on {len(theirs)}, "
-                f"of which {len(mine & theirs)} are the same (only one of them met {extra[0]}, episode seed {extra[1]}). A paired comparison needs the same "
-                "eval_episodes, env.tasks and env.first_seed for all arms: evaluate again, or name another study"
-            )
+    """`ValueError` where runs met different episodes, so that nothing can be paired."""
+    done = sorted(study.completed, key=lambda run: run.job.arm != study.sweep.baseline)
+    for run in done[1:]:
+        mine, theirs = set(run.episodes), set(done[0].episodes)
+        if mine == theirs:
+            continue
+        task, seed = sorted(mine ^ theirs)[0]
+        raise ValueError(
+            f"unpaired: {run.job.folder} was evaluated on {len(mine)} episodes and {done[0].job.folder} on {len(theirs)}, of which {len(mine & theirs)} are "
+            f"the same (only one of them met {task}, episode seed {seed}). A paired comparison needs the same eval_episodes, env.tasks and env.first_seed "
+            "for all runs: evaluate them alike, or name another study"
+        )
 
 
 def missing_seeds(study: Study) -> dict[str, list[int]]:
@@ -154,10 +159,64 @@ def announce(sweep: Sweep, folder: Path, episodes: int | None) -> None:
     seeds = sorted({job.seed for job in sweep.jobs})
     if sweep.question:
         console.print(f"[bold]{escape(sweep.question)}[/bold]")
-    what = f"{len(sweep.arms)} arms × {len(seeds)} seeds" if sweep.kind == "grid" else f"of {sweep.n_trials} trials"
-    console.print(f"{sweep.study or 'sweep'}: {len(sweep.jobs)} jobs ({what}) in {folder}: {count_states(folder, sweep.jobs)}")
+    what = f"{len(sweep.jobs)} of {sweep.n_trials} trials" if sweep.kind == "search" else f"{len(sweep.jobs)} jobs ({len(sweep.arms)} arms, {len(seeds)} seeds)"
+    states = f": {count_states(folder, sweep.jobs)}" if sweep.jobs else ""
+    console.print(f"{sweep.study or 'sweep'}: {what} in {folder}{states}")
     if episodes and len(sweep.arms) > 1:
         console.print(resolution(len(seeds), episodes, len(sweep.arms) - 1))
+
+
+def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) -> None:
+    """Prints what a sweep will do, how long it may take, and what it can resolve; a pilot run, or what `folder` holds, makes that sharper.
+
+    `ValueError` where the pilot is no completed run with closed-loop episodes.
+    """
+    announce(sweep, folder, None if sweep.kind == "search" else episodes)
+    done = [result for job in sweep.jobs if (result := read_result(folder / job.folder))["status"] == "completed"]
+    if sweep.kind == "search":
+        for axis in sweep.space:
+            console.print(f"  {escape(axis)}")
+        if episodes:
+            console.print(f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × {episodes} episodes (80 % power)")
+    seconds = [result["wall_seconds"] for result in done if "wall_seconds" in result]
+    if seconds:
+        left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
+        console.print(f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the finished ones took")
+    if not episodes or (sweep.kind == "search" and pilot is None):
+        return
+    if pilot is not None:
+        rates = [_pilot_rate(pilot)]
+    else:
+        here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
+        rates = [result["success"]["success_rate"]["rate"] for result in here if result["status"] == "completed" and result.get("success")]
+    if not rates:
+        console.print(f"no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from {sweep.baseline or 'it'}")
+        return
+    rate, seeds = float(np.mean(rates)), max(1, len({job.seed for job in sweep.jobs}))
+    console.print(f"pilot: success {100 * rate:.0f} % in {len(rates)} run{'s' * (len(rates) > 1)}")
+    console.print(resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes)) + " at that rate")
+    if warning := ceiling(rate):
+        console.print(f"[bold]{escape(warning)}[/bold]")
+
+
+def _pilot_rate(folder: Path) -> float:
+    result = read_result(folder)
+    if result["status"] != "completed" or not result.get("success"):
+        found = result["status"] if result["status"] != "completed" else "without closed-loop episodes"
+        raise ValueError(f"pilot={str(folder)!r} is {found}; expected the folder of a completed run that was evaluated in simulation")
+    return float(result["success"]["success_rate"]["rate"])
+
+
+CEILING = 0.95
+
+
+def ceiling(rate: float) -> str:
+    """A warning where a baseline leaves no room to differ."""
+    if rate >= CEILING:
+        return f"The baseline succeeds in {100 * rate:.0f} % of the episodes: at this ceiling no arm can be better. Give fewer demonstrations or steps."
+    if rate <= 1 - CEILING:
+        return f"The baseline succeeds in {100 * rate:.0f} % of the episodes: on this floor no arm can be worse. Give more demonstrations or steps."
+    return ""
 
 
 def resolution(seeds: int, episodes: int, comparisons: int, rate: float = 0.5, spread: float = 0.0) -> str:

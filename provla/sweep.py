@@ -33,7 +33,8 @@ class Job:
 
 @dataclass
 class Sweep:
-    """What a sweep asks. baseline: an arm's name. kind: grid or search. command: as it was typed."""
+    """What a sweep asks. baseline: an arm's name. kind: grid or search. command: as it was typed. storage: of a search, its SQLite
+    file and the study's name in it. space: of a search, its axes."""
 
     study: str | None
     question: str | None
@@ -44,6 +45,8 @@ class Sweep:
     jobs: list[Job] = field(default_factory=list)
     n_trials: int | None = None
     best: dict[str, Any] | None = None
+    storage: list[str] | None = None
+    space: list[str] = field(default_factory=list)
 
     @property
     def arms(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from provla.command import command
 
 
-@command("train")
+@command("train", paths=("resume",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/train.yaml."""
     from provla.run import train

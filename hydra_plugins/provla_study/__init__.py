@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from provla.sweep import Job
 
 Overrides = tuple[str, ...]
-VOID = "void"
 
 
 def register() -> None:
@@ -59,15 +58,22 @@ class GridSweeper(Sweeper):
     kind = "grid"
 
     def __init__(self, params: DictConfig | None) -> None:
-        self.params = params or {}
+        self.params: Any = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config, self.loader = config, hydra_context.config_loader
+        self.prepare(config, hydra_context.config_loader)
         self.context = HydraContext(config_loader=hydra_context.config_loader, callbacks=hydra_context.callbacks)
         self.launcher: Any = Plugins.instance().instantiate_launcher(config=config, hydra_context=self.context, task_function=task_function)
+
+    def prepare(self, config: DictConfig, loader: ConfigLoader) -> None:
+        """What it takes to say which jobs there will be."""
+        self.composed: DictConfig = config
+        self.loader: Any = loader
         self.folder = Path(str(config.hydra.sweep.dir))
         self.configs: dict[Overrides, DictConfig] = {}
         self.launched = 0
+        self.order: list[str] = []  # folders of the jobs as they were asked, and how many there will be
+        self.total = 0
 
     def sweep(self, arguments: list[str]) -> None:
         from provla.sweep import held
@@ -82,23 +88,29 @@ class GridSweeper(Sweeper):
         from provla.study import announce, episodes_of
         from provla.sweep import save_sweep
 
-        points: dict[Overrides, tuple[dict[str, str], str | None]] = {}
-        values = {key: [f"{value}" for value in _values(override)] for key, override in axes.items()}
-        varied = {key for key, override in axes.items() if override.is_sweep_override() or key in self.params}
-        for name, own in self._arms().items():
-            for combination in itertools.product(*([(key, value) for value in options] for key, options in values.items() if key not in own)):
-                overrides = tuple(f"{key}={value}" for key, value in [*own.items(), *combination])
-                points[overrides] = {k: v for k, v in [*own.items(), *combination] if k in varied or k in own}, name
+        points = self._points(axes)
         jobs = self._jobs(points)
         sweep = self._describe(jobs)
         save_sweep(self.folder, sweep)
         announce(sweep, self.folder, episodes_of(self._plain(next(iter(points)))))
+        self.order, self.total = [job.folder for job in jobs], len(jobs)
         asked = {job.folder: overrides for overrides, job in zip(points, self._all, strict=True)}
         failed = self._run([(asked[job.folder], job) for job in jobs])
         console.print(f"sweep done: {self._count(jobs)}; the verdict: python -m provla.report {self._report_key()}")
         return failed
 
     # What is asked.
+
+    def _points(self, axes: dict[str, Any]) -> dict[Overrides, tuple[dict[str, str], str | None]]:
+        """Every point of the grid: overrides → its own values, and the name of its arm."""
+        points: dict[Overrides, tuple[dict[str, str], str | None]] = {}
+        values = {key: _values(override) for key, override in axes.items()}
+        varied = {key for key, override in axes.items() if override.is_sweep_override() or key in self.params}
+        for name, own in self._arms().items():
+            for combination in itertools.product(*([(key, value) for value in options] for key, options in values.items() if key not in own)):
+                overrides = tuple(f"{key}={value}" for key, value in [*own.items(), *combination])
+                points[overrides] = {k: v for k, v in [*own.items(), *combination] if k in varied or k in own}, name
+        return points
 
     def _axes(self, arguments: list[str]) -> dict[str, Any]:
         """Key → parsed override; what stands on the command line wins over the study's own."""
@@ -117,7 +129,7 @@ class GridSweeper(Sweeper):
 
     def _arms(self) -> dict[str | None, dict[str, str]]:
         """The study's named arms, as key → value each; without any, one that has no name."""
-        arms = self.config.get("arms")
+        arms = self.composed.get("arms")
         if not arms:
             return {None: {}}
         found: dict[str | None, dict[str, str]] = {}
@@ -132,7 +144,7 @@ class GridSweeper(Sweeper):
             before = os.environ.get("PROVLA_ROOT")
             os.environ["PROVLA_ROOT"] = str(self._root)
             try:
-                self.configs[overrides] = self.frozen.load_sweep_config(self.config, list(overrides))
+                self.configs[overrides] = self.frozen.load_sweep_config(self.composed, list(overrides))
             finally:
                 os.environ.pop("PROVLA_ROOT")
                 if before is not None:
@@ -183,7 +195,7 @@ class GridSweeper(Sweeper):
     def _describe(self, jobs: list[Job]) -> Any:
         from provla.sweep import Sweep, find_baseline, load_sweep
 
-        baseline = self.config.get("baseline")
+        baseline = self.composed.get("baseline")
         arms = {job.arm: job.axes for job in jobs}
         wanted = OmegaConf.to_container(baseline) if OmegaConf.is_config(baseline) else baseline
         found = find_baseline(wanted, arms)  # type: ignore[arg-type]
@@ -199,11 +211,11 @@ class GridSweeper(Sweeper):
         except ValueError:
             earlier = []
         command = " ".join(["python -m provla.train", *map(shlex.quote, sys.argv[1:])])
-        return Sweep(self.config.study, self.config.get("question"), self.kind, found, self.config.objective, _hidden(command), [*earlier, *jobs])
+        return Sweep(self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, _hidden(command), [*earlier, *jobs])
 
     def _report_key(self) -> str:
-        default = Path("outputs") / str(self.config.study)
-        return f"study={self.config.study}" if self.folder == default else f"folder={self.folder}"
+        default = Path("outputs") / str(self.composed.study)
+        return f"study={self.composed.study}" if self.folder == default else f"folder={self.folder}"
 
     # What is done.
 
@@ -229,8 +241,8 @@ class GridSweeper(Sweeper):
         self.context.config_loader = Composed({o: self._compose(o) for o, _ in todo})  # type: ignore[assignment]
         serial = type(self.launcher).__name__ == "BasicLauncher"
         for batch in [[one] for one in todo] if serial else [todo]:
-            for number, (_, job) in enumerate(batch):
-                console.print(f"[bold]job {self.launched + number + 1}[/bold] {job.folder}")
+            for _, job in batch:
+                console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {job.folder}")
             try:
                 self.launcher.launch([list(o) for o, _ in batch], initial_job_idx=self.launched)
             except Exception as error:  # a worker that died (out of memory, kill) takes none of its siblings' results with it
@@ -275,6 +287,35 @@ class GridSweeper(Sweeper):
         yield
 
 
+def plan(config: DictConfig, arguments: list[str]) -> tuple[Any, int]:
+    """The sweep that a composed configuration (with its `hydra` node) and further axes ask for, and the closed-loop episodes of a run.
+
+    Nothing is started or written. `ValueError` as the sweep itself would raise it.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from provla.command import ROOT
+    from provla.study import episodes_of
+    from provla.sweep import Sweep
+
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.mode = RunMode.MULTIRUN
+    settings = config.hydra.sweeper
+    sweeper = GridSweeper(settings.params)
+    sweeper.prepare(config, GlobalHydra.instance().config_loader())
+    sweeper.frozen, sweeper._root = sweeper.loader, ROOT
+    axes = sweeper._axes(arguments)
+    if str(settings._target_).endswith("SearchSweeper"):
+        text = [str(override.input_line) for override in axes.values()]
+        sweep = Sweep(config.study, config.get("question"), "search", "", config.objective, "", [], int(settings.n_trials))
+        sweep.space = text
+        return sweep, episodes_of(sweeper._plain(()))
+    points = sweeper._points(axes)
+    jobs = sweeper._jobs(points)
+    return sweeper._describe(jobs), episodes_of(sweeper._plain(next(iter(points))))
+
+
 class SearchSweeper(GridSweeper):
     """Optuna over the axes, by hydra-optuna-sweeper's parsing of spaces; `n_trials` counts all trials, restarts included."""
 
@@ -290,23 +331,24 @@ class SearchSweeper(GridSweeper):
 
     def _sweep(self, axes: dict[str, Any]) -> int:
         from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
-
         from provla.progress import console
         from provla.pruner import opened
+        from provla.search import STORE
         from provla.study import announce
         from provla.sweep import save_sweep
 
-        if self.config.get("arms"):
+        if self.composed.get("arms"):
             raise ValueError("arms are for grids; with hydra/sweeper=optuna, give axes alone")
         arguments = [f"{key}=choice({','.join(_values(o))})" if _is_glob(o) else str(o.input_line) for key, o in axes.items()]
         space, fixed = create_params_from_overrides(arguments)
         if not space:
             raise ValueError("nothing to search: give at least one axis, such as 'trainer.lr=tag(log, interval(1e-5, 1e-3))'")
         options = dict(self.options)
-        path = options.pop("storage") or f"sqlite:///{self.folder / 'optuna.db'}"
-        if not str(path).startswith("sqlite:///"):
-            raise ValueError(f"hydra.sweeper.storage={path!r}: expected sqlite:///<file>")
-        name = options.pop("study_name") or str(self.config.study or "search")
+        given = options.pop("storage")
+        if given and not str(given).startswith("sqlite:///"):
+            raise ValueError(f"hydra.sweeper.storage={given!r}: expected sqlite:///<file>")
+        path = Path(str(given).removeprefix("sqlite:///")).absolute() if given else self.folder / STORE
+        name = options.pop("study_name") or str(self.composed.study or "search")
         maximize = (self.direction or self._direction()) == "maximize"
         self.impl = OptunaSweeperImpl(
             direction="maximize" if maximize else "minimize",
@@ -318,17 +360,18 @@ class SearchSweeper(GridSweeper):
             params=None,
             **options,
         )
-        self.impl.config = self.config
+        self.impl.config = self.composed
+        self._storage = [str(path) if given else STORE, name]  # its own moves with the folder
         self._check_space(space, fixed)
-        with opened(Path(str(path).removeprefix("sqlite:///"))) as storage:
+        with opened(path) as storage:
             self._search(storage, name, space, fixed, maximize)
             jobs = [job for _, job in self._queue.values()]
             sweep = self._describe(jobs)
-            sweep.n_trials, sweep.best = self.n_trials, self._best(storage, name)
+            sweep.n_trials, sweep.best, sweep.storage = self.n_trials, self._best(storage, name), self._storage
             save_sweep(self.folder, sweep)
         announce(sweep, self.folder, None)
         if sweep.best:
-            console.print(f"best: trial {sweep.best['trial']}, {self.config.objective} {sweep.best['value']:.4g}, in {self.folder / sweep.best['folder']}")
+            console.print(f"best: trial {sweep.best['trial']}, {self.composed.objective} {sweep.best['value']:.4g}, in {self.folder / sweep.best['folder']}")
         console.print(f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}")
         return 0 if sweep.best else 1
 
@@ -336,6 +379,7 @@ class SearchSweeper(GridSweeper):
         import optuna
 
         from provla.progress import console
+        from provla.search import VOID
 
         sampler = self.impl.sampler
         if not isinstance(sampler, optuna.samplers.BaseSampler):  # hydra/sweeper/sampler=grid
@@ -346,17 +390,17 @@ class SearchSweeper(GridSweeper):
         self._queue: dict[int, tuple[Overrides, Job]] = {}
         seen: dict[str, int] = {}
         waiting: list[Any] = []
-        for trial in study.get_trials(deepcopy=False):
-            if VOID in trial.user_attrs:
+        for earlier in study.get_trials(deepcopy=False):
+            if VOID in earlier.user_attrs:
                 continue
-            overrides = tuple(trial.user_attrs["overrides"]) if "overrides" in trial.user_attrs else None
-            if overrides is None and not trial.state.is_finished():  # killed before it had drawn its values
-                self._void(study, optuna.trial.Trial(study, trial._trial_id), "nothing drawn")
+            overrides = tuple(earlier.user_attrs["overrides"]) if "overrides" in earlier.user_attrs else None
+            if overrides is None and not earlier.state.is_finished():  # killed before it had drawn its values
+                self._void(study, optuna.trial.Trial(study, earlier._trial_id), "nothing drawn")
             elif overrides is not None:
                 job = self._one(overrides, space)
-                self._queue[trial.number], seen[job.config_hash] = (overrides, job), trial.number
-                if not trial.state.is_finished():
-                    waiting.append(optuna.trial.Trial(study, trial._trial_id))
+                self._queue[earlier.number], seen[job.config_hash] = (overrides, job), earlier.number
+                if not earlier.state.is_finished():
+                    waiting.append(optuna.trial.Trial(study, earlier._trial_id))
         if self._queue:
             sampler.reseed_rng()  # else a seeded sampler would draw its first points again
             console.print(f"{len(self._queue)} of {self.n_trials} trials are in {self.folder} already, {len(waiting)} of them interrupted")
@@ -380,6 +424,7 @@ class SearchSweeper(GridSweeper):
             if not batch:
                 break
             self._save_progress()
+            self.order, self.total = [job.folder for _, job in self._queue.values()], self.n_trials
             self._run([self._queue[trial.number] for trial in batch])
             self._tell(study, batch)
         if misses >= 100:
@@ -388,6 +433,8 @@ class SearchSweeper(GridSweeper):
     def _void(self, study: Any, trial: Any, reason: str) -> None:
         """Ends a trial that is none: it counts nowhere."""
         from optuna.trial import TrialState
+
+        from provla.search import VOID
 
         trial.set_user_attr(VOID, reason)
         study.tell(trial, state=TrialState.FAIL)
@@ -419,7 +466,7 @@ class SearchSweeper(GridSweeper):
         from provla.sweep import save_sweep
 
         sweep = self._describe([job for _, job in self._queue.values()])
-        sweep.n_trials = self.n_trials
+        sweep.n_trials, sweep.storage = self.n_trials, self._storage
         save_sweep(self.folder, sweep)
 
     def _check_space(self, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -430,14 +477,14 @@ class SearchSweeper(GridSweeper):
                 self._plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))
 
     def _direction(self) -> str:
-        objective = str(self.config.objective)
-        simulated = "NoSuite" not in str(self.config.env["_target_"])
+        objective = str(self.composed.objective)
+        simulated = "NoSuite" not in str(self.composed.env["_target_"])
         return "maximize" if objective.startswith("success_rate") or (objective == "auto" and simulated) else "minimize"
 
     def _at_once(self) -> int:
         from provla.sweep import cores
 
-        found = self.config.hydra.launcher.get("n_jobs", 1)
+        found = self.composed.hydra.launcher.get("n_jobs", 1)
         return cores() if found == -1 else int(found)
 
     def _best(self, storage: Any, name: str) -> dict[str, Any] | None:
