@@ -47,9 +47,9 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = ()) -> 
                 composed = {str(key): value for key, value in resolved.items()}
                 folder = Path(state.runtime.output_dir)
                 return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
-            except (ValueError, OSError, OmegaConfBaseException) as error:
+            except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
-                message = explain(error, name) if isinstance(error, OmegaConfBaseException) else str(error)
+                message = explain(error, name) if isinstance(error, OmegaConfBaseException | HydraException) else str(error)
                 complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
                 failures.append(message)
                 return float("nan")
