@@ -122,8 +122,12 @@ def job_folder(overrides: str) -> str:
 
 def complain(message: str) -> None:
     """One message on stderr, with anything that looks like a secret blotted out."""
-    message = re.sub(r"(?i)((?:key|token|secret|password)[\w.]*'?\s*=\s*)\S+", r"\1***", message)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {hide_secrets(message)}", file=sys.stderr)
+
+
+def hide_secrets(text: str) -> str:
+    """The text with the values of keys such as `api_key=` and `token=` blotted out."""
+    return re.sub(r"(?i)((?:key|token|secret|password)'?\s*=\s*)\S+", r"\1***", text)
 
 
 def explain(error: Exception, name: str) -> str:

@@ -99,6 +99,7 @@ def draw(verdict: Verdict, report: Report, folder: Path) -> None:
     enter("Paired differences from the baseline", pictures.forest(verdict, plots / "forest.png"))
     enter("Learning curves, with the band over seeds", pictures.learning_curves(study, plots / "learning_curves.png"))
     enter(f"{metric.capitalize()} against the time of a chunk", pictures.success_against_time(verdict, plots / "success_against_time.png"))
+    enter(f"{metric.capitalize()} against sampler steps", pictures.quality_against_steps(study, plots / "sampler_steps.png"))
     enter(f"{metric.capitalize()}, by both axes", pictures.two_way(study, plots / "two_way.png"))
     enter("Success by task", pictures.by_task(verdict, plots / "tasks.png"))
     for number, (arm, _) in enumerate(verdict.compared):

@@ -115,6 +115,35 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
         return save(figure, path)
 
 
+def quality_against_steps(study: Study, path: Path) -> Path | None:
+    """The objective, mean over seeds, against the number of sampler steps; a horizontal line for an arm that has none to choose."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in study.completed:
+        for row in run.result.get("sampler_steps") or []:
+            quality = row.get("rate") if is_rate(study.metric) else row.get(study.metric)
+            if quality is not None:
+                found.setdefault(run.job.arm, {}).setdefault(row["num_inference_steps"], []).append(quality)
+    if not found:
+        return None
+    arms = list(dict.fromkeys(run.job.arm for run in study.completed))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        for colour, arm in zip(_colours(len(arms)), arms, strict=True):
+            if arm in found:
+                steps = sorted(found[arm])
+                axes.plot(steps, [np.mean(found[arm][s]) for s in steps], marker="o", ms=4, color=colour, label=arm)
+            else:
+                values = [run.value for run in study.of(arm) if run.status == "completed"]
+                axes.axhline(float(np.mean(values)), color=colour, ls="--", lw=1.2, label=f"{arm} (no steps to choose)")
+        axes.set_xscale("log", base=2)
+        ticks = sorted({step for curve in found.values() for step in curve})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("sampler steps")
+        axes.set_ylabel(study.metric.replace("_", " "))
+        axes.legend(fontsize=7)
+        return save(figure, path)
+
+
 def heat_map(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], percent: bool, path: Path) -> Path:
     """A table of numbers (R,C) as colours. titles: of the rows, the columns, the values."""
     with plt.rc_context(STYLE | {"axes.grid": False}):

@@ -37,7 +37,7 @@ from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.statistics import wilson
-from provla.sweep import check_config, read_result
+from provla.sweep import SWEEP, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
 from provla.types import Spec, fake_batch, fake_observation
 
@@ -159,7 +159,8 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     }
     metrics: dict[str, float] = {}
     total = trainer.total_steps(len(learn))
-    logger.start(folder, config, _name(folder, choices), config["study"], stored[1]["fit"]["history"] if stored else [])
+    group = config["study"] or (folder.parent.name if (folder.parent / SWEEP).is_file() else None)
+    logger.start(folder, config, _name(folder, choices), group, stored[1]["fit"]["history"] if stored else [])
     failed = True
     try:
         pruner.open(folder, total)
@@ -178,6 +179,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
         write_episodes(outcomes, folder / "episodes.csv")
         latency = ms_per_chunk(policy, spec, device)
+        steps = _judge_steps(config, folder)
         logger.media(plots, videos)
         logger.chunks(chunks)
         failed = False
@@ -195,7 +197,19 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         "metrics": metrics,
         "success": success,
         "ms_per_chunk": latency,
+        "sampler_steps": steps,
     }
+
+
+def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Quality and time of the finished policy for every number in `sampler_steps`; empty where its scheduler has no steps to choose."""
+    scheduler = config["policy"].get("scheduler") or {}
+    if not config["sampler_steps"] or "num_inference_steps" not in scheduler:
+        return []
+    changes: dict[str, dict[str, Any]] = {"env": {"videos_per_task": 0} if "videos_per_task" in config["env"] else {}, "scheduler": {}}
+    judged = evaluate_steps(folder, config["device"], changes, folder / "steps", None, config["sampler_steps"])
+    rows: list[dict[str, Any]] = judged["steps"]
+    return rows
 
 
 def _training(fit: Fit) -> dict[str, Any]:

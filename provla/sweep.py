@@ -102,11 +102,12 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) -> list[str]:
-    """A short name per job: that of its named arm, and its values on the axes that vary; `key=` only where several do."""
-    keys = list(dict.fromkeys(k for point in points for k in point))
-    varied = [key for key in keys if len({point.get(key) for point in points}) > 1] or keys
+    """A short name per job: that of its named arm, and its values on the axes that vary beside it; `key=` only where several do."""
     found = []
     for point, name in zip(points, names, strict=True):
+        siblings = [other for other, owner in zip(points, names, strict=True) if owner == name]
+        keys = list(dict.fromkeys(key for other in siblings for key in other))
+        varied = [key for key in keys if len({other.get(key) for other in siblings}) > 1] or ([] if name else keys)
         values = [point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point]
         found.append(", ".join([*([name] if name else []), *values]) or "all")
     return found

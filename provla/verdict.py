@@ -9,6 +9,7 @@ Where the objective is a success rate, arms are paired on seeds and episodes; el
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -226,12 +227,15 @@ def axes_of(study: Study) -> dict[str, list[str]]:
 
 
 def _factorial(verdict: Verdict) -> None:
-    axes = list(axes_of(verdict.study))
+    levels = axes_of(verdict.study)
+    axes = list(levels)
     rows = [{"value": run.value, "seed": run.job.seed, **run.job.axes} for run in verdict.study.completed if math.isfinite(run.value)]
     if len(axes) < 2 or any(key not in row for row in rows for key in axes):
         return
     cells = {tuple(row[key] for key in axes) for row in rows}
-    wanted = {tuple(job.axes[key] for key in axes) for job in verdict.study.sweep.jobs}
+    wanted = set(itertools.product(*levels.values()))
+    if {tuple(job.axes.get(key) for key in axes) for job in verdict.study.sweep.jobs} != wanted:
+        return  # named arms that cross nothing
     if cells != wanted:
         verdict.notes.append(f"Main effects and interactions need every cell of the grid; {len(wanted - cells)} of {len(wanted)} have no completed run.")
         return

@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,7 @@ class GridSweeper(Sweeper):
         return list(unique.values())
 
     def _describe(self, jobs: list[Job]) -> Any:
+        from provla.command import hide_secrets
         from provla.sweep import Sweep, find_baseline, load_sweep
 
         baseline = self.composed.get("baseline")
@@ -211,7 +213,7 @@ class GridSweeper(Sweeper):
         except ValueError:
             earlier = []
         command = " ".join(["python -m provla.train", *map(shlex.quote, sys.argv[1:])])
-        return Sweep(self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, _hidden(command), [*earlier, *jobs])
+        return Sweep(self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, hide_secrets(command), [*earlier, *jobs])
 
     def _report_key(self) -> str:
         default = Path("outputs") / str(self.composed.study)
@@ -330,6 +332,8 @@ class SearchSweeper(GridSweeper):
         self.n_trials, self.n_jobs, self.direction, self.max_failure_rate, self.options = n_trials, n_jobs, direction, max_failure_rate, options
 
     def _sweep(self, axes: dict[str, Any]) -> int:
+        from rich.markup import escape
+
         from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
         from provla.progress import console
         from provla.pruner import opened
@@ -371,7 +375,8 @@ class SearchSweeper(GridSweeper):
             save_sweep(self.folder, sweep)
         announce(sweep, self.folder, None)
         if sweep.best:
-            console.print(f"best: trial {sweep.best['trial']}, {self.composed.objective} {sweep.best['value']:.4g}, in {self.folder / sweep.best['folder']}")
+            best = sweep.best
+            console.print(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}, in {escape(str(self.folder / best['folder']))}")
         console.print(f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}")
         return 0 if sweep.best else 1
 
@@ -460,7 +465,8 @@ class SearchSweeper(GridSweeper):
 
     def _one(self, overrides: Overrides, space: Mapping[str, Any]) -> Job:
         point = {key: value for key, value in (one.split("=", 1) for one in overrides) if key in space}
-        return self._jobs({overrides: (point, ", ".join(f"{k}={_short(v)}" for k, v in point.items() if k != "seed"))})[0]
+        job = self._jobs({overrides: (point, None)})[0]
+        return replace(job, arm=", ".join(f"{k}={_short(v)}" for k, v in point.items() if k != "seed"))
 
     def _save_progress(self) -> None:
         from provla.sweep import save_sweep
@@ -490,12 +496,16 @@ class SearchSweeper(GridSweeper):
     def _best(self, storage: Any, name: str) -> dict[str, Any] | None:
         import optuna
 
+        from provla.sweep import read_result
+
         study = optuna.load_study(study_name=name, storage=storage)
         done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
         if not done:
             return None
         trial = study.best_trial
-        return {"trial": trial.number, "value": trial.value, "params": trial.params, "folder": trial.user_attrs["job"]}
+        folder = trial.user_attrs["job"]
+        metric = (read_result(self.folder / folder).get("objective") or {}).get("name", self.composed.objective)
+        return {"trial": trial.number, "metric": metric, "value": trial.value, "params": trial.params, "folder": folder}
 
 
 def _values(override: Any) -> list[str]:
@@ -529,7 +539,3 @@ def _short(value: str) -> str:
 
 def _only_yaml(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not (Path(folder) / name).is_dir() and not name.endswith((".yaml", ".yml"))]
-
-
-def _hidden(command: str) -> str:
-    return re.sub(r"(?i)((?:key|token|secret|password)[\w.]*'?\s*=\s*)\S+", r"\1***", command)
