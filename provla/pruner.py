@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 STORE = "pruning.db"
+PATIENCE = 20  # seconds to wait for a storage that another process holds
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def opened(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=60):  # two processes must not make the tables at once
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 20}})
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
         try:
             yield storage
         finally:

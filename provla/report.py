@@ -60,7 +60,7 @@ def _plan(config: Mapping[str, Any]) -> tuple[Sweep, int]:
     if not config["study"]:
         raise ValueError(f"plan=true needs study=<name>; experiments/ holds: {', '.join(_studies())}")
     overrides = [f"experiments={config['study']}", *map(str, config["overrides"])]
-    return plan(compose("train", overrides=[o for o in overrides if not _sweeps(o)], return_hydra_config=True), [o for o in overrides if _sweeps(o)])
+    return plan(compose("train", overrides=[o for o in overrides if not _sweeps(o)], return_hydra_config=True), overrides)
 
 
 def _sweeps(override: str) -> bool:

@@ -290,7 +290,7 @@ class GridSweeper(Sweeper):
 
 
 def plan(config: DictConfig, arguments: list[str]) -> tuple[Any, int]:
-    """The sweep that a composed configuration (with its `hydra` node) and further axes ask for, and the closed-loop episodes of a run.
+    """The sweep that a composed configuration (with its `hydra` node) and its command line ask for, and the closed-loop episodes of a run.
 
     Nothing is started or written. `ValueError` as the sweep itself would raise it.
     """
@@ -309,10 +309,10 @@ def plan(config: DictConfig, arguments: list[str]) -> tuple[Any, int]:
     sweeper.frozen, sweeper._root = sweeper.loader, ROOT
     axes = sweeper._axes(arguments)
     if str(settings._target_).endswith("SearchSweeper"):
-        text = [str(override.input_line) for override in axes.values()]
         sweep = Sweep(config.study, config.get("question"), "search", "", config.objective, "", [], int(settings.n_trials))
-        sweep.space = text
-        return sweep, episodes_of(sweeper._plain(()))
+        sweep.space = [str(override.input_line) for override in axes.values() if override.is_sweep_override()]
+        fixed = tuple(str(override.input_line) for override in axes.values() if not override.is_sweep_override())
+        return sweep, episodes_of(sweeper._plain(fixed))
     points = sweeper._points(axes)
     jobs = sweeper._jobs(points)
     return sweeper._describe(jobs), episodes_of(sweeper._plain(next(iter(points))))
