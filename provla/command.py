@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -25,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
-def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = ()) -> Callable[[Task], Callable[[], None]]:
+def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
     A `ValueError` becomes its message and exit code 1. In a multirun a failed job is reported, the others go on, and
     the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
-    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands.
+    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -51,7 +52,8 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = ()) -> 
                 # Caught here, because Hydra would print the overrides and a traceback around it.
                 message = explain(error, name) if isinstance(error, OmegaConfBaseException | HydraException) else str(error)
                 complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
-                failures.append(message)
+                if alone or not studies:  # a study's sweeper knows which of its jobs count as failed
+                    failures.append(message)
                 return float("nan")
 
         def main() -> None:
@@ -62,7 +64,8 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = ()) -> 
             OmegaConf.register_new_resolver("places", _places, replace=True)
             OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
-            register()
+            if studies:
+                register()
             _read_env_file()
             try:
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
@@ -107,6 +110,8 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
 
     count = int(launcher.get("n_jobs") or places())
     count = cores() if count < 0 else count
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's workers could start no processes of their own
+        multiprocessing.set_start_method("spawn", force=True)
     with slot(Path(state.sweep.dir), count) as number:
         folder.mkdir(parents=True, exist_ok=True)
         config["device"] = share(number, count, str(config.get("device", "auto")))
@@ -115,7 +120,8 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
 
 
 def job_folder(overrides: str) -> str:
-    """The folder of a sweep's job: its overrides, shortened by a hash where the name would be too long."""
+    """The folder of a sweep's job: its overrides without those that change no result, shortened by a hash where the name would be too long."""
+    overrides = re.sub(r"(^|,)\+*(pruner|logger)\.[\w.]+=[^,]*", "", overrides).lstrip(",")
     name = re.sub(r"[/\s]+", "_", overrides) or "default"
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 

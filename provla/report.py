@@ -15,7 +15,7 @@ from provla.sweep import Sweep
 from provla.verdict import judge
 
 
-@command("report", paths=("folder", "pilot"))
+@command("report", paths=("folder", "pilot"), studies=True)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     for key in ("study", "folder", "pilot"):
         if config[key] is not None and not isinstance(config[key], str):

@@ -82,9 +82,11 @@ def read_result(folder: Path) -> dict[str, Any]:
         return {"status": "damaged", "error": f"result.json cannot be read: {error}"}
 
 
-def is_over(result: Mapping[str, Any]) -> bool:
-    """Completed, pruned, or failed as often as it is tried."""
-    return result["status"] in ("completed", "pruned") or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
+def is_over(result: Mapping[str, Any], pruning: bool) -> bool:
+    """Completed, failed as often as it is tried, or pruned by a sweep that prunes; without a pruner, a pruned job goes on."""
+    if result["status"] == "pruned":
+        return pruning
+    return result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -181,7 +181,7 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
     [
         ("trainer.batch_size=0", "trainer.batch_size=0: must be a whole number of at least 1"),
         ("trainer.batch_size=1.5", "trainer.batch_size=1.5"),
-        ("trainer.max_steps=null", "trainer.max_steps and trainer.max_epochs are both null"),
+        ("trainer.max_steps=null", "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null"),
         ("trainer.lr=-1", "trainer.lr=-1: must lie between"),
         ("trainer.lr_schedule=step", "valid: cosine, constant"),
         ("trainer.precision=fp8", "valid: auto, none, bf16, fp16"),

@@ -223,18 +223,23 @@ class GridSweeper(Sweeper):
 
     def _run(self, queue: list[tuple[Overrides, Job]]) -> int:
         """Launches what is not over, and once more what failed; returns how many have no result at the end."""
+        from rich.markup import escape
+
         from provla.progress import console
         from provla.sweep import ATTEMPTS, is_over, read_result
 
+        pruning = not str(self.composed.pruner._target_).endswith(".NoPruner")
         for attempt in range(ATTEMPTS):
-            todo = [(o, job) for o, job in queue if not is_over(read_result(self.folder / job.folder))]
+            todo = [(o, job) for o, job in queue if not is_over(read_result(self.folder / job.folder), pruning)]
             if attempt and todo:
-                console.print(f"once more: {', '.join(job.folder for _, job in todo)}")
+                console.print(f"once more: {escape(', '.join(job.folder for _, job in todo))}")
             self._launch(todo)
         statuses = [read_result(self.folder / job.folder)["status"] for _, job in queue]
         return sum(status not in ("completed", "pruned") for status in statuses)
 
     def _launch(self, todo: list[tuple[Overrides, Job]]) -> None:
+        from rich.markup import escape
+
         from provla.progress import console
         from provla.study import log_end
 
@@ -244,7 +249,7 @@ class GridSweeper(Sweeper):
         serial = type(self.launcher).__name__ == "BasicLauncher"
         for batch in [[one] for one in todo] if serial else [todo]:
             for _, job in batch:
-                console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {job.folder}")
+                console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {escape(job.folder)}")
             try:
                 self.launcher.launch([list(o) for o, _ in batch], initial_job_idx=self.launched)
             except Exception as error:  # a worker that died (out of memory, kill) takes none of its siblings' results with it
