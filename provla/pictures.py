@@ -100,14 +100,14 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
         return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4))
-        for arm in rows:
+        for turn, arm in enumerate(sorted(rows, key=lambda arm: arm.mean)):
             low, high = arm.success.interval if verdict.study.metric == "success_rate" else (arm.low, arm.high)
             colour = "black" if arm.name == verdict.study.sweep.baseline else BLUE
             x = arm.costs["ms_per_chunk"]
             if math.isfinite(low):
                 axes.plot([x, x], [low, high], color=colour, lw=1, alpha=0.5)
             axes.plot([x], [arm.mean], "o", color=colour, ms=5)
-            axes.annotate(arm.name, (x, arm.mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(arm.name, (x, arm.mean), xytext=(6, 5 - 11 * (turn % 2)), textcoords="offset points", fontsize=7)
         axes.set_xlabel("ms per action chunk")
         axes.set_ylabel(verdict.study.metric.replace("_", " "))
         axes.set_xlim(left=0)

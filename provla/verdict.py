@@ -2,7 +2,7 @@
 
 Where the objective is a success rate, arms are paired on seeds and episodes; else on seeds. The word is
 
-    better, worse        the interval of the paired difference excludes 0, and so does Holm's p at 0.05
+    better, worse        the interval of the paired difference excludes 0, Holm's p is below 0.05, and there are two seeds at least
     no difference found  neither, and the design would have seen a difference of the margin in four of five studies
     not resolvable       neither, and it would not have
 """
@@ -213,6 +213,8 @@ def _paired_seeds(seeds: list[int], mine: Sequence[Run], theirs: Sequence[Run]) 
 def _word(verdict: Verdict, found: Comparison) -> str:
     if not math.isfinite(found.difference):
         return UNKNOWN
+    if len(found.seeds) < 2:  # what another training would give is unknown
+        return NOT_RESOLVABLE
     if found.p_holm < ALPHA and (found.low > 0 or found.high < 0):
         return BETTER if (found.difference > 0) == verdict.higher_is_better else WORSE
     scale = 1.0 if verdict.higher_is_better else abs(verdict.baseline.mean) if verdict.baseline else math.nan
@@ -337,6 +339,6 @@ def sentence(arm: Arm, found: Comparison, baseline: str, percent: bool) -> str:
         return f"{arm.name} is {found.word} than {baseline}: {measured}"
     if found.word == NO_DIFFERENCE:
         return f"{arm.name}: no difference from {baseline} found: {measured}; {seen} would have been seen"
-    if not math.isfinite(found.resolvable):
-        return f"{arm.name}: not resolvable: {measured}"
+    if len(found.seeds) < 2:
+        return f"{arm.name}: not resolvable: {measured}; one seed says nothing of what another training would give"
     return f"{arm.name}: not resolvable: {measured}; the design sees differences of {seen} or more"

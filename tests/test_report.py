@@ -124,6 +124,14 @@ def test_no_difference_needs_a_design_that_would_have_seen_it(tmp_path: Path) ->
         judge(load_study(tmp_path / "many"), 0)
 
 
+def test_one_seed_is_never_better(tmp_path: Path, command: Command) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.2, "b": 0.8}, seeds=[0])
+    verdict = judge(load_study(folder), 0.1)
+    assert verdict.compared[0][1].p_holm < 0.001
+    assert words(verdict) == {"b": NOT_RESOLVABLE}
+    assert "one seed says nothing of what another training would give" in command("report", f"folder={folder}")[1]
+
+
 def test_an_offline_study_pairs_seeds(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.5}, objective="trajectory_mse")
     values = {"a": [0.10, 0.12, 0.11], "b": [0.05, 0.08, 0.06]}
