@@ -493,10 +493,13 @@ class SearchSweeper(GridSweeper):
         return "maximize" if objective.startswith("success_rate") or (objective == "auto" and simulated) else "minimize"
 
     def _at_once(self) -> int:
-        from provla.sweep import cores
+        from provla.sweep import cores, places
 
-        found = self.composed.hydra.launcher.get("n_jobs", 1)
-        return cores() if found == -1 else int(found)
+        launcher = self.composed.hydra.launcher
+        if "n_jobs" in launcher:
+            return cores() if launcher.n_jobs == -1 else int(launcher.n_jobs)
+        kind = str(launcher._target_).rpartition(".")[2]
+        return {"LocalLauncher": places(), "SlurmLauncher": 8}.get(kind, 1)  # a sampler learns nothing from trials that run beside each other
 
     def _best(self, storage: Any, name: str) -> dict[str, Any] | None:
         import optuna
