@@ -86,7 +86,7 @@ def is_over(result: Mapping[str, Any], pruning: bool) -> bool:
     """Completed, failed as often as it is tried, or pruned by a sweep that prunes; without a pruner, a pruned job goes on."""
     if result["status"] == "pruned":
         return pruning
-    return result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
+    return bool(result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS))
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
