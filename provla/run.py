@@ -37,7 +37,7 @@ from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.statistics import wilson
-from provla.sweep import SWEEP, check_config, read_result
+from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
 from provla.types import Spec, fake_batch, fake_observation
 
@@ -79,6 +79,12 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
     that holds another configuration is refused with `ValueError` and left alone.
     """
     check_keys(config)
+    check_config(folder, config)
+    with alone(folder):
+        return _run(config, folder, choices)
+
+
+def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> float:
     stored = _claim(folder, config)
     if stored["status"] in ("completed", "pruned"):
         console.print(f"this run is {stored['status']} already: {folder}")
@@ -110,7 +116,6 @@ def _value(result: Mapping[str, Any]) -> float:
 
 def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the folder holds of this run; `ValueError` where it holds another."""
-    folder.mkdir(parents=True, exist_ok=True)
     check_config(folder, config)
     stored = read_result(folder)
     if stored["status"] == "pruned" and config["pruner"]["_target_"] == "provla.pruner.NoPruner":

@@ -152,6 +152,24 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A run's folder, for one process at a time. Where another one is at work (a worker that outlived its killed sweep), this waits for its end."""
+    from provla.progress import console
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print("another process is at work in this run's folder; waiting for its end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def slot(folder: Path, count: int) -> Iterator[int]:
     """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a job has.
 

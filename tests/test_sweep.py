@@ -380,6 +380,29 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
     assert all(sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb"))  # the group, where no study is named
 
 
+def test_workers_that_outlive_their_sweep_are_waited_for(command: Command, tmp_path: Path) -> None:
+    import csv
+
+    sweep, log = tmp_path / "s", tmp_path / "log.txt"
+    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + ["trainer.max_steps=150", "trainer.val_every=50"]
+    asked = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *long, "seed=0,1,2", f"hydra.sweep.dir={sweep}"]
+    process = start(asked, log)
+    end = time.monotonic() + 120
+    while len(list(sweep.glob("*/checkpoints/latest"))) < 2:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.02)
+    process.kill()  # the sweep alone: its two workers go on for a while
+    process.wait()
+    code, out, err = command("train", *asked)
+    assert code == 0, err + out
+    assert {r["status"] for r in results(sweep).values()} == {"completed"}
+    for file in sweep.glob("*/metrics.csv"):
+        with file.open() as rows:
+            steps = [int(float(row["step"])) for row in csv.DictReader(rows) if row["train/loss"]]
+        assert steps == list(range(1, 151))  # nothing twice: no two processes wrote
+
+
 def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     code, out, err = command("train", "-m", "hydra/launcher=submitit_local", *QUICK, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}")
