@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.power import NormalIndPower
 
 from provla import statistics as s
 
@@ -87,6 +88,7 @@ def test_spread_of_seeds_is_what_chance_does_not_explain() -> None:
 def test_the_smallest_difference_is_found_four_times_in_five() -> None:
     size = s.smallest_difference(3, 100)
     assert size == pytest.approx((1.95996 + 0.84162) * math.sqrt(2 * 0.25 / 300), rel=1e-4)
+    assert size == pytest.approx(0.5 * NormalIndPower().solve_power(nobs1=300, alpha=0.05, power=0.8), rel=1e-4)  # statsmodels, in standard deviations
     assert math.ceil(100 * size) == 12  # as the plan says: 3 seeds × 100 episodes resolve 12 points
     rng = np.random.default_rng(0)
     arm, baseline = (rng.binomial(300, rate, 20_000) / 300 for rate in (0.5 + size / 2, 0.5 - size / 2))
