@@ -8,7 +8,7 @@ from typing import Any
 from provla.command import command
 
 
-@command("train", paths=("resume",), studies=True)
+@command("train", paths=("resume", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/train.yaml."""
     from provla.run import train

@@ -365,3 +365,12 @@ def test_readme_and_makefile_name_the_same_commands() -> None:
     readme = (ROOT / "README.md").read_text()
     for line in ("make train", "make test", "python -m provla.train fusion=perceiver quant=4bit", "pip install -e '.[dev]' -c constraints.txt"):
         assert line in readme
+
+
+def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
+    from provla.command import _plain
+
+    assert _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",)) == "checkpoint='outputs/fusion/fusion=film,seed=0'"
+    assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
+    assert _plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
+    assert _plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
