@@ -63,7 +63,7 @@ def compose_report(verdict: Verdict, command: str) -> Report:
         tables.append(_tasks_table(verdict))
     if verdict.effects:
         rows = [
-            [_text(row["effect"]), _number(row["df"], "d"), _number(row["F"], ".2f"), _number(row["p"], ".3f"), _number(row["eta_squared"], ".2f")]
+            [_text(row["effect"]), _number(row["df"], "d"), _number(row["F"], ".2f"), _p(row["p"]), _number(row["eta_squared"], ".2f")]
             for row in verdict.effects
         ]
         note = "Analysis of variance, type II, seeds as blocks; p is not corrected."
@@ -136,6 +136,10 @@ def _number(value: Any, form: str) -> Cell:
     return (value, f"{value:{form}}") if value is not None and math.isfinite(value) else (None, "–")
 
 
+def _p(value: float) -> Cell:
+    return (value, "< 0.001") if value < 0.001 else _number(value, ".3f")
+
+
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -177,7 +181,7 @@ def _arms_table(verdict: Verdict) -> Table:
         else:
             row.append(_interval(verdict, found.difference, found.low, found.high, "+"))
             row += [(found.wins, f"{found.wins} : {found.losses}")] if paired else []
-            row += [_number(found.p, ".3f"), _number(found.p_holm, ".3f")]
+            row += [_p(found.p), _p(found.p_holm)]
             resolvable = found.resolvable
             row.append((resolvable, str(points(resolvable))) if percent and math.isfinite(resolvable) else _number(resolvable, ".3g"))
         rows.append([*row, (len(arm.seeds), ", ".join(map(str, arm.seeds)) or "–")])

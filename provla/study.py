@@ -179,7 +179,7 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
         if episodes:
             console.print(f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × {episodes} episodes (80 % power)")
     seconds = [result["wall_seconds"] for result in done if "wall_seconds" in result]
-    if seconds:
+    if seconds and len(done) < len(sweep.jobs):
         left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
         console.print(f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the finished ones took")
     if not episodes or (sweep.kind == "search" and pilot is None):

@@ -334,7 +334,11 @@ def sentence(arm: Arm, found: Comparison, baseline: str, percent: bool) -> str:
     difference = f"{100 * found.difference:+.0f} points" if percent else f"{found.difference:+.3g}"
     interval = f"{100 * found.low:+.0f} to {100 * found.high:+.0f}" if percent else f"{found.low:+.3g} to {found.high:+.3g}"
     seen = f"{math.ceil(100 * found.resolvable - 1e-9)} points" if percent else f"{found.resolvable:.3g}"
-    measured = f"{difference} (95 % interval {interval}, Holm p {found.p_holm:.3f})" if math.isfinite(found.p_holm) else f"{difference} (one seed: no interval)"
+    measured = (
+        f"{difference} (95 % interval {interval}, Holm p {'< 0.001' if found.p_holm < 0.001 else f'{found.p_holm:.3f}'})"
+        if math.isfinite(found.p_holm)
+        else f"{difference} (one seed: no interval)"
+    )
     if found.word in (BETTER, WORSE):
         return f"{arm.name} is {found.word} than {baseline}: {measured}"
     if found.word == NO_DIFFERENCE:
