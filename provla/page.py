@@ -268,11 +268,8 @@ def _search_table(verdict: Verdict, trials: Sequence[Trial]) -> Table:
     ordered = sorted(study.runs, key=lambda run: (not math.isfinite(run.value), sign * run.value if math.isfinite(run.value) else 0))
     rows: list[list[Cell]] = []
     for run in ordered:
-        low, high = (
-            (run.result["success"]["success_rate"][end] for end in ("low", "high"))
-            if run.value == run.value and study.metric == "success_rate"
-            else (math.nan,) * 2
-        )
+        cell = run.result.get("success", {}).get("success_rate", {}) if study.metric == "success_rate" else {}
+        low, high = cell.get("low", math.nan), cell.get("high", math.nan)
         steps = _number(run.result.get("train_steps"), "d")
         rows.append(
             [

@@ -78,6 +78,10 @@ def load_study(folder: Path) -> Study:
     """`ValueError` where the folder holds no sweep; what is wrong with single runs stands in their `problem`."""
     sweep = load_sweep(folder)
     runs = [_load_run(folder, job) for job in sweep.jobs]
+    names = [run.result["objective"]["name"] for run in runs if run.status == "completed"]
+    for run in runs:
+        if run.status == "completed" and run.result["objective"]["name"] != names[0]:
+            run.problem = f"its objective is {run.result['objective']['name']}, that of the runs before it {names[0]}"
     asked = {job.folder for job in sweep.jobs}
     others = sorted(str(file.parent.relative_to(folder)) for file in folder.glob("*/config.json") if file.parent.name not in asked)
     return Study(folder, sweep, runs, others)
@@ -92,7 +96,8 @@ def _load_run(folder: Path, job: Job) -> Run:
         return run
     if result.get("config_hash") != job.config_hash:
         run.problem = "result.json is of another configuration than the sweep asked for"
-    if not isinstance(result.get("objective"), dict) or "value" not in result["objective"]:
+    objective = result.get("objective")
+    if not isinstance(objective, dict) or not isinstance(objective.get("name"), str) or not isinstance(objective.get("value"), int | float | None):
         run.problem = "result.json has no objective"
     if result.get("success"):
         try:

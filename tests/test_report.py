@@ -215,6 +215,24 @@ def test_half_run_failed_pruned_and_damaged_cells_are_shown_and_counted(tmp_path
     assert (rows["d"]["verdict"], rows["d"]["pruned"], rows["d"]["damaged"], rows["c"]["failed"]) == (UNKNOWN, "1", "2", "1")
 
 
+def test_results_of_odd_content_are_named_and_crash_nothing(tmp_path: Path, command: Command) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7, "c": 0.6})
+    write_json(folder / "fusion=a,seed=0" / "result.json", {"status": "completed", "config_hash": "a0"})
+    write_run(folder / "fusion=b,seed=0", "b0", 0, outcomes(0.7, 0, 1), objective={"name": "loss", "value": 0.1})
+    write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1), objective={"name": "success_rate", "value": "many"})
+    write_run(folder / "fusion=b,seed=2", "b2", 2, outcomes(0.7, 2, 1), objective={"name": "success_rate", "value": math.nan})
+    bare = {"status": "completed", "config_hash": "c0", "objective": {"name": "success_rate", "value": 0.6}}
+    write_json(folder / "fusion=c,seed=0" / "result.json", bare | {"success": {"success_rate": {"episodes": 100}}})
+    (folder / "fusion=c,seed=1" / "metrics.csv").write_text("")
+    (folder / "fusion=c,seed=2" / "metrics.csv").write_text("step,val/trajectory_mse\n7,nan\n")
+    code, out, err = command("report", f"folder={folder}")
+    assert code == 0, err
+    assert "fusion=a,seed=0: damaged (result.json has no objective)" in out
+    assert "fusion=b,seed=0: damaged (its objective is loss, that of the runs before it success_rate)" in out
+    assert "fusion=b,seed=1: damaged (result.json has no objective)" in out
+    assert "fusion=b,seed=2: its success_rate is nan; it counts nowhere" in out
+
+
 def test_arms_on_other_episodes_are_refused_as_unpaired(tmp_path: Path, command: Command) -> None:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
     write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1, episodes=40))
