@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -112,11 +114,19 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
     count = cores() if count < 0 else count
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's workers could start no processes of their own
         multiprocessing.set_start_method("spawn", force=True)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with slot(Path(state.sweep.dir), count) as number:
         folder.mkdir(parents=True, exist_ok=True)
         config["device"] = share(number, count, str(config.get("device", "auto")))
         with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             return task(config, folder, choices)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process where the sweep that started it was killed; joblib's workers would idle on for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def job_folder(overrides: str) -> str:

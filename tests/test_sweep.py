@@ -380,7 +380,7 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
     assert all(sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb"))  # the group, where no study is named
 
 
-def test_workers_that_outlive_their_sweep_are_waited_for(command: Command, tmp_path: Path) -> None:
+def test_workers_end_with_their_killed_sweep_and_nothing_is_written_twice(command: Command, tmp_path: Path) -> None:
     import csv
 
     sweep, log = tmp_path / "s", tmp_path / "log.txt"
@@ -392,7 +392,8 @@ def test_workers_that_outlive_their_sweep_are_waited_for(command: Command, tmp_p
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.02)
-    process.kill()  # the sweep alone: its two workers go on for a while
+    workers = children(process.pid)
+    process.kill()  # the sweep alone, not its workers
     process.wait()
     code, out, err = command("train", *asked)
     assert code == 0, err + out
@@ -400,7 +401,45 @@ def test_workers_that_outlive_their_sweep_are_waited_for(command: Command, tmp_p
     for file in sweep.glob("*/metrics.csv"):
         with file.open() as rows:
             steps = [int(float(row["step"])) for row in csv.DictReader(rows) if row["train/loss"]]
-        assert steps == list(range(1, 151))  # nothing twice: no two processes wrote
+        assert steps == list(range(1, 151))
+    assert len(workers) >= 2
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a sweep (Linux)."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == pid and "LokyProcess" in (place / "cmdline").read_text():
+                found.append(int(place.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def test_a_run_waits_for_the_process_that_is_in_its_folder(command: Command, tmp_path: Path) -> None:
+    import threading
+
+    from provla.sweep import alone
+
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with alone(tmp_path / "run"):
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    threading.Timer(2, leave.set).start()
+    begun = time.monotonic()
+    code, out, err = command("train", *QUICK, f"hydra.run.dir={tmp_path / 'run'}")
+    thread.join()
+    assert code == 0, err
+    assert "another process is at work in this run's folder" in out
+    assert time.monotonic() - begun > 1
 
 
 def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
