@@ -19,6 +19,7 @@ from provla.study import Run, points
 from provla.verdict import BETTER, COSTS, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Arm, Rate, Verdict, reason_of, sentence
 
 Cell = tuple[Any, str]  # what it is worth (CSV, sorting), and how it is shown
+FEW_TRIALS = 30  # below this, a forest's importances change much from one search to the next
 STATES = ("completed", "pruned", "failed", "interrupted", "missing", "damaged")
 
 
@@ -56,9 +57,10 @@ def compose_report(verdict: Verdict, command: str) -> Report:
     tables = [_search_table(verdict, trials)] if searching else [_arms_table(verdict)]
     if searching and shares:
         rows: list[list[Cell]] = [[_text(key), _number(share, ".0%")] for key, share in shares.items()]
-        tables.append(
-            Table("importance", "What mattered", ["parameter", "importance"], rows, "Mean decrease of impurity of a random forest on the complete trials.")
-        )
+        done = sum(trial.state == "complete" for trial in trials)
+        few = " With so few, it is a hint at most." if done < FEW_TRIALS else ""
+        note = f"Mean decrease of impurity of a random forest on {done} complete trials.{few}"
+        tables.append(Table("importance", "What mattered", ["parameter", "importance"], rows, note))
     if study.tasks and not searching:
         tables.append(_tasks_table(verdict))
     if verdict.effects:
@@ -93,6 +95,7 @@ def draw(verdict: Verdict, report: Report, folder: Path) -> None:
         enter("Optimisation history", pictures.history(trials, verdict.higher_is_better, study.metric, plots / "history.png"))
         enter("Importance of the parameters", pictures.importance(shares, plots / "importance.png"))
         enter(f"Each parameter against {metric}", pictures.slices(trials, study.metric, plots / "slices.png"))
+        enter(f"Each pair of parameters; the colour is {metric}", pictures.pairs(trials, study.metric, plots / "pairs.png"))
         enter("Parallel coordinates", pictures.parallel_coordinates(trials, study.metric, plots / "parallel_coordinates.png"))
         enter("Learning curves", pictures.learning_curves(study, plots / "learning_curves.png"))
         return

@@ -290,6 +290,35 @@ def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
         return save(figure, path)
 
 
+def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
+    """Each pair of parameters against each other; the colour is the value, a cross a trial that was pruned."""
+    done, pruned = ([t for t in trials if t.state == state] for state in ("complete", "pruned"))
+    keys = list(dict.fromkeys(key for trial in done for key in trial.params))
+    if len(keys) < 2:
+        return None
+    side = len(keys) - 1
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(side, side, figsize=(2.6 * side + 1, 2.2 * side + 0.4), sharex="col", sharey="row", squeeze=False, layout="constrained")
+        for (row, column), axes in np.ndenumerate(grid):
+            if column > row:
+                axes.set_axis_off()
+                continue
+            across, down = keys[column], keys[row + 1]
+            (x_scale, x_ticks, x), (y_scale, y_ticks, y) = _scale(trials, across), _scale(trials, down)
+            axes.plot([x(t) for t in pruned], [y(t) for t in pruned], "x", color=GREY, ms=5)
+            shown = axes.scatter([x(t) for t in done], [y(t) for t in done], c=[t.value for t in done], cmap="viridis", s=34, zorder=3)
+            axes.set_xscale(x_scale)
+            axes.set_yscale(y_scale)
+            if x_ticks:
+                axes.set_xticks(range(len(x_ticks)), x_ticks, rotation=20, fontsize=7)
+            if y_ticks:
+                axes.set_yticks(range(len(y_ticks)), y_ticks, fontsize=7)
+            axes.set_xlabel(across if row == side - 1 else "")
+            axes.set_ylabel(down if column == 0 else "")
+        figure.colorbar(shown, ax=grid, label=metric.replace("_", " "))
+        return save(figure, path)
+
+
 def _scale(trials: Sequence[Trial], key: str) -> tuple[str, list[str], Any]:
     """The scale of a parameter, its ticks where it is categorical, and the place of a trial on it."""
     values = {trial.params[key] for trial in trials if key in trial.params}

@@ -103,7 +103,7 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) ->
     result |= {"wall_seconds": time.monotonic() - started} | _environment()
     write_json(folder / "result.json", result)
     if result["status"] == "pruned":
-        console.print(f"pruned at step {result['train_steps']}: {result['stopped']}; written to {folder}")
+        console.print(f"{result['stopped']} at step {result['train_steps']}; written to {folder}")
     else:
         show(result, folder)
     return _value(result)

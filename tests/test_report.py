@@ -425,10 +425,12 @@ def test_a_search_is_reported_and_a_held_storage_is_named(tmp_path: Path, comman
     assert f"trajectory_mse {best:.4g}" in out
     assert "Trials: 5 completed, of 5" in out
     assert "What mattered" in out
+    assert "on 5 complete trials. With so few, it is a hint at most." in (folder / "report" / "report.md").read_text()
     assert {f.name for f in (folder / "report" / "plots").iterdir()} == {
         "history.png",
         "importance.png",
         "slices.png",
+        "pairs.png",
         "parallel_coordinates.png",
         "learning_curves.png",
     }
