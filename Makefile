@@ -8,7 +8,7 @@ train: .venv/installed
 	$(BIN)/python -m provla.train
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses=8 --dist=worksteal
 
 # What CI checks besides the tests.
 check: .venv/installed-dev
