@@ -269,17 +269,24 @@ def importance(shares: Mapping[str, float], path: Path) -> Path | None:
         return save(figure, path)
 
 
+def _complete(trials: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
+    """The complete trials, and the parameters that any of them drew."""
+    done = [trial for trial in trials if trial.state == "complete"]
+    return done, list(dict.fromkeys(key for trial in done for key in trial.params))
+
+
 def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
     """The value against each parameter; the colour is the trial's turn."""
-    done = [trial for trial in trials if trial.state == "complete"]
-    keys = list(dict.fromkeys(key for trial in done for key in trial.params))
+    done, keys = _complete(trials)
     if not keys:
         return None
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(1, len(keys), figsize=(3 * len(keys), 3), sharey=True, squeeze=False)
         for axes, key in zip(row[0], keys, strict=True):
             scale, ticks, x = _scale(trials, key)
-            shown = axes.scatter([x(t) for t in done], [t.value for t in done], c=[t.number for t in done], cmap="viridis", s=28)
+            drawn = [trial for trial in done if key in trial.params]  # a search that was begun without this axis has others
+            turns = {"c": [t.number for t in drawn], "vmin": done[0].number, "vmax": done[-1].number}
+            shown = axes.scatter([x(t) for t in drawn], [t.value for t in drawn], cmap="viridis", s=28, **turns)
             _crosses(axes, [x(t) for t in trials if t.state == "pruned" and key in t.params], "pruned", GREY)
             axes.set_xscale(scale)
             if ticks:
@@ -292,11 +299,10 @@ def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
 
 def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
     """Each pair of parameters against each other; the colour is the value, a cross a trial that was pruned."""
-    done, pruned = ([t for t in trials if t.state == state] for state in ("complete", "pruned"))
-    keys = list(dict.fromkeys(key for trial in done for key in trial.params))
+    done, keys = _complete(trials)
     if len(keys) < 2:
         return None
-    side = len(keys) - 1
+    side, low, high = len(keys) - 1, min(t.value for t in done), max(t.value for t in done)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(side, side, figsize=(2.6 * side + 1, 2.2 * side + 0.4), sharex="col", sharey="row", squeeze=False, layout="constrained")
         for (row, column), axes in np.ndenumerate(grid):
@@ -305,8 +311,11 @@ def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
                 continue
             across, down = keys[column], keys[row + 1]
             (x_scale, x_ticks, x), (y_scale, y_ticks, y) = _scale(trials, across), _scale(trials, down)
-            axes.plot([x(t) for t in pruned], [y(t) for t in pruned], "x", color=GREY, ms=5)
-            shown = axes.scatter([x(t) for t in done], [y(t) for t in done], c=[t.value for t in done], cmap="viridis", s=34, zorder=3)
+            both = [trial for trial in trials if {across, down} <= trial.params.keys()]
+            place = {t.number: (x(t) + bool(x_ticks) * dx, y(t) + bool(y_ticks) * dy) for t, (dx, dy) in ((t, _aside(t.number)) for t in both)}
+            pruned, done = ([t for t in both if t.state == state] for state in ("pruned", "complete"))
+            axes.scatter(*_columns([place[t.number] for t in pruned]), marker="x", color=GREY, s=30)
+            shown = axes.scatter(*_columns([place[t.number] for t in done]), c=[t.value for t in done], cmap="viridis", vmin=low, vmax=high, s=30, zorder=3)
             axes.set_xscale(x_scale)
             axes.set_yscale(y_scale)
             if x_ticks:
@@ -317,6 +326,15 @@ def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
             axes.set_ylabel(down if column == 0 else "")
         figure.colorbar(shown, ax=grid, label=metric.replace("_", " "))
         return save(figure, path)
+
+
+def _aside(number: int) -> tuple[float, float]:
+    """Where a trial lies beside its options: trials of the same ones lie around them, not on each other."""
+    return 0.12 * math.cos(2.4 * number), 0.12 * math.sin(2.4 * number)
+
+
+def _columns(places: Sequence[tuple[float, float]]) -> NDArray[Any]:
+    return np.array(places).reshape(-1, 2).T
 
 
 def _scale(trials: Sequence[Trial], key: str) -> tuple[str, list[str], Any]:
@@ -332,8 +350,8 @@ def _scale(trials: Sequence[Trial], key: str) -> tuple[str, list[str], Any]:
 
 def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
     """A line per completed trial through its parameters to its value; the colour is the value."""
-    done = [trial for trial in trials if trial.state == "complete"]
-    keys = list(dict.fromkeys(key for trial in done for key in trial.params))
+    done, keys = _complete(trials)
+    done = [trial for trial in done if len(trial.params) == len(keys)]
     if len(done) < 2 or not keys:
         return None
     values = np.array([t.value for t in done])

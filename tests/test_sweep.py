@@ -268,6 +268,30 @@ def test_a_search_evaluates_no_point_twice_and_bears_failures(command: Command, 
     assert "2 completed, 1 failed" in out
 
 
+def test_a_search_whose_space_changed(command: Command, tmp_path: Path) -> None:
+    """A new axis joins, and the report bears trials without it; other options of an old axis or another direction are refused before any job."""
+    sweep = tmp_path / "s"
+    asked = ["train", "-m", OPTUNA, *QUICK, f"hydra.sweep.dir={sweep}"]
+    assert command(*asked, "trainer.lr=choice(1e-3,1e-4)", "hydra.sweeper.n_trials=2")[0] == 0
+    new = ["trainer.lr=choice(1e-3,1e-4)", "fusion=choice(film,add)", "hydra.sweeper.n_trials=4"]
+    code, _, err = command(*asked, *new)
+    assert code == 0, err
+    code, out, err = command("report", f"folder={sweep}")
+    assert code == 0, err
+    assert "Trials: 4 completed, of 4" in out
+    assert (sweep / "report" / "plots" / "pairs.png").is_file()
+    before = stamps(sweep)
+    code, _, err = command(*asked, *new[:1], "fusion=choice(film,add,bilinear)", "hydra.sweeper.n_trials=5")
+    assert code == 1
+    assert "fusion=choice(film,add,bilinear): the search in " in err
+    assert "drew it from choice(film,add), and options cannot change midway; give this one a folder of its own" in err
+    code, _, err = command(*asked, *new[:2], "hydra.sweeper.n_trials=5", "hydra.sweeper.direction=maximize")
+    assert code == 1
+    assert "hydra.sweeper.direction=maximize: the search in " in err
+    assert "was begun with the other; give this one a folder of its own" in err
+    assert stamps(sweep) == before
+
+
 def test_nan_is_a_failed_trial(command: Command, tmp_path: Path) -> None:
     # At an absurd rate, the loss is NaN after a step.
     sweep = tmp_path / "s"

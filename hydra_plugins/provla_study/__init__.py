@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from provla.sweep import Job
 
 Overrides = tuple[str, ...]
+ELSEWHERE = "give this one a folder of its own (study=<name> or hydra.sweep.dir=<folder>)"
 
 
 def register() -> None:
@@ -396,7 +397,12 @@ class SearchSweeper(GridSweeper):
             choices = {key: self.impl._to_grid_sampler_choices(distribution) for key, distribution in space.items()}
             sampler = sampler(choices)
             self.n_trials = min(self.n_trials, math.prod(map(len, choices.values())))
-        study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction="maximize" if maximize else "minimize", load_if_exists=True)
+        direction = "maximize" if maximize else "minimize"
+        try:
+            study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True)
+        except ValueError as error:  # Optuna's own for a direction that differs from the stored one
+            raise ValueError(f"hydra.sweeper.direction={direction}: the search in {self.folder} was begun with the other; {ELSEWHERE}") from error
+        self._check_storage(study, space)
         self._queue: dict[int, tuple[Overrides, Job]] = {}
         seen: dict[str, int] = {}
         waiting: list[Any] = []
@@ -487,6 +493,18 @@ class SearchSweeper(GridSweeper):
             for option in _options(distribution):
                 self._plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))
 
+    def _check_storage(self, study: Any, space: Mapping[str, Any]) -> None:
+        """`ValueError` where an axis' options are others than those that the trials there were drawn from, which Optuna cannot go on with."""
+        from optuna.distributions import check_distribution_compatibility
+
+        for earlier in study.get_trials(deepcopy=False):
+            for key in earlier.distributions.keys() & space.keys():
+                try:
+                    check_distribution_compatibility(earlier.distributions[key], space[key])
+                except ValueError as error:
+                    was, now = _spelled(earlier.distributions[key]), _spelled(space[key])
+                    raise ValueError(f"{key}={now}: the search in {self.folder} drew it from {was}, and options cannot change midway; {ELSEWHERE}") from error
+
     def _direction(self) -> str:
         objective = str(self.composed.objective)
         simulated = "NoSuite" not in str(self.composed.env["_target_"])
@@ -514,6 +532,13 @@ class SearchSweeper(GridSweeper):
         folder = trial.user_attrs["job"]
         metric = (read_result(self.folder / folder).get("objective") or {}).get("name", self.composed.objective)
         return {"trial": trial.number, "metric": metric, "value": trial.value, "params": trial.params, "folder": folder}
+
+
+def _spelled(distribution: Any) -> str:
+    """A distribution as one would write it."""
+    if hasattr(distribution, "choices"):
+        return f"choice({','.join(map(str, distribution.choices))})"
+    return f"interval({distribution.low},{distribution.high})"
 
 
 def _values(override: Any) -> list[str]:
