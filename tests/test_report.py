@@ -303,11 +303,11 @@ def test_a_pilot_at_the_ceiling_is_warned_of(tmp_path: Path, command: Command) -
     assert "is missing; expected the folder of a completed run that was evaluated in simulation" in err
 
 
-@pytest.mark.parametrize(("study", "jobs"), [("scheduler", 12), ("quant", 9), ("baselines", 9)])
-def test_studies_ready_to_run_compose(study: str, jobs: int, command: Command) -> None:
+@pytest.mark.parametrize(("study", "arms", "seeds"), [("scheduler", 4, 3), ("quant", 3, 3), ("baselines", 3, 3), ("confirm", 3, 5)])
+def test_studies_ready_to_run_compose(study: str, arms: int, seeds: int, command: Command) -> None:
     code, out, err = command("report", f"study={study}", "plan=true")
     assert code == 0, err
-    assert f"{jobs} jobs ({jobs // 3} arms, 3 seeds)" in out
+    assert f"{arms * seeds} jobs ({arms} arms, {seeds} seeds)" in out
     code, out, err = command("report", "study=hpo", "plan=true")
     assert code == 0, err
     assert "0 of 16 trials" in out
