@@ -110,8 +110,7 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
             axes.annotate(arm.name, (x, arm.mean), xytext=(6, 5 - 11 * (turn % 2)), textcoords="offset points", fontsize=7)
         axes.set_xlabel("ms per action chunk")
         axes.set_ylabel(verdict.study.metric.replace("_", " "))
-        axes.set_xlim(left=0)
-        axes.margins(x=0.2)
+        axes.set_xlim(0, 1.2 * max(arm.costs["ms_per_chunk"] for arm in rows))  # room for the names
         return save(figure, path)
 
 
