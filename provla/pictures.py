@@ -100,17 +100,29 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
         return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4))
-        for turn, arm in enumerate(sorted(rows, key=lambda arm: arm.mean)):
+        edge = 1.06 * max(arm.costs["ms_per_chunk"] for arm in rows)
+        for arm in rows:
             low, high = arm.success.interval if verdict.study.metric == "success_rate" else (arm.low, arm.high)
             colour = "black" if arm.name == verdict.study.sweep.baseline else BLUE
             x = arm.costs["ms_per_chunk"]
             if math.isfinite(low):
                 axes.plot([x, x], [low, high], color=colour, lw=1, alpha=0.5)
             axes.plot([x], [arm.mean], "o", color=colour, ms=5)
-            axes.annotate(arm.name, (x, arm.mean), xytext=(6, 5 - 11 * (turn % 2)), textcoords="offset points", fontsize=7)
+        bottom, top = axes.get_ylim()
+        height = -math.inf
+        for arm in sorted(rows, key=lambda arm: arm.mean):  # names in a column of their own, none on another
+            height = max(arm.mean, height + 0.045 * (top - bottom))
+            axes.annotate(
+                arm.name,
+                (arm.costs["ms_per_chunk"], arm.mean),
+                (edge, height),
+                fontsize=7,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5},
+            )
         axes.set_xlabel("ms per action chunk")
         axes.set_ylabel(verdict.study.metric.replace("_", " "))
-        axes.set_xlim(0, 1.2 * max(arm.costs["ms_per_chunk"] for arm in rows))  # room for the names
+        axes.set_xlim(0, edge)
         return save(figure, path)
 
 
