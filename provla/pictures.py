@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from provla.verdict import BETTER, WORSE, Verdict, axes_of, is_rate
 
 GREEN, RED = "#2e8b57", "#c23b3b"
 Curves = dict[str, list[list[tuple[int, float]]]]
+Scale = tuple[str, list[str], Callable[[Trial], Any]]  # linear or log; the names of options, if it has any; where a trial lies
 
 
 def forest(verdict: Verdict, path: Path) -> Path | None:
@@ -294,14 +295,13 @@ def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
     with plt.rc_context(STYLE):
         figure, row = plt.subplots(1, len(keys), figsize=(3 * len(keys), 3), sharey=True, squeeze=False)
         for axes, key in zip(row[0], keys, strict=True):
-            scale, ticks, x = _scale(trials, key)
+            scale = _scale(trials, key)
+            x = scale[2]
             drawn = [trial for trial in done if key in trial.params]  # a search that was begun without this axis has others
             turns = {"c": [t.number for t in drawn], "vmin": done[0].number, "vmax": done[-1].number}
             shown = axes.scatter([x(t) for t in drawn], [t.value for t in drawn], cmap="viridis", s=28, **turns)
             _crosses(axes, [x(t) for t in trials if t.state == "pruned" and key in t.params], "pruned", GREY)
-            axes.set_xscale(scale)
-            if ticks:
-                axes.set_xticks(range(len(ticks)), ticks, rotation=20, fontsize=7)
+            _mark(axes, "x", scale)
             axes.set_xlabel(key)
         row[0, 0].set_ylabel(metric.replace("_", " "))
         figure.colorbar(shown, ax=row[0], label="trial")
@@ -321,34 +321,35 @@ def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
                 axes.set_axis_off()
                 continue
             across, down = keys[column], keys[row + 1]
-            (x_scale, x_ticks, x), (y_scale, y_ticks, y) = _scale(trials, across), _scale(trials, down)
+            x, y = _scale(trials, across), _scale(trials, down)
             both = [trial for trial in trials if {across, down} <= trial.params.keys()]
-            place = {t.number: (x(t) + bool(x_ticks) * dx, y(t) + bool(y_ticks) * dy) for t, (dx, dy) in ((t, _aside(t.number)) for t in both)}
             pruned, done = ([t for t in both if t.state == state] for state in ("pruned", "complete"))
-            axes.scatter(*_columns([place[t.number] for t in pruned]), marker="x", color=GREY, s=30)
-            shown = axes.scatter(*_columns([place[t.number] for t in done]), c=[t.value for t in done], cmap="viridis", vmin=low, vmax=high, s=30, zorder=3)
-            axes.set_xscale(x_scale)
-            axes.set_yscale(y_scale)
-            if x_ticks:
-                axes.set_xticks(range(len(x_ticks)), x_ticks, rotation=20, fontsize=7)
-            if y_ticks:
-                axes.set_yticks(range(len(y_ticks)), y_ticks, fontsize=7)
+            axes.scatter(*_places(pruned, x, y), marker="x", color=GREY, s=30)
+            shown = axes.scatter(*_places(done, x, y), c=[t.value for t in done], cmap="viridis", vmin=low, vmax=high, s=30, zorder=3)
+            _mark(axes, "x", x)
+            _mark(axes, "y", y)
             axes.set_xlabel(across if row == side - 1 else "")
             axes.set_ylabel(down if column == 0 else "")
         figure.colorbar(shown, ax=grid, label=metric.replace("_", " "))
         return save(figure, path)
 
 
-def _aside(number: int) -> tuple[float, float]:
-    """Where a trial lies beside its options: trials of the same ones lie around them, not on each other."""
-    return 0.12 * math.cos(2.4 * number), 0.12 * math.sin(2.4 * number)
+def _places(trials: Sequence[Trial], x: Scale, y: Scale) -> NDArray[Any]:
+    """(2, trials): where they lie; those of the same options lie around them, not on each other."""
+    angles = 2.4 * np.array([t.number for t in trials], dtype=float)
+    ring = (np.cos(angles), np.sin(angles))
+    return np.array([np.array([place(t) for t in trials]) + 0.12 * bool(ticks) * aside for (_, ticks, place), aside in zip((x, y), ring, strict=True)])
 
 
-def _columns(places: Sequence[tuple[float, float]]) -> NDArray[Any]:
-    return np.array(places).reshape(-1, 2).T
+def _mark(axes: Axes, which: str, scale: Scale) -> None:
+    """The scale of the axis `which`, x or y, and its options' names."""
+    kind, ticks, _ = scale
+    axes.set(**{f"{which}scale": kind})
+    if ticks:
+        getattr(axes, f"{which}axis").set_ticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if which == "x" else 0)
 
 
-def _scale(trials: Sequence[Trial], key: str) -> tuple[str, list[str], Any]:
+def _scale(trials: Sequence[Trial], key: str) -> Scale:
     """The scale of a parameter, its ticks where it is categorical, and the place of a trial on it."""
     values = {trial.params[key] for trial in trials if key in trial.params}
     if any(key in trial.logarithmic for trial in trials):
@@ -369,8 +370,8 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> Pa
     level = (values - values.min()) / (np.ptp(values) or 1)
     columns: list[tuple[str, NDArray[Any], list[tuple[float, str]]]] = []
     for key in keys:
-        scale, ticks, x = _scale(trials, key)
-        place = np.array([float(x(t)) for t in done])
+        scale, ticks, place_of = _scale(trials, key)
+        place = np.array([float(place_of(t)) for t in done])
         place = np.log10(place) if scale == "log" else place
         low, span = (0.0, max(1, len(ticks) - 1)) if ticks else (place.min(), np.ptp(place) or 1)
         named = (

@@ -308,6 +308,9 @@ def test_studies_ready_to_run_compose(study: str, arms: int, seeds: int, command
     code, out, err = command("report", f"study={study}", "plan=true")
     assert code == 0, err
     assert f"{arms * seeds} jobs ({arms} arms, {seeds} seeds)" in out
+
+
+def test_a_search_ready_to_run_composes(command: Command) -> None:
     code, out, err = command("report", "study=hpo", "plan=true")
     assert code == 0, err
     assert "0 of 16 trials" in out

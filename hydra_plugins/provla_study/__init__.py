@@ -359,9 +359,9 @@ class SearchSweeper(GridSweeper):
             raise ValueError(f"hydra.sweeper.storage={given!r}: expected sqlite:///<file>")
         path = Path(str(given).removeprefix("sqlite:///")).absolute() if given else self.folder / STORE
         name = options.pop("study_name") or str(self.composed.study or "search")
-        maximize = (self.direction or self._direction()) == "maximize"
+        direction = self.direction or self._direction()
         self.impl = OptunaSweeperImpl(
-            direction="maximize" if maximize else "minimize",
+            direction=direction,
             storage=None,
             study_name=name,
             n_trials=self.n_trials,
@@ -374,7 +374,7 @@ class SearchSweeper(GridSweeper):
         self._storage = [str(path) if given else STORE, name]  # its own moves with the folder
         self._check_space(space, fixed)
         with opened(path) as storage:
-            self._search(storage, name, space, fixed, maximize)
+            self._search(storage, name, space, fixed, direction)
             jobs = [job for _, job in self._queue.values()]
             sweep = self._describe(jobs)
             sweep.n_trials, sweep.best, sweep.storage = self.n_trials, self._best(storage, name), self._storage
@@ -386,7 +386,7 @@ class SearchSweeper(GridSweeper):
         console.print(f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}")
         return 0 if sweep.best else 1
 
-    def _search(self, storage: Any, name: str, space: Mapping[str, Any], fixed: Mapping[str, Any], maximize: bool) -> None:
+    def _search(self, storage: Any, name: str, space: Mapping[str, Any], fixed: Mapping[str, Any], direction: str) -> None:
         import optuna
 
         from provla.progress import console
@@ -397,16 +397,16 @@ class SearchSweeper(GridSweeper):
             choices = {key: self.impl._to_grid_sampler_choices(distribution) for key, distribution in space.items()}
             sampler = sampler(choices)
             self.n_trials = min(self.n_trials, math.prod(map(len, choices.values())))
-        direction = "maximize" if maximize else "minimize"
         try:
             study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True)
         except ValueError as error:  # Optuna's own for a direction that differs from the stored one
             raise ValueError(f"hydra.sweeper.direction={direction}: the search in {self.folder} was begun with the other; {ELSEWHERE}") from error
-        self._check_storage(study, space)
+        there = study.get_trials(deepcopy=False)
+        self._check_unchanged(there, space)
         self._queue: dict[int, tuple[Overrides, Job]] = {}
         seen: dict[str, int] = {}
         waiting: list[Any] = []
-        for earlier in study.get_trials(deepcopy=False):
+        for earlier in there:
             if VOID in earlier.user_attrs:
                 continue
             overrides = tuple(earlier.user_attrs["overrides"]) if "overrides" in earlier.user_attrs else None
@@ -493,11 +493,11 @@ class SearchSweeper(GridSweeper):
             for option in _options(distribution):
                 self._plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))
 
-    def _check_storage(self, study: Any, space: Mapping[str, Any]) -> None:
+    def _check_unchanged(self, there: Sequence[Any], space: Mapping[str, Any]) -> None:
         """`ValueError` where an axis' options are others than those that the trials there were drawn from, which Optuna cannot go on with."""
         from optuna.distributions import check_distribution_compatibility
 
-        for earlier in study.get_trials(deepcopy=False):
+        for earlier in there:
             for key in earlier.distributions.keys() & space.keys():
                 try:
                     check_distribution_compatibility(earlier.distributions[key], space[key])
