@@ -2,7 +2,7 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: train test check clean
+.PHONY: train test check faults clean
 
 train: .venv/installed
 	$(BIN)/python -m provla.train
@@ -31,6 +31,10 @@ check: .venv/installed-dev
 .venv/installed-dev: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
+
+# Damage done for real, and what survived it: benchmarks/faults/RESULTS.md, in under 30 minutes.
+faults: .venv/installed-test
+	$(BIN)/python benchmarks/faults/run.py
 
 clean:
 	rm -rf .venv

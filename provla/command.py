@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.provla_study import register
+from provla.errors import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
@@ -31,13 +32,13 @@ Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
-    A `ValueError` becomes its message and exit code 1. In a multirun a failed job is reported, the others go on, and
-    the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
+    An error becomes its message and an exit code (see `provla.errors`). In a multirun a failed job is reported, the others go
+    on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
     `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        failures: list[str] = []
+        failures: list[int] = []
 
         def job(config: DictConfig) -> float | None:
             logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
@@ -52,10 +53,11 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
             except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
-                message = explain(error, name) if isinstance(error, OmegaConfBaseException | HydraException) else str(error)
+                composing = isinstance(error, OmegaConfBaseException | HydraException)
+                message = explain(error, name) if composing else str(error)
                 complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
                 if alone or not studies:  # a study's sweeper knows which of its jobs count as failed
-                    failures.append(message)
+                    failures.append(1 if not alone else 2 if composing else exit_code(error))
                 return float("nan")
 
         def main() -> None:
@@ -73,14 +75,14 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 complain(explain(error, name))
-                sys.exit(1)
+                sys.exit(2)
             except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
                 complain(str(error))
-                sys.exit(1)
+                sys.exit(exit_code(error))
             except KeyboardInterrupt:
                 complain("interrupted; the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here")
                 sys.exit(130)
-            sys.exit(1 if failures else 0)
+            sys.exit(failures[0] if failures else 0)
 
         return main
 
