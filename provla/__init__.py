@@ -19,7 +19,8 @@ def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None
     `act` returns (B,H,A) actions in the robot's units. device: auto, cpu, cuda, cuda:<n>. bases: `vision` or `text` → a
     folder or Hub id with its frozen weights, where they are no longer where the training found them. Errors: `ValueError`.
     """
-    from provla.checkpoint import find_device, load_policy
+    from provla.checkpoint import find_device
+    from provla.policy_folder import load_policy
 
     folder = Path(path).expanduser()
     policy, _ = load_policy(folder / "policy" if (folder / "policy").is_dir() else folder, find_device(device), bases=bases)

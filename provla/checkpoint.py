@@ -1,4 +1,4 @@
-"""What is kept on disk: policy folders and training checkpoints. safetensors and JSON only; whole or not there."""
+"""Training checkpoints, and the tensors of a policy on disk. safetensors and JSON only; whole or not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from provla.adapter import load_quantized, merge
+from provla.adapter import load_quantized
 from provla.backbone import towers
-from provla.build import build
 from provla.files import atomic, write_json
-from provla.types import Spec
-
-WEIGHTS = "weights.safetensors"
 
 
 def find_device(name: str) -> torch.device:
@@ -69,93 +64,6 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], source: Path) -> N
     lost = [name for name in missing if name not in known]
     if lost or unexpected:
         raise ValueError(f"{source} does not fit this policy: missing {lost[:3]}, unexpected {unexpected[:3]}")
-
-
-def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: Spec) -> None:
-    """`policy/`: config.json (the composition, its sizes, its bases), weights with normalisation, and a folder per
-    backbone with its configuration and tokenizer or image processor. Loads without Hydra. Frozen weights that have a name
-    on the Hub or a folder are not stored: config.json says where to find them."""
-    bases = {}
-    with atomic(folder) as partial:
-        partial.mkdir()
-        for path, tower in towers(policy):
-            tower.save_files(partial / path)
-            if tower.from_base():
-                assert tower.base is not None
-                bases[path] = asdict(tower.base)
-        save_tensors(partial / WEIGHTS, own_state(policy))
-        write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases})
-
-
-def load_policy(folder: Path, device: torch.device, changes: Mapping[str, Any] | None = None, bases: Mapping[str, str] | None = None) -> tuple[Any, Spec]:
-    """The policy of a folder, in evaluation mode, and its sizes.
-
-    changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
-    weights lie now. Errors: `ValueError`, also for a base that cannot be found or is another one.
-    """
-    try:
-        stored = json.loads((folder / "config.json").read_text())
-        spec = stored["spec"]
-        for key in ("cameras", "image_size", "instructions"):
-            spec[key] = tuple(spec[key])
-        sizes = Spec(**spec)
-        node, wanted = stored["policy"], stored["bases"]
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
-    for key, value in (changes or {}).items():
-        _set(node, key, value)
-    unknown = [path for path in bases or {} if path not in wanted]
-    if unknown:
-        raise ValueError(f"bases names {unknown[0]!r}; this policy needs bases for: {', '.join(wanted) or 'nothing'}")
-    for files in sorted(folder.iterdir()):
-        if files.is_dir() and files.name not in wanted:
-            _set(node, f"{files.name}.files", str(files), new=True)
-    for path, name in (bases or {}).items():
-        _set(node, f"{path}.name", name)
-        _set(node, f"{path}.revision", None)
-    try:
-        policy = build(node, "policy", nn.Module, spec=sizes, device=device)
-    except ValueError as error:
-        if not wanted:
-            raise
-        names = ", ".join(f"{path}: {base['name']}" + (f" at {base['revision']}" if base["revision"] else "") for path, base in wanted.items())
-        raise ValueError(
-            f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
-            'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on the command line.'
-        ) from error
-    for path, tower in towers(policy):
-        if path in wanted and tower.base is not None and tower.base.fingerprint != wanted[path]["fingerprint"]:
-            raise ValueError(f"{folder}: the base of {path}, {tower.base.name!r}, is not the one this policy was trained on; its weights or their sizes differ")
-    load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    return policy.eval(), sizes
-
-
-def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        node = node[part]
-    if last not in node and not new:
-        raise ValueError(f"the stored policy has no {key}; {'.'.join(path) or 'policy'} has: {', '.join(node)}")
-    node[last] = value
-
-
-def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None) -> dict[str, int]:
-    """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
-
-    Returns how many layers of each backbone were merged. The export needs no base, no peft and no bitsandbytes.
-    """
-    policy, spec = load_policy(source, device, bases=bases)
-    node = json.loads((source / "config.json").read_text())["policy"]
-    merged = {key: merge(getattr(part, "adaptable", part)) for key, part in (("vision", policy.vision), ("text", policy.text))}
-    for _, tower in towers(policy):
-        tower.base = None
-    node["adapter"], node["quant"] = {"_target_": node["adapter"]["_target_"], "mode": "full"}, {"_target_": node["quant"]["_target_"]}
-    for key in merged:
-        node[key] |= {"adapter": None, "quant": None}
-    save_policy(target, policy, node, spec)
-    return merged
 
 
 class Checkpoints:

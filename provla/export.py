@@ -11,7 +11,8 @@ from provla.command import command
 @command("export", paths=("checkpoint",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
-    from provla.checkpoint import export_policy, find_device
+    from provla.checkpoint import find_device
+    from provla.policy_folder import export_policy
     from provla.progress import console
 
     run = Path(config["checkpoint"]).expanduser()

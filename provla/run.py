@@ -26,13 +26,14 @@ import torch
 from rich.table import Table
 
 from provla.build import build
-from provla.checkpoint import Checkpoints, find_device, load_policy, save_policy
+from provla.checkpoint import Checkpoints, find_device
 from provla.dataset import Demonstrations, Sampler
 from provla.files import write_json, write_text
 from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.metrics import chunk_metrics
 from provla.policy import count_parameters, parameters_by_part
+from provla.policy_folder import load_policy, save_policy
 from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos

@@ -11,7 +11,7 @@ from test_policy import make
 from torch import nn
 
 from provla.adapter import Adapter, Quant, linear_layers
-from provla.checkpoint import load_policy, save_policy
+from provla.policy_folder import load_policy, save_policy
 from provla.types import Spec, fake_batch, fake_observation
 
 CPU = torch.device("cpu")

@@ -25,7 +25,8 @@ from torch import nn
 from provla.adapter import linear_layers
 from provla.backbone import Source, Tower, towers
 from provla.build import build
-from provla.checkpoint import export_policy, load_policy, own_state, save_policy
+from provla.checkpoint import own_state
+from provla.policy_folder import export_policy, load_policy, save_policy
 from provla.types import Batch, Spec, fake_batch, fake_observation
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

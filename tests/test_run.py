@@ -98,7 +98,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
 
 
 def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_path: Path) -> None:
-    from provla.checkpoint import load_policy
+    from provla.policy_folder import load_policy
     from provla.types import fake_observation
 
     assert command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")[0] == 0
