@@ -126,7 +126,7 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: C
         other = shutil.copytree(run, tmp_path / "other")
         (other / "config.json").write_text(json.dumps(config))
         code, _, err = command("evaluate", f"checkpoint={other}")
-        assert code == 1
+        assert code == 2
         assert "the policy's cameras is ['cam_high', 'cam_left_wrist'], that of the data set" in err
     policy = provla.load(run)
     n = len(policy.spec.cameras)
@@ -139,5 +139,5 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: C
         provla.Observation(torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"])
     ).shape == (1, 16, 14)
     code, _, err = command("export", f"checkpoint={run}")
-    assert code == 1
+    assert code == 2
     assert "exists already; nothing was changed" in err

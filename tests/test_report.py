@@ -237,7 +237,7 @@ def test_arms_on_other_episodes_are_refused_as_unpaired(tmp_path: Path, command:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
     write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1, episodes=40))
     code, _, err = command("report", f"folder={folder}")
-    assert code == 1
+    assert code == 2
     assert "unpaired: fusion=b,seed=1 was evaluated on 80 episodes and fusion=a,seed=0 on 100, of which 80 are the same" in err
     assert "needs the same eval_episodes, env.tasks and env.first_seed" in err
     assert not (folder / "report").exists()
@@ -245,15 +245,15 @@ def test_arms_on_other_episodes_are_refused_as_unpaired(tmp_path: Path, command:
 
 def test_folders_that_hold_no_study(tmp_path: Path, command: Command) -> None:
     code, _, err = command("report", "study=nix")
-    assert (code, "no folder outputs/nix: the study has not been started here" in err) == (1, True)
+    assert (code, "no folder outputs/nix: the study has not been started here" in err) == (2, True)
     (tmp_path / "empty").mkdir()
     code, _, err = command("report", f"folder={tmp_path / 'empty'}")
-    assert (code, "holds no sweep (no sweep.json); start it with" in err) == (1, True)
+    assert (code, "holds no sweep (no sweep.json); start it with" in err) == (2, True)
     (tmp_path / "empty" / "sweep.json").write_text('{"jobs": [')
     code, _, err = command("report", f"folder={tmp_path / 'empty'}")
-    assert (code, "sweep.json is damaged" in err) == (1, True)
+    assert (code, "sweep.json is damaged" in err) == (2, True)
     code, _, err = command("report")
-    assert code == 1
+    assert code == 2
     assert "which study? give study=<name> (" in err
     assert "fusion, " in err
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
@@ -285,7 +285,7 @@ def test_the_plan_says_what_a_design_resolves(command: Command) -> None:
     assert "3 seeds × 100 episodes resolve 12 points, 15 with Holm's correction for 6 comparisons (80 % power)" in out.replace("\n", " ")
     assert not Path("outputs").exists()
     code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=film,add","eval_episodes=80"]')
-    assert code == 1
+    assert code == 2
     assert "baseline='concat_mlp' is not among the arms; the arms are: film; add" in err
     code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=concat_mlp,add","eval_episodes=80"]')
     assert code == 0, err
@@ -299,7 +299,7 @@ def test_a_pilot_at_the_ceiling_is_warned_of(tmp_path: Path, command: Command) -
     assert "pilot: success 97 % in 1 run" in out
     assert "at this ceiling no arm can be better" in out.replace("\n", " ")
     code, _, err = command("report", "study=fusion", "plan=true", f"pilot={tmp_path / 'none'}")
-    assert code == 1
+    assert code == 2
     assert "is missing; expected the folder of a completed run that was evaluated in simulation" in err
 
 

@@ -80,7 +80,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
 
     # Another configuration is refused and changes nothing.
     code, _, err = command("train", *metaworld, "seed=1", f"hydra.run.dir={run}")
-    assert code == 1
+    assert code == 2
     assert "holds a run of another configuration" in err
     assert (run / "result.json").read_bytes() == before
 
@@ -92,7 +92,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert code == 0, err
     assert read(tmp_path / "few")["success"]["success_rate"]["episodes"] == 2
     code, _, err = command("evaluate", f"checkpoint={run}", "+env.episodes=1", f"hydra.run.dir={tmp_path / 'wrong'}")
-    assert code == 1
+    assert code == 2
     assert "nothing reads env.episodes=1" in err
     assert (run / "result.json").read_bytes() == before
 
@@ -196,14 +196,14 @@ def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_pat
     config["env"] = compose("dataset.image_size=32")["env"]
     (run / "config.json").write_text(json.dumps(config))
     code, _, err = command("evaluate", f"checkpoint={run}")
-    assert code == 1
+    assert code == 2
     assert "the policy's action size is 3, that of env=metaworld is 4" in err
     # Nor can its checkpoint go on with data of another action size.
     policy = json.loads((run / "policy" / "config.json").read_text())
     policy["spec"]["action_size"] = 5
     (run / "policy" / "config.json").write_text(json.dumps(policy))
     code, _, err = command("evaluate", f"checkpoint={run}")
-    assert code == 1
+    assert code == 2
     assert "does not fit this policy" in err
 
 
@@ -215,16 +215,16 @@ def test_a_policy_folder_cannot_run_what_it_likes(command: Command, tmp_path: Pa
     stored["policy"]["fusion"] = {"_target_": target, "_partial_": True}
     (run / "policy" / "config.json").write_text(json.dumps(stored))
     code, _, err = command("evaluate", f"checkpoint={run}")
-    assert code == 1
+    assert code == 2
     assert f"fusion._target_='{target}'" in err
 
 
 def test_evaluate_names_a_folder_that_is_no_run(command: Command, tmp_path: Path) -> None:
     code, _, err = command("evaluate", f"checkpoint={tmp_path}")
-    assert code == 1
+    assert code == 2
     assert "is not the folder of a run" in err
     code, _, err = command("evaluate")
-    assert code == 1
+    assert code == 2
     assert "checkpoint has no value; give checkpoint=…" in err
 
 
@@ -241,7 +241,7 @@ def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Pa
     assert code == 0, err
     assert "5 episodes, 60 steps at 10 Hz, cameras front, wrist" in out
     code, _, err = command("record", "dataset=fake")
-    assert code == 1
+    assert code == 2
     assert "dataset=fake is not recorded here; valid: metaworld" in err
 
 
@@ -327,11 +327,11 @@ def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(command: Command, t
 
     other = ["train", *fake, "logger=none", "trainer.lr=0.5", f"resume={middle}"]
     code, _, err = command(*other, f"hydra.run.dir={tmp_path / 'other'}")
-    assert code == 1
+    assert code == 2
     assert "is of another configuration" in err
     for resume, message in (("/nowhere", "no such folder"), ("wandb://x", "expected wandb://<entity>/<project>/<name>:<alias>")):
         code, _, err = command("train", *fake, "logger=none", f"resume={resume}", f"hydra.run.dir={tmp_path / 'bad'}")
-        assert code == 1
+        assert code == 2
         assert message in err
 
 

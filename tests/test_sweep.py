@@ -98,7 +98,7 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
     config["trainer"]["max_steps"] = 5
     (tmp_path / "s" / one / "config.json").write_text(json.dumps(config))
     code, _, err = command("train", "-m", *other, "trainer.max_steps=4", sweep, "fusion=film,add", "seed=range(2)")
-    assert code == 1
+    assert code == 2
     assert "holds a run of another configuration (trainer.max_steps: 5 → 4)" in err
     assert stamps(tmp_path / "s") == after
 
@@ -122,7 +122,7 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
 )
 def test_what_is_wrong_with_a_sweep_is_said_before_any_job(asked: list[str], said: str, command: Command, tmp_path: Path) -> None:
     code, out, err = command("train", "-m", *QUICK, *asked, f"hydra.sweep.dir={tmp_path / 's'}")
-    assert code == 1
+    assert code == 2
     assert said in (err + out).replace("\n", " ") or any(said in r.get("error", "") for r in results(tmp_path / "s").values())
     if not any(o.startswith("pruner") for o in asked):
         assert "job 1" not in out
@@ -216,7 +216,7 @@ def test_a_second_sweep_in_the_same_folder_is_refused(command: Command, tmp_path
 
     with held(tmp_path / "s"):
         code, _, err = command("train", "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}")
-    assert code == 1
+    assert code == 2
     assert "another process is running the sweep in" in err
 
 
@@ -282,11 +282,11 @@ def test_a_search_whose_space_changed(command: Command, tmp_path: Path) -> None:
     assert (sweep / "report" / "plots" / "pairs.png").is_file()
     before = stamps(sweep)
     code, _, err = command(*asked, *new[:1], "fusion=choice(film,add,bilinear)", "hydra.sweeper.n_trials=5")
-    assert code == 1
+    assert code == 2
     assert "fusion=choice(film,add,bilinear): the search in " in err
     assert "drew it from choice(film,add), and options cannot change midway; give this one a folder of its own" in err
     code, _, err = command(*asked, *new[:2], "hydra.sweeper.n_trials=5", "hydra.sweeper.direction=maximize")
-    assert code == 1
+    assert code == 2
     assert "hydra.sweeper.direction=maximize: the search in " in err
     assert "was begun with the other; give this one a folder of its own" in err
     assert stamps(sweep) == before
@@ -310,12 +310,12 @@ def test_a_held_storage_is_named(command: Command, tmp_path: Path, monkeypatch: 
     holder.execute("BEGIN EXCLUSIVE")
     code, _, err = command(*asked)
     holder.close()
-    assert code == 1
+    assert code == 2
     assert "optuna.db cannot be used" in err
     assert "another process holds it; stop that one, or wait" in err
     (sweep / "optuna.db").write_text("nonsense")
     code, _, err = command(*asked)
-    assert code == 1
+    assert code == 2
     assert "it is damaged; delete it to start the study's bookkeeping anew" in err
 
 
@@ -379,7 +379,7 @@ def test_a_grid_prunes_says_so_and_counts_it(command: Command, tmp_path: Path) -
     assert "Every cell: 2 completed, 1 pruned" in out
     # Without a pruner, the pruned job goes on to its end.
     code, out, err = command(*asked, "pruner=none", f"hydra.sweep.dir={tmp_path / 's'}")
-    assert code == 1, "pruner.n_startup_jobs is no key of pruner=none"
+    assert code == 2, "pruner.n_startup_jobs is no key of pruner=none"
     code, out, err = command(*[a for a in asked if "pruner" not in a], f"hydra.sweep.dir={tmp_path / 's'}")
     assert code == 0, err
     assert {r["status"] for r in results(tmp_path / "s").values()} == {"completed"}
