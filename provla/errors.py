@@ -1,10 +1,10 @@
 """How a command can end besides well, told apart by its exit code.
 
-    0  done
-    1  the machine or another program failed (a full disk, a missing device), or a job of a sweep has no result
-    2  what was asked cannot be done: a wrong key, value, file or data set (`ValueError`)
-    3  numbers that are not finite (`NotFinite`)
-    128 + n  ended by signal n (`Interrupted`)
+0  done
+1  the machine or another program failed (a full disk, a missing device), or a job of a sweep has no result
+2  what was asked cannot be done: a wrong key, value, file or data set (`ValueError`)
+3  numbers that are not finite (`NotFinite`)
+128 + n  ended by signal n (`Interrupted`)
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ class NotFinite(ValueError):
 
 
 class NoSpace(ValueError):
-    """A disk that is full or cannot be written; says which path, how many bytes it takes and how many are free."""
+    """A disk that is full or cannot be written; says which path, how many bytes it takes and how many are free.
+
+    needed: bytes, 0 where nobody knows. Raised by `provla.files.writing` and `check_space`.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, needed: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class Interrupted(BaseException):

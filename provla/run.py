@@ -28,7 +28,8 @@ from rich.table import Table
 from provla.build import build
 from provla.checkpoint import Checkpoints, find_device
 from provla.dataset import Demonstrations, Sampler
-from provla.files import write_json, write_text
+from provla.errors import NoSpace
+from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.metrics import chunk_metrics
@@ -42,6 +43,7 @@ from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
 from provla.types import Spec, fake_batch, fake_observation
 
+FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps")  # what a run writes beside its files
 PACKAGES = ("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot", "metaworld", "mujoco", "numpy")
 
 
@@ -81,6 +83,7 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
     """
     check_keys(config)
     check_config(folder, config)
+    refuse_links_out(folder, *FOLDERS)
     with alone(folder):
         return _run(config, folder, choices)
 
@@ -90,6 +93,7 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) ->
     if stored["status"] in ("completed", "pruned"):
         console.print(f"this run is {stored['status']} already: {folder}")
         return _value(stored)
+    tidy(folder)
     write_json(folder / "config.json", config)
     forget_peak_memory()
     started = time.monotonic()
@@ -99,7 +103,8 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) ->
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
         failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
-        write_json(folder / "result.json", failure | _environment())
+        with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
+            write_json(folder / "result.json", failure | _environment())
         raise
     result |= {"wall_seconds": time.monotonic() - started} | _environment()
     write_json(folder / "result.json", result)
@@ -149,7 +154,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
 
     checkpoints = Checkpoints(folder / "checkpoints", identity(config), logger.checkpoint)
-    if config["resume"] and not (folder / "checkpoints").exists():
+    if config["resume"] and not checkpoints.begun:
         _fetch(config["resume"], checkpoints, folder)
     stored = checkpoints.load()
     if stored:
@@ -230,7 +235,7 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
             raise ValueError(f"resume={resume!r}: no such folder; give the folder of a checkpoint, or wandb://<entity>/<project>/<name>:<alias>")
         checkpoints.adopt(source)
         return
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".resume-", suffix=".partial") as place:
         checkpoints.adopt(download_checkpoint(resume, Path(place) / "artifact"))
     # The artifact is named after its W&B run, which goes on.
     write_json(folder / WANDB_RUN, {"id": resume.rpartition("/")[2].partition(":")[0].removeprefix("checkpoint-")})

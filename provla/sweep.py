@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from provla.files import write_json
+from provla.files import write_json, writing
 from provla.identity import differences, identity
 
 SWEEP = "sweep.json"
@@ -139,10 +139,11 @@ def _plain(value: Any) -> str:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The sweep's folder, for one sweep at a time. `ValueError` where another process runs it."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".sweep.lock")
     try:
-        lock.acquire(timeout=0)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or hydra.sweep.dir=") from error
     try:
@@ -156,10 +157,11 @@ def alone(folder: Path) -> Iterator[None]:
     """A run's folder, for one process at a time. Where another one is at work (a worker that outlived its killed sweep), this waits for its end."""
     from provla.progress import console
 
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         console.print("another process is at work in this run's folder; waiting for its end")
         lock.acquire()

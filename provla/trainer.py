@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from provla.checkpoint import Checkpoints, load_state, own_state
+from provla.checkpoint import Checkpoints, count_bytes, load_state, own_state
 from provla.dataset import Sampler
 from provla.metrics import chunk_metrics
 from provla.progress import progress_bars
@@ -240,7 +240,7 @@ class _Loop:
         torch.use_deterministic_algorithms(False)
         self.fit.stopped = self.fit.stopped or "done"
         self._swap()
-        if self.o.keep == "best" and (stored := self.checkpoints.load("best")):
+        if self.o.keep == "best" and (stored := self._best()):
             self._load(stored[0])
             self._swap()
         return self.fit
@@ -326,9 +326,18 @@ class _Loop:
         load_state(self.policy, tensors["weights"], self.checkpoints.folder)
         self.average = {name: tensors["average"][name].to(self.device) for name in self.average}
 
+    def _best(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The best checkpoint; `ValueError` where it is gone."""
+        stored = self.checkpoints.load("best")
+        if self.fit.best_step and (stored is None or stored[1]["fit"]["step"] != self.fit.best_step):
+            raise ValueError(f"trainer.keep=best needs the checkpoint of step {self.fit.best_step}, which is not in {self.checkpoints.folder}; bring it back")
+        return stored
+
     def _resume(self) -> None:
         stored = self.checkpoints.load()
         if stored is None:
+            size = count_bytes(own_state(self.policy), self.average) + 2 * count_bytes({name: p.data for name, p in self.named.items()})
+            self.checkpoints.check_space(size)
             return
         tensors, state = stored
         self._load(tensors)
@@ -341,6 +350,8 @@ class _Loop:
         self.fit = Fit(**state["fit"])
         if self.fit.stopped == "done" or self.fit.stopped.startswith(PRUNED):  # a pruned run that is started again has lost its pruner
             self.fit.stopped = ""
+        if self.o.keep == "best":
+            self._best()  # better to know now that it is gone
 
 
 @torch.no_grad()

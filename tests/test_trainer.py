@@ -159,21 +159,25 @@ def test_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(averaged[name], value) for name, value in stored[0]["average"].items())
 
 
-def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    fit(tmp_path)
-    file = tmp_path / "latest" / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"latest is damaged: weights.safetensors is missing or truncated; delete .* to start the run anew"):
-        fit(tmp_path)
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, expected = fit(tmp_path / "a", "trainer.keep=best")
+    file = tmp_path / "a" / "step_0000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    _, found = fit(tmp_path / "a", "trainer.keep=best")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint step_0000004 is damaged: optimizer.safetensors has the right size, but not the content" in said
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"step_0000002", "step_0000004", "step_0000004.damaged", "latest", "best"}
 
 
-def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
-    fit(tmp_path)
-    (tmp_path / ".step_0000099-abc.partial").mkdir()
-    (tmp_path / "step_0000099").mkdir()  # renamed, but the link still points at the one before
-    stored = Checkpoints(tmp_path).load()
-    assert stored is not None
-    assert stored[1]["fit"]["step"] == 4
+def test_a_run_that_ends_with_its_best_weights_needs_them(tmp_path: Path) -> None:
+    options = ["trainer.lr=0", "trainer.monitor=loss", "trainer.ema_decay=0", "trainer.keep=best"]
+    found, _ = fit(tmp_path, *options)
+    best = tmp_path / f"step_{found.best_step:07d}"
+    assert found.best_step == 2  # the first is the best, the second brings nothing
+    best.rename(tmp_path.parent / "elsewhere")
+    with pytest.raises(ValueError, match=rf"trainer.keep=best needs the checkpoint of step {found.best_step}"):
+        fit(tmp_path, *options)
 
 
 @pytest.mark.parametrize(
