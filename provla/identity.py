@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,9 +50,19 @@ def check_keys(config: Mapping[str, Any]) -> None:
     unknown = [key for key in config if key not in NODES + VALUES + STUDY]
     if unknown:
         raise ValueError(f"nothing reads the key {unknown[0]!r}; valid: {', '.join(VALUES + STUDY + NODES)}")
+    check_study(config.get("study"))
     steps = config.get("sampler_steps") or []
     if not isinstance(steps, list) or not all(isinstance(count, int) and count > 0 for count in steps):
         raise ValueError(f"sampler_steps={steps!r}: expected a list of numbers of steps, such as [1,2,4,10]")
     for key in ("seed", "horizon", "n_obs_steps", "n_action_steps"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")
+
+
+def check_study(name: Any) -> None:
+    """`ValueError` for a study's name that is more than one plain name: it becomes a folder under outputs/, and files under experiments/."""
+    if name is not None and (name == "" or not re.fullmatch(r"\w[\w .,=+-]*", str(name))):
+        raise ValueError(
+            f"study={name!r}: expected one plain name of letters, digits, spaces and . , = + - _, without slashes, such as study=fusion; "
+            "a sweep's folder elsewhere is hydra.sweep.dir=<folder> (train), or folder=<folder> (report)"
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from provla.command import ROOT, command
+from provla.identity import check_study
 from provla.progress import console
 from provla.study import load_study, plan_sweep
 from provla.sweep import Sweep
@@ -20,6 +21,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     for key in ("study", "folder", "pilot"):
         if config[key] is not None and not isinstance(config[key], str):
             raise ValueError(f"{key}={config[key]!r}: expected a name")
+    check_study(config["study"])
     if not config["study"] and not config["folder"]:
         raise ValueError(f"which study? give study=<name> ({', '.join(_studies()) or 'experiments/ holds none'}) or folder=<folder of a sweep>")
     place = Path(config["folder"] or Path("outputs") / config["study"])

@@ -22,7 +22,7 @@ Episode = tuple[str, int]  # task, episode seed
 
 @dataclass
 class Run:
-    """One job of a study. episodes: (task, episode seed) → success. problem: why a run that should count does not."""
+    """One job of a study. episodes: (task, episode seed) → success, in that order. problem: why a run that should count does not."""
 
     job: Job
     result: dict[str, Any]
@@ -70,8 +70,8 @@ class Study:
 
     @property
     def tasks(self) -> list[str]:
-        """Those that were simulated, in the order of the runs."""
-        return list(dict.fromkeys(task for run in self.completed for task, _ in run.episodes))
+        """Those that were simulated, by name."""
+        return sorted({task for run in self.completed for task, _ in run.episodes})
 
 
 def load_study(folder: Path) -> Study:
@@ -110,9 +110,15 @@ def _load_run(folder: Path, job: Job) -> Run:
 
 
 def read_episodes(path: Path) -> dict[Episode, bool]:
-    """(task, episode seed) → success."""
+    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows. `ValueError` for an episode that stands there twice."""
+    found: dict[Episode, bool] = {}
     with path.open(newline="") as file:
-        return {(row["task"], int(row["episode_seed"])): row["success"] == "1" for row in csv.DictReader(file)}
+        for row in csv.DictReader(file):
+            episode = row["task"], int(row["episode_seed"])
+            if episode in found:
+                raise ValueError(f"{episode[0]}, episode seed {episode[1]} stands there twice")
+            found[episode] = row["success"] == "1"
+    return dict(sorted(found.items()))
 
 
 def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:

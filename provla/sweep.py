@@ -58,11 +58,15 @@ def load_sweep(folder: Path) -> Sweep:
     path = folder / SWEEP
     try:
         stored = json.loads(path.read_text())
-        return Sweep(**{**stored, "jobs": [Job(**job) for job in stored["jobs"]]})
+        sweep = Sweep(**{**stored, "jobs": [Job(**job) for job in stored["jobs"]]})
+        places = [Path(job.folder) for job in sweep.jobs]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no sweep (no {SWEEP}); start it with python -m provla.train -m experiments=<study>") from error
     except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); starting the sweep again writes it anew and keeps every finished job") from error
+    if outside := [place for place in places if place.is_absolute() or ".." in place.parts]:
+        raise ValueError(f"{path} names {str(outside[0])!r} as a job's folder, which leads out of the sweep's own; start the sweep again in another folder")
+    return sweep
 
 
 def save_sweep(folder: Path, sweep: Sweep) -> None:

@@ -171,9 +171,9 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def outcomes_of(study: Study, runs: Sequence[Run]) -> tuple[Array, list[Episode]]:
-    """Successes (S,E) of the runs on the episodes that the objective counts, and those episodes."""
+    """Successes (S,E) of the runs on the episodes that the objective counts, and those episodes, by task and episode seed."""
     task = study.metric.partition("/")[2]
-    episodes = [episode for episode in runs[0].episodes if not task or episode[0] == task]
+    episodes = sorted(episode for episode in runs[0].episodes if not task or episode[0] == task)
     return np.array([[run.episodes[episode] for episode in episodes] for run in runs], dtype=float), episodes
 
 
@@ -270,6 +270,18 @@ def _look_for_problems(verdict: Verdict) -> None:
     commits = {str(run.result.get("commit")) for run in study.completed}
     if len(commits) > 1:
         add(f"the runs were made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
+    machines = {machine for run in study.completed if (machine := _machine(run))}
+    if len(machines) > 1:
+        add(
+            f"the runs were made on {len(machines)} kinds of machine: {'; '.join(sorted(machines))}; a seed's run is equal on one machine only, so a "
+            "difference between arms may be one between machines"
+        )
+
+
+def _machine(run: Run) -> str:
+    """What the machine of a run is, as far as it can change a result; empty where the run does not say."""
+    found = run.result.get("machine")
+    return ", ".join(f"{key} {value}" for key, value in sorted(found.items())) if isinstance(found, dict) else ""
 
 
 def reason_of(run: Run) -> str:

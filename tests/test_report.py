@@ -233,6 +233,54 @@ def test_results_of_odd_content_are_named_and_crash_nothing(tmp_path: Path, comm
     assert "fusion=b,seed=2: its success_rate is nan; it counts nowhere" in out
 
 
+def test_the_order_of_the_episodes_rows_changes_no_verdict(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.6, "c": 0.45})
+    before = judge(load_study(folder), 0.1)
+    for number, file in enumerate(sorted(folder.glob("*/episodes.csv"))):
+        head, *rows = file.read_text().splitlines()
+        np.random.default_rng(number).shuffle(rows)
+        file.write_text("\n".join([head, *rows]) + "\n")
+    after = judge(load_study(folder), 0.1)
+    assert [vars(found) for _, found in after.compared] == [vars(found) for _, found in before.compared]
+    assert [arm.tasks for arm in after.arms] == [arm.tasks for arm in before.arms]
+    # An episode that stands there twice is named, and its run counts nowhere.
+    (folder / "fusion=b,seed=1" / "episodes.csv").write_text("\n".join([head, rows[0], *rows]) + "\n")
+    (broken,) = (run for run in load_study(folder).runs if run.problem)
+    assert broken.job.folder == "fusion=b,seed=1"
+    assert re.search(r"episodes\.csv cannot be read: (drawer-open|window-close), episode seed \d+ stands there twice", broken.problem)
+
+
+def test_a_study_on_several_machines_says_so(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
+    assert not any("machine" in problem for problem in judge(load_study(folder), 0.1).problems)
+    here = {"cpu": "Xeon", "threads": 2, "instruction_set": "AVX512"}
+    write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1), machine=here)
+    write_run(folder / "fusion=b,seed=2", "b2", 2, outcomes(0.7, 2, 1), machine=dict(reversed(here.items())))
+    assert not any("machine" in problem for problem in judge(load_study(folder), 0.1).problems)
+    write_run(folder / "fusion=a,seed=0", "a0", 0, outcomes(0.5, 0, 0), machine={**here, "threads": 4})
+    (said,) = (problem for problem in judge(load_study(folder), 0.1).problems if "machine" in problem)
+    assert "the runs were made on 2 kinds of machine: cpu Xeon, instruction_set AVX512, threads 2; cpu Xeon, instruction_set AVX512, threads 4" in said
+
+
+@pytest.mark.parametrize("name", ["../../etc", ".hidden", "a\nb"])
+def test_a_studys_name_is_one_plain_name(name: str, command: Command, tmp_path: Path) -> None:
+    asked = f'study="{name}"'
+    for code, _, err in (command("report", asked), command("train", "-m", "seed=0,1", "dataset=fake", asked), command("train", "dataset=fake", asked)):
+        assert code == 2, err
+        assert f"study={name!r}: expected one plain name" in err
+    assert not list(tmp_path.glob("**/result.json"))
+
+
+def test_a_sweep_that_leads_elsewhere_is_refused(tmp_path: Path, command: Command) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
+    text = (folder / "sweep.json").read_text()
+    for elsewhere in ("../other", "/etc", ".."):
+        (folder / "sweep.json").write_text(text.replace('"folder": "fusion=a,seed=0"', f'"folder": "{elsewhere}"'))
+        code, _, err = command("report", f"folder={folder}")
+        assert code == 2
+        assert f"names '{elsewhere}' as a job's folder, which leads out of the sweep's own" in err
+
+
 def test_arms_on_other_episodes_are_refused_as_unpaired(tmp_path: Path, command: Command) -> None:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7})
     write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1, episodes=40))

@@ -69,6 +69,9 @@ class GridSweeper(Sweeper):
 
     def prepare(self, config: DictConfig, loader: ConfigLoader) -> None:
         """What it takes to say which jobs there will be."""
+        from provla.identity import check_study
+
+        check_study(config.study)
         self.composed: DictConfig = config
         self.loader: Any = loader
         self.folder = Path(str(config.hydra.sweep.dir))
