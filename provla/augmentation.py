@@ -1,16 +1,18 @@
-"""Augmentations of the observed images, in training only."""
+"""Augmentations of the observed images, in training only. What they draw comes with the batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from provla.types import Batch
+
 
 class NoAugmentation(nn.Module):
     """The images as they are."""
 
-    def forward(self, images: Tensor, draws: Tensor | None) -> Tensor:
-        return images
+    def forward(self, batch: Batch) -> Tensor:
+        return batch.observation.images
 
 
 class RandomCrop(nn.Module):
@@ -25,10 +27,11 @@ class RandomCrop(nn.Module):
             raise ValueError(f"augmentation.pad={pad}: must be at least 1; augmentation=none leaves images alone")
         self.pad = pad
 
-    def forward(self, images: Tensor, draws: Tensor | None) -> Tensor:
-        """images (B,T,C,3,h,w) uint8; draws (B,2) uniform in [0, 1) say where the window lies."""
+    def forward(self, batch: Batch) -> Tensor:
+        """`batch.crop` says where the windows lie."""
+        images = batch.observation.images
         h, w = images.shape[-2:]
-        draws = torch.rand(len(images), 2, device=images.device) if draws is None else draws
+        draws = torch.rand(len(images), 2, device=images.device) if batch.crop is None else batch.crop
         shift = (draws * (2 * self.pad + 1)).long() - self.pad  # (B, 2) in [-pad, pad]
         rows = (torch.arange(h, device=images.device) + shift[:, :1]).clamp(0, h - 1)  # (B, h)
         columns = (torch.arange(w, device=images.device) + shift[:, 1:]).clamp(0, w - 1)  # (B, w)
@@ -46,12 +49,15 @@ class CropColor(nn.Module):
             raise ValueError(f"augmentation.strength={strength}: must lie between 0 and 1")
         self.crop, self.strength = RandomCrop(pad), strength
 
-    def forward(self, images: Tensor, draws: Tensor | None) -> Tensor:
-        images = self.crop(images, draws)
-        change = 1 + self.strength * (2 * torch.rand(len(images), 2, 1, 1, 1, 1, 1, device=images.device) - 1)
+    def forward(self, batch: Batch) -> Tensor:
+        """`batch.color` holds brightness and contrast."""
+        images = self.crop(batch)
+        draws = torch.rand(len(images), 2, device=images.device) if batch.color is None else batch.color
+        change = (1 + self.strength * (2 * draws - 1)).view(-1, 2, 1, 1, 1, 1, 1)
         pixels = images.float() * change[:, 0]
         mean = pixels.mean((-3, -2, -1), keepdim=True)
-        return (mean + (pixels - mean) * change[:, 1]).clamp(0, 255).to(torch.uint8)
+        changed: Tensor = (mean + (pixels - mean) * change[:, 1]).clamp(0, 255).to(torch.uint8)
+        return changed
 
 
 __all__ = ["CropColor", "NoAugmentation", "RandomCrop"]

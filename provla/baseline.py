@@ -9,22 +9,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from provla.build import build
 from provla.hub import from_pretrained
 from provla.interfaces import Generators
 from provla.normalize import Normalizer
-from provla.scheduler import Diffusion
+from provla.precision import deployed
+from provla.scheduler import Diffusion, masked_mean
 from provla.types import Batch, Observation, Spec, Tokens
 
 KINDS = {"act": ("act", "ACT"), "diffusion": ("diffusion", "Diffusion"), "multi_task_dit": ("multi_task_dit", "MultiTaskDiT")}
 # What LeRobot normalises images with by default.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of LeRobot's options, those that provla decides by other keys.
+ELSEWHERE = {
+    "num_inference_steps": "set policy.scheduler.num_inference_steps",
+    "noise_scheduler_type": "training is the same for both, and DDIM samples",
+    "objective": "only the diffusion objective has provla's sampler, with a generator per episode",
+}
 
 
 class LeRobotPolicy(nn.Module):
     """ACT (Zhao et al. 2023, arXiv:2304.13705), Diffusion Policy (Chi et al. 2023, arXiv:2303.04137) or multi-task DiT
-    (arXiv:2507.05331), by LeRobot's code: its networks and its loss; provla's batches, draws of a sampler and episodes.
+    (arXiv:2507.05331): LeRobot's networks and, given the same draws, LeRobot's loss; provla's batches, draws and episodes.
+
+    Noise, time and ACT's latent are those of the batch. What else draws inside the networks stays theirs: dropout, and the
+    random crops of their own `options` (crop_shape, image_crop_shape; not set by default).
 
     kind: act, diffusion or multi_task_dit. options: keys of that policy's configuration in LeRobot. scheduler:
     num_inference_steps of the DDIM sampler, for those that diffuse. clip: sizes of a CLIP with random weights for
@@ -50,6 +61,9 @@ class LeRobotPolicy(nn.Module):
             raise ValueError(f"policy.kind={kind!r}; valid: {', '.join(KINDS)}")
         self.spec, self._kind, self._normalization = spec, kind, dict(normalization)
         self._keys = [f"observation.images.{camera}" for camera in spec.cameras]
+        for option, way_out in ELSEWHERE.items():
+            if option in options:
+                raise ValueError(f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out")
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
@@ -63,8 +77,8 @@ class LeRobotPolicy(nn.Module):
                 raise ValueError(f"policy={kind}: LeRobot refuses this data set or configuration: {error}") from error
         self.sampler = None
         if kind != "act":
-            chosen = (config.num_train_timesteps, int(scheduler["num_inference_steps"]), config.beta_schedule, config.prediction_type, config.clip_sample)
-            self.sampler = Diffusion("DDIMScheduler", *chosen)
+            theirs = self.policy.diffusion if kind == "diffusion" else self.policy.objective
+            self.sampler = Diffusion.ddim(theirs.noise_scheduler, int(scheduler["num_inference_steps"]))
         self.register_buffer("_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.to(device)
@@ -96,23 +110,37 @@ class LeRobotPolicy(nn.Module):
         self.action_norm.fit(actions, self._normalization["action"])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss`: LeRobot's, on this batch."""
-        observation = batch.observation
-        images = self.augmentation(observation.images, batch.crop) if self.training else observation.images
-        found = self.inputs(images, observation) | {"action": self.action_norm(batch.actions), "action_is_pad": batch.is_pad}
-        return {"loss": self.policy(found)[0]}
+        """`loss`: LeRobot's, on this batch and its draws (masks and terms as in their `forward` and `compute_loss`)."""
+        images = self.augmentation(batch) if self.training else batch.observation.images
+        found, actions = self.inputs(images, batch.observation), self.action_norm(batch.actions)
+        if self.sampler is None:
+            return {"loss": self._act_loss(found, actions, batch)}
+        condition, network = self._network(found)
+        masked = self.policy.config.do_mask_loss_for_padding
+        is_pad = batch.is_pad if masked else torch.zeros_like(batch.is_pad)
+        loss = self.sampler.loss(network, actions, Tokens.full(condition.unsqueeze(1)), is_pad, batch.noise, batch.time)
+        return {"loss": loss if masked else batch.per_sample(loss)}
 
     forward = loss  # what accelerate wraps
 
-    @torch.no_grad()
+    def _act_loss(self, found: dict[str, Any], actions: Tensor, batch: Batch) -> Tensor:
+        """Absolute error, and in training the latent's divergence from a standard normal (a mean over samples)."""
+        with _Latent(batch.key):
+            chunk, (mean, log_variance) = self.policy.model(found | {"action": actions, "action_is_pad": batch.is_pad})
+        loss = masked_mean((chunk - actions).abs(), batch.is_pad)
+        if mean is None:
+            return loss
+        divergence = (-0.5 * (1 + log_variance - mean.square() - log_variance.exp())).sum(-1).mean()
+        weight: float = self.policy.config.kl_weight
+        return loss + weight * batch.per_sample(divergence)
+
+    @deployed
     def act(self, observation: Observation, generator: Generators = None) -> Tensor:
         """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
         batch = self.inputs(observation.images, observation)
         if self.sampler is None:
-            batch["observation.images"] = [batch[key] for key in self._keys]
             chunk = self.policy.model(batch)[0]
         else:
-            batch["observation.images"] = torch.stack([batch[key] for key in self._keys], dim=-4)  # (B, T, C, 3, h, w)
             condition, network = self._network(batch)
             shape = (len(observation), self.spec.horizon, self.spec.action_size)
             chunk = self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator)
@@ -128,17 +156,32 @@ class LeRobotPolicy(nn.Module):
         return self.policy.observation_encoder.encode(batch), lambda x, t, context: predict(x, t, conditioning_vec=context.features[:, 0])
 
     def inputs(self, images: Tensor, observation: Observation) -> dict[str, Any]:
-        """What LeRobot's policies read: normalised, a key per camera; without the step axis for ACT."""
+        """What LeRobot's policies read, normalised: cameras one by one and together; without the step axis for ACT."""
         pixels = (images.to(self._mean.dtype) / 255 - self._mean) / self._std  # (B, T, C, 3, h, w)
         state = self.state_norm(observation.state)
         last = self._kind == "act"
         found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
+        found["observation.images"] = [found[key] for key in self._keys] if last else pixels  # as their `forward` puts them together
         found["observation.state"] = state[:, -1] if last else state
         if self._kind == "multi_task_dit":
             words = self._tokenizer(observation.instruction, padding=True, truncation=True, max_length=self.policy.config.tokenizer_max_length)
             for key, name in (("tokens", "input_ids"), ("attention_mask", "attention_mask")):
                 found[f"observation.language.{key}"] = torch.tensor(words[name], device=pixels.device)
         return found
+
+
+class _Latent(TorchFunctionMode):
+    """ACT's network draws its latent's noise with `torch.randn_like`; here each row of it comes from that sample's key."""
+
+    def __init__(self, keys: Tensor | None) -> None:
+        super().__init__()
+        self.seeds = None if keys is None else keys.tolist()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.randn_like or self.seeds is None:
+            return func(*args, **(kwargs or {}))
+        like = args[0]  # (B, latent)
+        return torch.stack([torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]).to(like)
 
 
 def _classes(kind: str) -> tuple[Any, Any]:

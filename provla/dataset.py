@@ -108,6 +108,8 @@ class Sampler:
             noise=torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32)),
             time=torch.from_numpy(rng.random(size, dtype=np.float32)),
             crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
+            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
+            key=torch.from_numpy(rng.integers(2**63, size=size)),
         )
 
     def _order(self, seed: int, epoch: int, size: int) -> Array:

@@ -53,7 +53,7 @@ class Head(Protocol):
 
 
 class Scheduler(Protocol):
-    """The training objective and the sampler, both on normalised actions."""
+    """The training objective and the sampler, both on normalised actions. Noise and steps are float32 whatever the head computes in."""
 
     def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None, time: Tensor | None) -> Tensor:
         """Mean over the unpadded steps and the joints, a scalar. noise (B,H,A) and time (B,) are drawn here when None."""
@@ -62,6 +62,16 @@ class Scheduler(Protocol):
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
         """(B,H,A) of the given shape; all noise comes from the generator, or row by row from a list of B generators."""
         ...
+
+
+class Augmentation(Protocol):
+    """batch → its images (B,T,C,3,h,w) uint8, changed; called in training only.
+
+    All it draws stands in the batch (crop, color, or what `Batch.key` seeds), so that a sample's change does not depend on
+    its neighbours; it draws for itself where the batch holds no draws.
+    """
+
+    def __call__(self, batch: Batch) -> Tensor: ...
 
 
 class Policy(Protocol):

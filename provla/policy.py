@@ -13,6 +13,7 @@ from provla.backbone import towers
 from provla.build import build
 from provla.interfaces import Generators
 from provla.normalize import Normalizer
+from provla.precision import deployed
 from provla.types import Batch, Observation, Spec, Tokens, fake_observation
 
 
@@ -96,15 +97,14 @@ class ProVLA(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
-        observation = batch.observation
-        images = self.augmentation(observation.images, batch.crop) if self.training else observation.images
-        context = self._context(images, observation)
+        images = self.augmentation(batch) if self.training else batch.observation.images
+        context = self._context(images, batch.observation)
         actions = self.action_norm(batch.actions)
         return {"loss": self.scheduler.loss(self.head, actions, context, batch.is_pad, batch.noise, batch.time)}
 
     forward = loss  # what accelerate wraps
 
-    @torch.no_grad()
+    @deployed
     def act(self, observation: Observation, generator: Generators = None) -> Tensor:
         """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
         context = self._context(observation.images, observation)

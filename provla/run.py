@@ -35,6 +35,7 @@ from provla.logger import WANDB_RUN, download_checkpoint
 from provla.metrics import chunk_metrics
 from provla.policy import count_parameters, parameters_by_part
 from provla.policy_folder import load_policy, save_policy
+from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
@@ -165,6 +166,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) 
         "seed": seed,
         "parameters": parameters,
         "flops_per_sample": flops_per_sample(policy, spec, device),
+        "precision": describe_precision(policy),
         "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
         "judged": trainer.keep,
     }
@@ -279,6 +281,7 @@ def evaluate(
         "objective": _objective(config["objective"], metrics),
         "metrics": metrics,
         "success": success,
+        "precision": describe_precision(policy),
         "ms_per_chunk": ms_per_chunk(policy, spec, device),
         "wall_seconds": time.monotonic() - started,
     } | _environment()

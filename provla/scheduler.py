@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,13 @@ def _draw(actions: Tensor, noise: Tensor | None, time: Tensor | None) -> tuple[T
 def _noise(context: Tokens, shape: tuple[int, int, int], generator: Generators) -> Tensor:
     from diffusers.utils.torch_utils import randn_tensor
 
-    drawn: Tensor = randn_tensor(shape, generator, context.features.device, context.features.dtype)
+    drawn: Tensor = randn_tensor(shape, generator, context.features.device, torch.float32)
     return drawn
+
+
+def _in_float32(head: Head) -> Head:
+    """The head with its answers in float32: samplers draw and step in float32, whatever a head computes in."""
+    return lambda actions, time, context: head(actions, time, context).float()
 
 
 SAMPLERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
@@ -84,6 +89,14 @@ class Diffusion(nn.Module):
         )
         self.num_inference_steps = num_inference_steps
 
+    @classmethod
+    def ddim(cls, scheduler: Any, num_inference_steps: int) -> Self:
+        """DDIM for a network that trains with the schedule of another scheduler of diffusers."""
+        given = scheduler.config
+        found = cls("DDIMScheduler", given.num_train_timesteps, num_inference_steps, given.beta_schedule, given.prediction_type, given.clip_sample)
+        found._scheduler = type(found._scheduler).from_config(given)  # its betas and range too
+        return found
+
     def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
         """Mean squared error of the prediction over unpadded steps. time is uniform in [0, 1) and becomes a diffusion step."""
         steps = self._scheduler.config.num_train_timesteps
@@ -96,9 +109,9 @@ class Diffusion(nn.Module):
         return squared(prediction, targets[self._scheduler.config.prediction_type], is_pad)
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
-        """(B,H,A) of the given shape; all noise comes from the generator, or row by row from a list of B generators."""
+        """(B,H,A) float32 of the given shape; all noise comes from the generator, or row by row from a list of B generators."""
         self._scheduler.set_timesteps(self.num_inference_steps)
-        x = _noise(context, shape, generator)
+        head, x = _in_float32(head), _noise(context, shape, generator)
         for t in self._scheduler.timesteps:
             prediction = head(x, t.to(x.device).expand(len(x)), context)
             x = self._scheduler.step(prediction, t, x, generator=generator).prev_sample
@@ -135,7 +148,7 @@ class Flow(nn.Module):
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
         """(B,H,A) of the given shape; the noise comes from the generator, or row by row from a list of B generators."""
-        x, step = _noise(context, shape, generator), 1 / self.num_inference_steps
+        head, x, step = _in_float32(head), _noise(context, shape, generator), 1 / self.num_inference_steps
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return head(x, torch.full((len(x),), self.SCALE * t, device=x.device), context)
@@ -158,8 +171,8 @@ class L1(nn.Module):
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
         """(B,H,A) of the given shape."""
-        start = context.features.new_zeros(shape)
-        return head(start, start.new_zeros(shape[0]), context)
+        start = torch.zeros(shape, device=context.features.device)
+        return head(start, start.new_zeros(shape[0]), context).float()
 
 
 class MIP(nn.Module):
@@ -191,6 +204,6 @@ class MIP(nn.Module):
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
         """(B,H,A) of the given shape."""
-        start = context.features.new_zeros(shape)
+        head, start = _in_float32(head), torch.zeros(shape, device=context.features.device)
         zero = start.new_zeros(shape[0])
         return head(self._t * head(start, zero, context), zero + self.SCALE * self._t, context)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from provla.checkpoint import Checkpoints, count_bytes, load_state, own_state
 from provla.dataset import Sampler
 from provla.metrics import chunk_metrics
+from provla.precision import repeatable
 from provla.progress import progress_bars
 
 LogRow = Callable[[int, dict[str, float]], None]
@@ -42,8 +43,9 @@ class Trainer:
 
     max_steps, max_epochs, max_minutes (of training): whichever ends first; one must be given. A budget of minutes compares arms at equal
     time; its schedule follows the clock, so such a run is not repeated bit for bit. lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
-    warm-up; a fraction below 1 counts as that part of all steps. precision: bf16, fp16 (with loss scaling), none; auto:
-    bf16 on a GPU that has it, fp16 on another, none on the CPU. ema_decay: of the exponential moving average of the
+    warm-up; a fraction below 1 counts as that part of all steps. precision, of the training steps alone: bf16, fp16 (with loss
+    scaling), none; auto: bf16 on a GPU that has it, fp16 on another, none on the CPU. What is validated and judged acts in
+    the precision of deployment (`provla.precision`). ema_decay: of the exponential moving average of the
     weights that is validated and kept; 0 turns it off. Every `val_every` steps, or `val_every_epochs` epochs where that is
     given, and at the end, the objective and the metrics of sampled chunks are taken on `val_samples` evenly spaced
     validation samples, and a checkpoint is written; another one every `save_every` steps where that is given.
@@ -296,7 +298,7 @@ class _Loop:
         best = True
         if len(self.val):
             with self._averaged():
-                found = validate(self.policy, self.val, self.o.val_samples, self.o.batch_size, self.seed, self.device, self.accelerator, bars)
+                found = validate(self.policy, self.val, self.o.val_samples, self.o.batch_size, self.seed, self.device, bars)
             if self.o.monitor not in found:
                 raise ValueError(f"trainer.monitor={self.o.monitor!r} is not measured; valid: {', '.join(found)}")
             best = found[self.o.monitor] < self.fit.best
@@ -354,11 +356,9 @@ class _Loop:
             self._best()  # better to know now that it is gone
 
 
-@torch.no_grad()
-def validate(
-    policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, accelerator: Any | None = None, bars: Any | None = None
-) -> dict[str, float]:
-    """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws."""
+def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None) -> dict[str, float]:
+    """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws, in the
+    precision of deployment. torch's generators are left as they were."""
     policy.eval()
     rows = val.rows[np.unique(np.linspace(0, len(val.rows) - 1, min(samples, len(val.rows))).astype(int))]
     rng = np.random.default_rng([seed, 2])
@@ -368,8 +368,8 @@ def validate(
     for start in range(0, len(rows), batch_size):
         batch = val.gather(rows[start : start + batch_size])
         noise = torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32))
-        drawn = type(batch)(batch.observation, batch.actions, batch.is_pad, noise, torch.from_numpy(rng.random(len(batch), dtype=np.float32))).to(device)
-        with accelerator.autocast() if accelerator else torch.autocast(device.type, enabled=False):
+        drawn = replace(batch, noise=noise, time=torch.from_numpy(rng.random(len(batch), dtype=np.float32))).to(device)
+        with repeatable(seed, device):
             losses.append(policy.loss(drawn)["loss"].item())
             chunks.append(policy.act(drawn.observation, generator).cpu())
         weights.append((~batch.is_pad).sum().item())

@@ -25,7 +25,7 @@ class _Movable:
         cut = {
             f.name: value.rows(part) if isinstance(value, Observation) else value[part]
             for f in fields(self)  # type: ignore[arg-type]
-            if (value := getattr(self, f.name)) is not None
+            if isinstance(value := getattr(self, f.name), (Tensor, Observation, list))
         }
         return replace(self, **cut)  # type: ignore[type-var]
 
@@ -48,7 +48,9 @@ class Batch(_Movable):
 
     actions (B,H,A) float32 in the robot's units; is_pad (B,H) bool, True past the episode's end. The random draws of a
     training step travel with the samples they belong to, so that splitting a batch changes no gradient and every arm of
-    a study meets the same draws: noise (B,H,A) standard normal, time (B,) and crop (B,2) uniform in [0, 1).
+    a study meets the same draws: noise (B,H,A) standard normal; time (B,), crop (B,2) and color (B,2) uniform in [0, 1);
+    key (B,) int64, a seed per sample for draws whose size only the policy knows. steps_per_sample: unpadded steps per
+    sample of the batch that this one is a part of; None where it is no part.
     """
 
     observation: Observation
@@ -57,6 +59,9 @@ class Batch(_Movable):
     noise: Tensor | None = None
     time: Tensor | None = None
     crop: Tensor | None = None
+    color: Tensor | None = None
+    key: Tensor | None = None
+    steps_per_sample: float | None = None
 
     def __len__(self) -> int:
         return len(self.observation)
@@ -64,7 +69,16 @@ class Batch(_Movable):
     def split(self, parts: int) -> Iterator[Self]:
         """`parts` batches of consecutive rows, of nearly equal size."""
         bounds = [len(self) * i // parts for i in range(parts + 1)]
-        return (self.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
+        if parts == 1:
+            return iter((self,))
+        whole = replace(self, steps_per_sample=(~self.is_pad).sum().item() / len(self))
+        return (whole.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
+
+    def per_sample(self, mean: Tensor) -> Tensor:
+        """A mean over samples, weighted so that parts of a batch that count by their unpadded steps add up to its own."""
+        if self.steps_per_sample is None:
+            return mean
+        return mean * (self.steps_per_sample * len(self)) / (~self.is_pad).sum()
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROVLA_ROOT", str(ROOT))
@@ -19,7 +21,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
 from provla.demonstrations import MetaworldRecording, record_metaworld  # noqa: E402
-from provla.types import Spec  # noqa: E402
+from provla.types import Batch, Spec, fake_batch  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
@@ -73,6 +75,41 @@ def spec() -> Spec:
         joint_groups={"arm": [0, 1, 2], "gripper": [3]},
         fps=10.0,
     )
+
+
+def drawn_batch(spec: Spec, size: int) -> Batch:
+    """A fake batch with all the draws of a training step."""
+    g = torch.Generator().manual_seed(5)
+    batch = fake_batch(spec, size)
+    ends = torch.arange(size)[:, None] + 1  # so that parts differ in how much of them is padding
+    return replace(
+        batch,
+        is_pad=torch.arange(spec.horizon) >= ends,
+        noise=torch.randn(batch.actions.shape, generator=g),
+        time=torch.rand(size, generator=g),
+        crop=torch.rand(size, 2, generator=g),
+        color=torch.rand(size, 2, generator=g),
+        key=torch.randint(2**62, (size,), generator=g),
+    )
+
+
+def check_split(policy: Any, batch: Batch) -> None:
+    """The gradient of a batch is that of its parts, as the trainer weighs and adds them; nothing but dropout may draw elsewhere."""
+    policy.train()
+    for module in policy.modules():
+        module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    found = []
+    for parts in (1, 2, 4):
+        policy.zero_grad()
+        whole = (~batch.is_pad).sum()
+        for number, part in enumerate(batch.split(parts)):
+            torch.manual_seed(100 * parts + number)
+            (policy.loss(part)["loss"] * (~part.is_pad).sum() / whole).backward()
+        found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    for other in found[1:]:
+        assert (other - found[0]).norm() < 1e-5 * found[0].norm()
 
 
 @pytest.fixture(autouse=True)

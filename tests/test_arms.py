@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAKE, ROOT, compose
+from conftest import FAKE, ROOT, check_split, compose, drawn_batch
 from torch import Tensor, nn
 
 from provla.build import build
@@ -365,19 +365,29 @@ BASELINES = {
 }
 
 
+@pytest.mark.parametrize("options", [[], ["policy.options.do_mask_loss_for_padding=false", "+policy.options.prediction_type=sample"]])
+@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("kind", list(BASELINES))
-def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, spec: Spec) -> None:
-    """LeRobot's policy, its own pre-processing and the same raw batch give the same loss."""
+def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, mode: str, options: list[str], spec: Spec) -> None:
+    """LeRobot's policy, its own pre-processing, the same raw batch and draws give the same loss."""
+    if kind == "act" and options:
+        pytest.skip("ACT has no such options")
     from lerobot.policies.factory import make_pre_post_processors
 
     sizes = replace(spec, n_obs_steps=1)
     torch.manual_seed(0)
-    policy = build(compose(f"policy={kind}", "augmentation=none", *BASELINES[kind])["policy"], "policy", nn.Module, spec=sizes, device=CPU)
+    policy = build(compose(f"policy={kind}", "augmentation=none", *BASELINES[kind], *options)["policy"], "policy", nn.Module, spec=sizes, device=CPU)
     batch = fake_batch(sizes, 4)
     observation = batch.observation
     policy.fit_normalization(observation.state.flatten(0, 1), batch.actions.flatten(0, 1))
-    policy.eval()
-    torch.manual_seed(7)
+    policy.train(mode == "train")
+    if kind == "act":  # dropout draws for itself
+        policy.apply(lambda module: setattr(module, "dropout", 0.0) if isinstance(module, nn.MultiheadAttention) else None)
+        policy.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else None)
+    torch.manual_seed(7)  # what LeRobot will draw: for ACT its latent, for the others noise and diffusion steps
+    if kind != "act":
+        noise = torch.randn(batch.actions.shape)
+        batch = replace(batch, noise=noise, time=(torch.randint(0, 100, (4,)) + 0.5) / 100)
     mine = policy.loss(batch)["loss"]
 
     state, actions = observation.state.flatten(0, 1), batch.actions.flatten(0, 1)
@@ -409,6 +419,17 @@ def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, spec: Spec) -> None:
     torch.manual_seed(7)
     expected = policy.policy.forward(theirs)[0]
     torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [[], ["policy.options.do_mask_loss_for_padding=false"]])
+@pytest.mark.parametrize("kind", list(BASELINES))
+def test_splitting_a_baseline_s_batch_changes_no_gradient(kind: str, options: list[str], spec: Spec) -> None:
+    if kind == "act" and options:
+        pytest.skip("ACT has no such option")
+    sizes = replace(spec, n_obs_steps=1)
+    torch.manual_seed(0)
+    node = compose(f"policy={kind}", "augmentation=crop_color", *BASELINES[kind], *options, *(["+policy.options.dropout=0"] if kind != "diffusion" else []))
+    check_split(build(node["policy"], "policy", nn.Module, spec=sizes, device=CPU), drawn_batch(sizes, 8))
 
 
 def _only_normalise(config: Any, stats: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

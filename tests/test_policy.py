@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import compose
+from conftest import check_split, compose, drawn_batch
 
 from provla.build import build
 from provla.normalize import MODES, Normalizer
 from provla.policy import ProVLA, count_parameters
-from provla.types import Batch, Spec, Tokens, fake_batch, fake_observation
+from provla.types import Batch, Observation, Spec, Tokens, fake_batch, fake_observation
 
 SMALL = ["vision.channels=[8,16]", "vision.width=16", "fusion.width=32", "head.channels=[16,32]", "head.time_width=16"]
 
@@ -104,12 +104,34 @@ def test_crop_shifts_whole_samples_by_whole_pixels() -> None:
     from provla.augmentation import RandomCrop
 
     images = torch.randint(0, 256, (2, 2, 1, 3, 8, 8), dtype=torch.uint8)
-    crop = RandomCrop(2)
-    assert torch.equal(crop(images, torch.full((2, 2), 0.5)), images)  # the middle of five positions
-    down = crop(images, torch.tensor([[0.99, 0.5], [0.5, 0.0]]))
+    seen = Observation(images, torch.zeros(2, 2, 1), ["a", "b"])
+
+    def crop(draws: torch.Tensor) -> torch.Tensor:
+        return RandomCrop(2)(Batch(seen, torch.zeros(2, 1, 1), torch.zeros(2, 1, dtype=torch.bool), crop=draws))  # type: ignore[no-any-return]
+
+    assert torch.equal(crop(torch.full((2, 2), 0.5)), images)  # the middle of five positions
+    down = crop(torch.tensor([[0.99, 0.5], [0.5, 0.0]]))
     assert torch.equal(down[0, :, :, :, :6], images[0, :, :, :, 2:])
     assert torch.equal(down[1, ..., 2:], images[1, ..., :6])
     assert torch.equal(down[1, ..., 0], images[1, ..., 0])  # edges repeat
+
+
+def test_color_changes_brightness_and_contrast_of_whole_samples() -> None:
+    from provla.augmentation import CropColor
+
+    images = torch.randint(80, 120, (3, 2, 1, 3, 8, 8), dtype=torch.uint8)
+    seen = Observation(images, torch.zeros(3, 2, 1), ["a", "b", "c"])
+    color = torch.tensor([[0.5, 0.5], [1.0, 0.5], [0.5, 1.0]])  # nothing, brighter, more contrast
+    batch = Batch(seen, torch.zeros(3, 1, 1), torch.zeros(3, 1, dtype=torch.bool), crop=torch.full((3, 2), 0.5), color=color)
+    found, pixels = CropColor(2, 0.3)(batch).float(), images.float()
+    torch.testing.assert_close(found[0], pixels[0], atol=1, rtol=0)
+    torch.testing.assert_close(found[1], 1.3 * pixels[1], atol=1, rtol=0)
+    assert found[2].std() == pytest.approx(1.3 * pixels[2].std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_color"])
+def test_splitting_a_batch_changes_no_gradient(augmentation: str, spec: Spec) -> None:
+    check_split(make(spec, f"augmentation={augmentation}"), drawn_batch(spec, 8))
 
 
 def test_count_parameters_counts_packed_weights_as_what_they_stand_for(spec: Spec) -> None:

@@ -68,6 +68,24 @@ def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
         torch.testing.assert_close(both[1:], alone)
 
 
+@pytest.mark.parametrize("option", ["ddim", "ddpm", "dpm_solver", "flow", "l1", "mip"])
+def test_noise_and_steps_are_float32_whatever_the_head_computes_in(option: str) -> None:
+    """The same rounded head, once with bf16 answers to a bf16 context, as autocast and bf16 weights give them, once in float32."""
+    seen: list[torch.dtype] = []
+
+    def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:
+        seen.append(x.dtype)
+        return (0.3 * x + 0.1).bfloat16()
+
+    half = Tokens(CONTEXT.features.bfloat16(), CONTEXT.mask)
+    chosen, noise = scheduler(option), [torch.Generator().manual_seed(s) for s in (1, 1)]
+    found = chosen.sample(head, half, (2, 8, 3), noise[0])
+    expected = chosen.sample(lambda x, t, c: head(x, t, c).float(), CONTEXT, (2, 8, 3), noise[1])
+    assert found.dtype == torch.float32
+    assert set(seen) == {torch.float32}
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
