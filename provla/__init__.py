@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +12,19 @@ if TYPE_CHECKING:
 __all__ = ["Observation", "load"]
 
 
-def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None = None) -> Any:
+def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()) -> Any:
     """The policy of a run folder, or of its policy/ folder, ready for `act(observation)`; needs no Hydra.
 
     observation: an `Observation` of images (B,T,C,3,h,w) uint8, state (B,T,S) in the robot's units and B instructions.
     `act` returns (B,H,A) actions in the robot's units. device: auto, cpu, cuda, cuda:<n>. bases: `vision` or `text` → a
-    folder or Hub id with its frozen weights, where they are no longer where the training found them. Errors: `ValueError`.
+    folder or Hub id with its frozen weights, where they are no longer where the training found them. trust: modules whose
+    classes the policy may use besides provla's own, such as `["my_ideas"]`; their code runs. Errors: `ValueError`.
     """
     from provla.checkpoint import find_device
     from provla.policy_folder import load_policy
 
     folder = Path(path).expanduser()
-    policy, _ = load_policy(folder / "policy" if (folder / "policy").is_dir() else folder, find_device(device), bases=bases)
+    policy, _ = load_policy(folder / "policy" if (folder / "policy").is_dir() else folder, find_device(device), bases=bases, trust=trust)
     return policy
 
 

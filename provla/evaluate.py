@@ -14,9 +14,16 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
     from provla.run import evaluate, evaluate_steps
 
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
-    asked = (Path(config["checkpoint"]).expanduser(), config["device"], {"env": config["env"], "scheduler": scheduler}, folder, config["bases"])
+    asked = (
+        Path(config["checkpoint"]).expanduser(),
+        config["device"],
+        {"env": config["env"], "scheduler": scheduler},
+        folder,
+        config["bases"],
+        config["trust"],
+    )
     steps = scheduler.get("num_inference_steps")
-    result = evaluate_steps(*asked, steps) if isinstance(steps, list) else evaluate(*asked)
+    result = evaluate_steps(*asked, steps=steps) if isinstance(steps, list) else evaluate(*asked)
     return float(result["objective"]["value"])
 
 

@@ -20,7 +20,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
-    merged = export_policy(source, target, find_device(config["device"]), config["bases"])
+    merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     console.print(f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}; {size / 1e6:.1f} MB written to {target}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from provla.backbone import towers
 from provla.build import build
 from provla.checkpoint import load_state, load_tensors, own_state, save_tensors
 from provla.files import atomic, write_json
+from provla.trust import check_stored
 from provla.types import Spec
 
 WEIGHTS = "weights.safetensors"
@@ -37,11 +38,18 @@ def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: 
         write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases})
 
 
-def load_policy(folder: Path, device: torch.device, changes: Mapping[str, Any] | None = None, bases: Mapping[str, str] | None = None) -> tuple[Any, Spec]:
+def load_policy(
+    folder: Path,
+    device: torch.device,
+    changes: Mapping[str, Any] | None = None,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+) -> tuple[Any, Spec]:
     """The policy of a folder, in evaluation mode, and its sizes.
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
-    weights lie now. Errors: `ValueError`, also for a base that cannot be found or is another one.
+    weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that cannot
+    be found or is another one.
     """
     try:
         stored = json.loads((folder / "config.json").read_text())
@@ -54,6 +62,7 @@ def load_policy(folder: Path, device: torch.device, changes: Mapping[str, Any] |
         raise ValueError(f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
+    check_stored({"policy": node}, folder / "config.json", trust)
     for key, value in (changes or {}).items():
         _set(node, key, value)
     unknown = [path for path in bases or {} if path not in wanted]
@@ -91,12 +100,12 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
     node[last] = value
 
 
-def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None) -> dict[str, int]:
+def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
     Returns how many layers of each backbone were merged. The export needs no base, no peft and no bitsandbytes.
     """
-    policy, spec = load_policy(source, device, bases=bases)
+    policy, spec = load_policy(source, device, bases=bases, trust=trust)
     node = json.loads((source / "config.json").read_text())["policy"]
     merged = {key: merge(getattr(part, "adaptable", part)) for key, part in (("vision", policy.vision), ("text", policy.text))}
     for _, tower in towers(policy):

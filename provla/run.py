@@ -42,6 +42,7 @@ from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
+from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps")  # what a run writes beside its files
@@ -220,7 +221,7 @@ def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     if not config["sampler_steps"] or "num_inference_steps" not in scheduler:
         return []
     changes: dict[str, dict[str, Any]] = {"env": {"videos_per_task": 0} if "videos_per_task" in config["env"] else {}, "scheduler": {}}
-    judged = evaluate_steps(folder, config["device"], changes, folder / "steps", None, config["sampler_steps"])
+    judged = evaluate_steps(folder, config["device"], changes, folder / "steps", None, modules(config), config["sampler_steps"])
     rows: list[dict[str, Any]] = judged["steps"]
     return rows
 
@@ -244,11 +245,16 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
 
 
 def evaluate(
-    checkpoint: Path, device_name: str, changes: Mapping[str, Mapping[str, Any]], folder: Path, bases: Mapping[str, str] | None = None
+    checkpoint: Path,
+    device_name: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
 
-    changes: `env` and `scheduler` keys to change. bases: see `load_policy`. Writes into `folder` and leaves the run's own folder alone.
+    changes: `env` and `scheduler` keys to change. bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone.
     """
     device = find_device(device_name)
     alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
@@ -256,9 +262,10 @@ def evaluate(
     if not (run / "config.json").is_file():
         raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
     config = json.loads((run / "config.json").read_text())
+    check_stored(config, run / "config.json", trust)
     for key, value in changes["env"].items():
         config["env"][key] = value
-    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases)
+    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust)
     suite = build(config["env"], "env")
     started = time.monotonic()
     if suite.episodes:
@@ -296,6 +303,7 @@ def evaluate_steps(
     changes: Mapping[str, Mapping[str, Any]],
     folder: Path,
     bases: Mapping[str, str] | None,
+    trust: Sequence[str],
     steps: Sequence[int],
 ) -> dict[str, Any]:
     """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a picture."""
@@ -305,7 +313,7 @@ def evaluate_steps(
     for count in steps:
         console.print(f"num_inference_steps={count}")
         scheduler = {**changes["scheduler"], "num_inference_steps": count}
-        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases)
+        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust)
         row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
         cell = found["success"].get("success_rate", {})
         rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})

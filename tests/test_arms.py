@@ -498,6 +498,9 @@ def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch
     results = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
     assert sorted(r["choices"]["fusion"] for r in results) == ["film", "mean"]
     assert all(r["status"] == "completed" for r in results)
+    mean = next((tmp_path / "sweep").glob("*fusion=mean*"))
+    assert command("evaluate", f"checkpoint={mean}", "device=cpu")[0] == 2  # a stored run wants the reader's word
+    assert command("evaluate", f"checkpoint={mean}", "device=cpu", "trust=[my_ideas]")[0] == 0
 
 
 def test_quality_against_sampler_steps_in_one_call(command: Command, tmp_path: Path) -> None:
