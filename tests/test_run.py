@@ -207,18 +207,6 @@ def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_pat
     assert "does not fit this policy" in err
 
 
-@pytest.mark.parametrize("target", ["subprocess.Popen", "os.system", "nowhere.Thing"])
-def test_a_policy_folder_cannot_run_what_it_likes(command: Command, tmp_path: Path, target: str) -> None:
-    run = tmp_path / "run"
-    assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
-    stored = json.loads((run / "policy" / "config.json").read_text())
-    stored["policy"]["fusion"] = {"_target_": target, "_partial_": True}
-    (run / "policy" / "config.json").write_text(json.dumps(stored))
-    code, _, err = command("evaluate", f"checkpoint={run}")
-    assert code == 2
-    assert f"fusion._target_='{target}'" in err
-
-
 def test_evaluate_names_a_folder_that_is_no_run(command: Command, tmp_path: Path) -> None:
     code, _, err = command("evaluate", f"checkpoint={tmp_path}")
     assert code == 2
