@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from provla.cache import Frames, VideoSpan, frame_cache
 from provla.demonstrations import MetaworldRecording, record_metaworld
-from provla.env import METAWORLD_JOINTS
 from provla.hub import guarded
-from provla.types import Batch, Observation, joint_groups_of
+from provla.types import Batch, JointGroups, Observation, joint_groups_of
 
 Array = NDArray[Any]
 
@@ -124,7 +123,7 @@ class LeRobotSource:
 
     cameras: names of image features, with or without their `observation.images.` prefix; null: all. state_key and
     action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded.
-    joint_groups: group → names of joints (of the action feature); null: one group a joint. num_episodes: the first n; null: all.
+    joint_groups: group → names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class LeRobotSource:
         state_key: str = "observation.state",
         action_key: str = "action",
         image_size: Sequence[int] | None = None,
-        joint_groups: Mapping[str, Sequence[str]] | None = None,
+        joint_groups: JointGroups = None,
         num_episodes: int | None = None,
     ) -> None:
         if root is None and repo_id is None:
@@ -176,7 +175,7 @@ class LeRobotSource:
             task=np.array([instructions.index(tasks[0]) for tasks in episodes["tasks"]]),
             instructions=instructions,
             joint_names=names,
-            joint_groups=self._groups(names),
+            joint_groups=joint_groups_of(names, self.groups),
             fps=float(info["fps"]),
             source=str(root),
         )
@@ -228,14 +227,6 @@ class LeRobotSource:
         folder = self.data_dir / "frames" / _identity(root, spans)
         return frame_cache(folder, camera, spans, self.image_size or _image_size(info, camera))
 
-    def _groups(self, names: list[str]) -> dict[str, list[int]]:
-        if self.groups is None:
-            return joint_groups_of(names)
-        unknown = [name for members in self.groups.values() for name in members if name not in names]
-        if unknown:
-            raise ValueError(f"dataset.joint_groups names {unknown[0]!r}, which is no joint of this data set; it has: {', '.join(names)}")
-        return {group: [names.index(name) for name in members] for group, members in self.groups.items()}
-
 
 class MetaworldSource(LeRobotSource):
     """`dataset=metaworld`: demonstrations of scripted experts, recorded on first use and found again by their parameters."""
@@ -254,12 +245,12 @@ class MetaworldSource(LeRobotSource):
         noise_correlation: float,
         crf: int,
         workers: int,
+        joint_groups: JointGroups = None,
     ) -> None:
         self.recording = MetaworldRecording(tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf)
         self.workers = workers
-        groups = {"hand": list(METAWORLD_JOINTS[:3]), "gripper": list(METAWORLD_JOINTS[3:])}
         folder = Path(data_dir).expanduser() / "datasets" / self.recording.name
-        super().__init__(data_dir, val_fraction, split_seed, root=str(folder), cameras=cameras, joint_groups=groups)
+        super().__init__(data_dir, val_fraction, split_seed, root=str(folder), cameras=cameras, joint_groups=joint_groups)
 
     def load(self) -> Demonstrations:
         self.record()
@@ -284,8 +275,9 @@ class FakeSource:
         state_size: int,
         action_size: int,
         seed: int,
+        joint_groups: JointGroups = None,
     ) -> None:
-        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.val_fraction, self.split_seed, self._groups = val_fraction, split_seed, joint_groups
         self._shape = episodes, length, image_size, list(cameras), state_size, action_size, seed
 
     def load(self) -> Demonstrations:
@@ -305,7 +297,7 @@ class FakeSource:
             task=task,
             instructions=instructions,
             joint_names=names,
-            joint_groups=joint_groups_of(names),
+            joint_groups=joint_groups_of(names, self._groups),
             fps=10.0,
             source="fake",
         )

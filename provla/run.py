@@ -32,7 +32,7 @@ from provla.errors import NoSpace
 from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
-from provla.metrics import chunk_metrics
+from provla.metrics import chunk_metrics, measured
 from provla.policy import count_parameters, parameters_by_part
 from provla.policy_folder import load_policy, save_policy
 from provla.precision import describe_precision
@@ -432,7 +432,8 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
 def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
     """`ValueError` before the training rather than after it, for an objective that this run will not measure."""
     blank = torch.zeros(1, spec.horizon, spec.action_size)
-    offline = ["loss", *chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups)] if held_out else []
+    found = measured(chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups))
+    offline = ["loss", *found] if held_out else []
     tasks = dict.fromkeys(episode.task for episode in suite.episodes)
     valid = ["auto", *(["success_rate", *(f"success_rate/{task}" for task in tasks)] if tasks else []), *offline]
     if name not in valid:
@@ -511,9 +512,10 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
     if offline:
         table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
-        for name in offline:
-            table.add_column(name, justify="right")
-        table.add_row(*(f"{value:.4f}" for value in offline.values()))
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for name, value in offline.items():
+            table.add_row(name, f"{value:.4f}")
         console.print(table)
     console.print(
         f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from provla.checkpoint import Checkpoints, count_bytes, load_state, own_state
 from provla.dataset import Sampler
-from provla.metrics import chunk_metrics
+from provla.metrics import chunk_metrics, measured
 from provla.precision import repeatable
 from provla.progress import progress_bars
 
@@ -380,4 +380,4 @@ def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int
     if bars:
         bars.remove_task(bar)
     loss = float(np.average(losses, weights=weights))
-    return {"loss": loss} | chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups)
+    return {"loss": loss} | measured(chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups))

@@ -6,12 +6,14 @@ Legend: B batch, T observation steps, C cameras, H horizon (actions predicted), 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
+
+JointGroups = Mapping[str, Sequence[str]] | Literal["each"] | None
 
 
 class _Movable:
@@ -104,7 +106,7 @@ class Spec:
     """The sizes and names a policy is built for; stored with its weights.
 
     instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
-    positions in the action vector; metrics are reported per group.
+    positions in the action vector; metrics are reported for each as well.
     """
 
     cameras: tuple[str, ...]
@@ -146,6 +148,18 @@ def fake_batch(spec: Spec, batch: int, seed: int = 0) -> Batch:
     return Batch(fake_observation(spec, batch, seed), actions, is_pad)
 
 
-def joint_groups_of(names: Sequence[str]) -> dict[str, list[int]]:
-    """The default grouping: a group per joint."""
-    return {name: [i] for i, name in enumerate(names)}
+def joint_groups_of(names: Sequence[str], groups: JointGroups | str) -> dict[str, list[int]]:
+    """Group → positions of its joints. groups: group → names of joints; `each`: one a joint; None: none."""
+    if groups is None:
+        return {}
+    if groups == "each":
+        return {name: [i] for i, name in enumerate(names)}
+    if isinstance(groups, str):
+        raise ValueError(f"dataset.joint_groups={groups!r}; valid: null, each, or names of groups with lists of joints, such as {{arm: [{names[0]}]}}")
+    for group, members in groups.items():
+        unknown = [str(name) for name in members if name not in names]
+        if unknown:
+            raise ValueError(f"dataset.joint_groups names {unknown[0]!r}, which is no joint of this data set; it has: {', '.join(names)}")
+        if not members:
+            raise ValueError(f"dataset.joint_groups.{group} has no joints; this data set has: {', '.join(names)}")
+    return {group: [names.index(name) for name in members] for group, members in groups.items()}

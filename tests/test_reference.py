@@ -32,7 +32,7 @@ def aloha(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(root: Path, *overrides: str) -> Any:
-    return build(compose("dataset=aloha_mobile_cabinet", f"dataset.root={root}", *overrides)["dataset"], "dataset").load()
+    return build(compose("experiments=reference", f"dataset.root={root}", *overrides)["dataset"], "dataset").load()
 
 
 def test_the_preset_is_the_experiment_as_described() -> None:
