@@ -31,6 +31,7 @@ def run(name: str, *overrides: str) -> dict[str, Any]:
     if not data.exists():
         write(data, episodes=10, steps=60)
     arguments = [sys.executable, "-m", "provla.train", "experiments=reference", "vision.pretrained=false", "text.pretrained=false", f"dataset.root={data}"]
+    arguments.append("trainer.warmup_steps=0.1")  # of a few steps
     subprocess.run([*arguments, "logger=csv", f"hydra.run.dir={folder}", *overrides], check=True, cwd=ROOT)
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,8 @@ class LeRobotPolicy(nn.Module):
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
         self.state_norm.fit(states, self._normalization["state"])
         self.action_norm.fit(actions, self._normalization["action"])
+        limit = math.inf if self.sampler is None else self.sampler.limit
+        self.action_norm.check_reach(actions, self._normalization["action"], limit, "policy.options.clip_sample")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`: LeRobot's, on this batch and its draws (masks and terms as in their `forward` and `compute_loss`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,7 @@ class ProVLA(nn.Module):
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
         self.state_norm.fit(states, self._normalization["state"])
         self.action_norm.fit(actions, self._normalization["action"])
+        self.action_norm.check_reach(actions, self._normalization["action"], getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample")
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""

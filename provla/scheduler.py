@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
@@ -88,6 +89,12 @@ class Diffusion(nn.Module):
             **options,
         )
         self.num_inference_steps = num_inference_steps
+
+    @property
+    def limit(self) -> float:
+        """Where the sampler cuts predicted clean actions, in normalised units; inf where it does not."""
+        given = self._scheduler.config
+        return float(given.clip_sample_range) if given.get("clip_sample") else math.inf
 
     @classmethod
     def ddim(cls, scheduler: Any, num_inference_steps: int) -> Self:

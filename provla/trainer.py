@@ -124,9 +124,23 @@ class Trainer:
         self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
 
     def total_steps(self, samples: int) -> int:
-        """Optimiser steps of the whole training; more than anybody takes where only minutes limit it."""
+        """Optimiser steps of the whole training; more than anybody takes where only minutes limit it.
+
+        Errors: `ValueError` where the warm-up would never end.
+        """
         limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self.steps_per_epoch(samples)]
-        return min((limit for limit in limits if limit is not None), default=UNLIMITED)
+        total = min((limit for limit in limits if limit is not None), default=UNLIMITED)
+        if total == UNLIMITED and self.warmup_steps >= 1:
+            raise ValueError(f"trainer.warmup_steps={self.warmup_steps:g}: a training of minutes has no number of steps; give a fraction below 1, such as 0.1")
+        if total and self._warmup(total) >= total:
+            raise ValueError(
+                f"trainer.warmup_steps={self.warmup_steps:g}: the training has {total} steps, so the learning rate would never get past its warm-up; "
+                "give fewer, or a fraction such as 0.1, or train longer"
+            )
+        return total
+
+    def _warmup(self, total: int) -> int:
+        return round(self.warmup_steps * total) if self.warmup_steps < 1 else round(self.warmup_steps)
 
     def steps_per_epoch(self, samples: int) -> int:
         """Optimiser steps that see every sample once; the rest that fills no step is left out."""
@@ -134,7 +148,7 @@ class Trainer:
 
     def lr_at(self, step: float, total: int) -> float:
         """The learning rate of a step; a pure function, so a resumed run follows the schedule of the uninterrupted one."""
-        warmup = round(self.warmup_steps * total) if self.warmup_steps < 1 else round(self.warmup_steps)
+        warmup = self._warmup(total)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         if self.lr_schedule == "constant":

@@ -44,6 +44,27 @@ def test_normalisation_ranges() -> None:
         norm.fit(values, "log")
 
 
+@pytest.mark.parametrize("kind", ["provla", "diffusion"])
+@pytest.mark.parametrize(("mode", "share"), [("mean_std", r"\d\d\.\d%"), ("quantiles", r"[12]\.\d%")])
+def test_targets_that_a_clipping_sampler_cannot_reach_are_refused(mode: str, share: str, kind: str, spec: Spec) -> None:
+    key = "scheduler.clip_sample" if kind == "provla" else "policy.options.clip_sample"
+    states, actions = torch.randn(500, 3), torch.randn(500, 4)
+    given = [f"policy={kind}", f"policy.normalization.action={mode}"]
+    build_it = (
+        make
+        if kind == "provla"
+        else lambda s, *o: build(compose(*o, "policy.options.down_dims=[16,32]")["policy"], "policy", spec=s, device=torch.device("cpu"))
+    )
+    with pytest.raises(
+        ValueError, match=rf"action={mode} leaves {share} of the training actions beyond ±1.*set policy.normalization.action=min_max, or {key}=false"
+    ):
+        build_it(spec, *given).fit_normalization(states, actions)
+    build_it(spec, *given, f"{key}=false").fit_normalization(states, actions)
+    build_it(spec, f"policy={kind}").fit_normalization(states, actions)
+    if kind == "provla":
+        build_it(spec, *given, "scheduler=flow").fit_normalization(states, actions)
+
+
 def test_overfits_one_batch(spec: Spec) -> None:
     """Learns four chunks by heart and says each to its own observation, in the robot's units."""
     policy = make(spec, "fusion=concat_mlp", "augmentation=none")

@@ -99,7 +99,14 @@ def test_cameras_of_different_sizes(two_cameras: Path, tmp_path: Path) -> None:
 def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: Command, aloha: Path, backbones: Path, tmp_path: Path) -> None:
     bases = [*local("siglip_base", backbones), *local("qwen2_5_0_5b", backbones)]
     run = tmp_path / "run"
-    small = ["dataset.image_size=[32,32]", "dataset.val_fraction=0.4", "trainer.max_steps=2", "trainer.val_samples=4", "scheduler.num_inference_steps=2"]
+    small = [
+        "dataset.image_size=[32,32]",
+        "dataset.val_fraction=0.4",
+        "trainer.max_steps=2",
+        "trainer.warmup_steps=1",
+        "trainer.val_samples=4",
+        "scheduler.num_inference_steps=2",
+    ]
     cameras = ["dataset.cameras=[cam_high,cam_left_wrist]"] if quant == "none" else []
     code, out, err = command(
         "train", "experiments=reference", f"dataset.root={aloha}", f"quant={quant}", *bases, *small, *cameras, "logger=csv", f"hydra.run.dir={run}"

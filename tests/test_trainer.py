@@ -16,7 +16,7 @@ from provla.build import build
 from provla.checkpoint import Checkpoints
 from provla.dataset import Sampler
 from provla.run import make_spec, seed_everything
-from provla.trainer import Fit, Trainer, make_accelerator
+from provla.trainer import UNLIMITED, Fit, Trainer, make_accelerator
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ BASES = ["vision=siglip_base", "vision.name={b}/siglip", "text=qwen2_5_0_5b", "t
         ["quant=8bit"],
         ["trainer.grad_accumulation=2", "trainer.batch_size=4"],
         ["trainer.precision=bf16"],
-        [*BASES, "trainer=reference", "trainer.grad_accumulation=2"],  # frozen weights are no part of the checkpoint
+        [*BASES, "trainer=reference", "trainer.warmup_steps=5", "trainer.grad_accumulation=2"],  # frozen weights are no part of the checkpoint
         [*BASES, "quant=4bit"],
         [*BASES, "quant=8bit", "adapter.use_dora=true"],
     ],
@@ -132,6 +132,27 @@ def test_epochs_and_steps() -> None:
     trainer = build(compose("trainer.max_steps=null", "trainer.max_epochs=3", "trainer.batch_size=8", "trainer.grad_accumulation=2")["trainer"], "trainer")
     assert trainer.total_steps(100) == 3 * (100 // 16)
     assert trainer.total_steps(5) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_steps=100", "trainer.warmup_steps=100"], r"warmup_steps=100: the training has 100 steps.*fraction such as 0\.1"),
+        (["trainer.max_steps=null", "trainer.max_epochs=1", "trainer.warmup_steps=20"], r"warmup_steps=20: the training has 12 steps"),
+        (["trainer.max_steps=10", "trainer.warmup_steps=0.99"], r"warmup_steps=0\.99: the training has 10 steps"),
+        (["trainer.max_steps=null", "trainer.max_minutes=1", "trainer.warmup_steps=100"], r"warmup_steps=100: a training of minutes has no number of steps"),
+    ],
+)
+def test_a_warm_up_that_never_ends_is_refused(overrides: list[str], message: str) -> None:
+    trainer = build(compose("trainer.batch_size=8", *overrides)["trainer"], "trainer")
+    with pytest.raises(ValueError, match=message):
+        trainer.total_steps(100)
+
+
+def test_any_warm_up_that_ends_is_taken() -> None:
+    for overrides in (["trainer.max_steps=0", "trainer.warmup_steps=100"], ["trainer.max_steps=1"], ["trainer.max_steps=101", "trainer.warmup_steps=100"]):
+        build(compose(*overrides)["trainer"], "trainer").total_steps(100)
+    assert build(compose("trainer.max_steps=null", "trainer.max_minutes=1")["trainer"], "trainer").total_steps(100) == UNLIMITED
 
 
 def test_early_stopping_with_patience(tmp_path: Path) -> None:
