@@ -99,27 +99,27 @@ def _plain(argument: str, lists: Sequence[str], paths: Sequence[str]) -> str:
     return argument
 
 
-def _places() -> int:
+def _places(threads: int) -> int:
     from provla.sweep import places
 
-    return places()
+    return places(threads)
 
 
 def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
-    """A sweep's job. Where several run at a time it waits for its place, takes its share of cores and GPUs, and talks into its own log.txt."""
+    """A sweep's job. Where several run at a time it waits for its place and its GPU, and talks into its own log.txt."""
     launcher = state.launcher
     if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
         return task(config, folder, choices)
     from provla.sweep import cores, places, share, slot
 
-    count = int(launcher.get("n_jobs") or places())
+    count = int(launcher.get("n_jobs") or places(config["threads"]))
     count = cores() if count < 0 else count
     if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's workers could start no processes of their own
         multiprocessing.set_start_method("spawn", force=True)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with slot(Path(state.sweep.dir), count) as number:
         folder.mkdir(parents=True, exist_ok=True)
-        config["device"] = share(number, count, str(config.get("device", "auto")))
+        config["device"] = share(number, str(config.get("device", "auto")))
         with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             return task(config, folder, choices)
 

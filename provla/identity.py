@@ -9,7 +9,7 @@ from typing import Any
 from provla.files import fingerprint
 
 NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
-VALUES = ("resume", "seed", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective", "sampler_steps")
+VALUES = ("resume", "seed", "threads", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective", "sampler_steps")
 STUDY = ("question", "arms", "baseline")
 # Keys that cannot change a result, and so are no part of a run's identity.
 NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
@@ -54,7 +54,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     steps = config.get("sampler_steps") or []
     if not isinstance(steps, list) or not all(isinstance(count, int) and count > 0 for count in steps):
         raise ValueError(f"sampler_steps={steps!r}: expected a list of numbers of steps, such as [1,2,4,10]")
-    for key in ("seed", "horizon", "n_obs_steps", "n_action_steps"):
+    for key in ("seed", "threads", "horizon", "n_obs_steps", "n_action_steps"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")
 

@@ -117,8 +117,9 @@ class ProVLA(nn.Module):
     def _context(self, images: Tensor, observation: Observation) -> Tokens:
         distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
         words: Tokens = self.text(distinct)
+        # index_select: the gradient of indexing is summed by several threads in whatever order they come.
         rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
-        context: Tokens = self.fusion(self.vision(images), Tokens(words.features[rows], words.mask[rows]), self.state_norm(observation.state))
+        context: Tokens = self.fusion(self.vision(images), Tokens(words.features.index_select(0, rows), words.mask[rows]), self.state_norm(observation.state))
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
 

@@ -7,17 +7,10 @@ import csv
 import io
 import json
 import math
-import os
-import platform
-import re
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +25,7 @@ from provla.errors import NoSpace
 from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
+from provla.machine import environment, forget_peak_memory, reproducible
 from provla.metrics import chunk_metrics, measured
 from provla.policy import count_parameters, parameters_by_part
 from provla.policy_folder import load_policy, save_policy
@@ -46,7 +40,6 @@ from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps")  # what a run writes beside its files
-PACKAGES = ("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot", "metaworld", "mujoco", "numpy")
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
@@ -86,11 +79,12 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
     check_keys(config)
     check_config(folder, config)
     refuse_links_out(folder, *FOLDERS)
-    with alone(folder):
-        return _run(config, folder, choices)
+    device = find_device(config["device"])
+    with alone(folder), reproducible(config["threads"], device, config["trainer"]["deterministic"]):
+        return _run(config, folder, choices, device)
 
 
-def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> float:
+def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device) -> float:
     stored = _claim(folder, config)
     if stored["status"] in ("completed", "pruned"):
         console.print(f"this run is {stored['status']} already: {folder}")
@@ -100,15 +94,15 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) ->
     forget_peak_memory()
     started = time.monotonic()
     try:
-        result = _train(config, folder, choices)
+        result = _train(config, folder, choices, device)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
         failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
         with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
-            write_json(folder / "result.json", failure | _environment())
+            write_json(folder / "result.json", failure | environment(device))
         raise
-    result |= {"wall_seconds": time.monotonic() - started} | _environment()
+    result |= {"wall_seconds": time.monotonic() - started} | environment(device)
     write_json(folder / "result.json", result)
     if result["status"] == "pruned":
         console.print(f"{result['stopped']} at step {result['train_steps']}; written to {folder}")
@@ -131,8 +125,8 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> dict[str, Any]:
-    device, seed = find_device(config["device"]), config["seed"]
+def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    seed = config["seed"]
     # Everything cheap that can be wrong is looked at before anything slow begins.
     trainer: Trainer = build(config["trainer"], "trainer")
     suite = build(config["env"], "env")
@@ -291,7 +285,7 @@ def evaluate(
         "precision": describe_precision(policy),
         "ms_per_chunk": ms_per_chunk(policy, spec, device),
         "wall_seconds": time.monotonic() - started,
-    } | _environment()
+    } | environment(device)
     write_json(folder / "result.json", result)
     show(result, folder)
     return result
@@ -331,7 +325,9 @@ def evaluate_steps(
         table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
     console.print(table)
     best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
-    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | _environment()
+    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | environment(
+        find_device(device_name)
+    )
     write_json(folder / "result.json", result)
     console.print(f"written to {folder}")
     return result
@@ -448,40 +444,6 @@ def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 def _name(folder: Path, choices: Mapping[str, str]) -> str:
     return f"{choices.get('fusion', '')}-{folder.parent.name}-{folder.name}".strip("-")
-
-
-def _environment() -> dict[str, Any]:
-    """Where a result was made."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
-    memory = {"peak_memory_mb": peak_memory()}
-    if torch.cuda.is_available():
-        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    return {**memory, "versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "commit": commit.stdout.strip() or None}
-
-
-def peak_memory() -> float:
-    """The largest resident size so far [MB]: since `forget_peak_memory` where the system can tell, else of the process."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return kilobytes / 1024
-
-
-def forget_peak_memory() -> None:
-    """Starts the peak anew, so that a sweep's job does not report that of the job before it in the same process."""
-    with contextlib.suppress(OSError):  # Linux alone can
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _announce(policy: Any, parameters: Mapping[str, Any], data: Demonstrations, train: int, val: int, device: torch.device) -> None:

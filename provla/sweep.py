@@ -212,15 +212,22 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def places() -> int:
-    """How many jobs run at the same time: one per GPU, or one per core where there is none."""
-    return gpus() or cores()
+def places(threads: int) -> int:
+    """How many jobs of so many threads run at the same time: one per GPU, or as many as there are cores for where there is none."""
+    return gpus() or max(1, cores() // threads)
 
 
-def share(number: int, count: int, device: str) -> str:
-    """Takes a job's share of the machine: its part of the cores and, where GPUs are chosen automatically, one GPU. Returns the device."""
-    import torch
+def crowded(threads: int, jobs: int) -> str:
+    """A sentence for jobs at the same time that want more cores than there are; empty where each thread has its own."""
+    if gpus() or jobs == 1 or jobs * threads <= cores():
+        return ""
+    return (
+        f"{jobs} jobs of {threads} threads share {cores()} cores; fewer at a time, or threads={max(1, cores() // jobs)}, are "
+        "faster (another number of threads is another run: it rounds sums otherwise)"
+    )
 
-    torch.set_num_threads(max(1, cores() // count))
+
+def share(number: int, device: str) -> str:
+    """The device of the job at place `number`: a GPU of its own where GPUs are chosen automatically."""
     found = gpus() if device == "auto" else 0
     return f"cuda:{number % found}" if found else device

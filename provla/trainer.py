@@ -51,7 +51,8 @@ class Trainer:
     validation samples, and a checkpoint is written; another one every `save_every` steps where that is given.
     monitor: the metric (lower is better) that decides `best` and, with `patience` validations without progress, ends
     the training early; patience null never does. keep: the weights the training ends with, latest or best.
-    deterministic: torch's deterministic algorithms only.
+    deterministic: torch's deterministic algorithms on a GPU too, and an error for an operation that has none (see
+    `machine.reproducible`; on the CPU they are always taken).
     """
 
     def __init__(
@@ -223,7 +224,6 @@ class _Loop:
 
     def run(self) -> Fit:
         self._resume()
-        torch.use_deterministic_algorithms(self.o.deterministic, warn_only=False)
         started, before = time.monotonic(), self.fit.seconds
         with progress_bars() as bars:
             bar = bars.add_task("training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note="")
@@ -253,7 +253,6 @@ class _Loop:
                     else:
                         self._save(best=False)
                     window = time.monotonic()
-        torch.use_deterministic_algorithms(False)
         self.fit.stopped = self.fit.stopped or "done"
         self._swap()
         if self.o.keep == "best" and (stored := self._best()):

@@ -17,6 +17,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROVLA_ROOT", str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share the cores: none waits in a loop
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
@@ -41,6 +42,7 @@ FAKE = [
     "trainer.val_samples=8",
     "trainer.log_every=1",
     "device=cpu",
+    "threads=1",
 ]
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import FAKE, ROOT
 
 from provla.pruner import Hyperband, Median, opened
@@ -492,16 +491,15 @@ def test_slots_are_given_back_by_the_dead(tmp_path: Path) -> None:
 def test_a_jobs_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     from provla import sweep
 
-    before = torch.get_num_threads()
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.setattr(sweep, "gpus", lambda: 2)
-    try:
-        assert [sweep.share(number, 4, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-        assert torch.get_num_threads() == 2
-        assert sweep.share(1, 4, "cpu") == "cpu"
-        assert sweep.places() == 2
-    finally:
-        torch.set_num_threads(before)
+    assert [sweep.share(number, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert sweep.share(1, "cpu") == "cpu"
+    assert sweep.places(2) == 2
+    monkeypatch.setattr(sweep, "gpus", lambda: 0)
+    assert [sweep.places(threads) for threads in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert sweep.crowded(2, 4) == ""
+    assert "5 jobs of 2 threads share 8 cores; fewer at a time, or threads=1" in sweep.crowded(2, 5)
 
 
 def test_results_that_cannot_be_read_are_damaged(tmp_path: Path) -> None:

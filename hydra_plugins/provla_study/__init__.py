@@ -241,16 +241,30 @@ class GridSweeper(Sweeper):
         statuses = [read_result(self.folder / job.folder)["status"] for _, job in queue]
         return sum(status not in ("completed", "pruned") for status in statuses)
 
+    def _at_once(self) -> int:
+        from provla.sweep import cores, places
+
+        launcher = self.composed.hydra.launcher
+        if "n_jobs" in launcher:
+            return cores() if launcher.n_jobs == -1 else int(launcher.n_jobs)
+        kind = str(launcher._target_).rpartition(".")[2]
+        return {"LocalLauncher": places(self.composed.threads), "SlurmLauncher": 8}.get(
+            kind, 1
+        )  # a sampler learns nothing from trials that run beside each other
+
     def _launch(self, todo: list[tuple[Overrides, Job]]) -> None:
         from rich.markup import escape
 
         from provla.progress import console
         from provla.study import log_end
+        from provla.sweep import crowded
 
         if not todo:
             return
         self.context.config_loader = Composed({o: self._compose(o) for o, _ in todo})  # type: ignore[assignment]
         serial = type(self.launcher).__name__ == "BasicLauncher"
+        if not serial and (warning := crowded(int(self.composed.threads), min(len(todo), self._at_once()))):
+            console.print(warning)
         for batch in [[one] for one in todo] if serial else [todo]:
             for _, job in batch:
                 console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {escape(job.folder)}")
@@ -512,15 +526,6 @@ class SearchSweeper(GridSweeper):
         objective = str(self.composed.objective)
         simulated = "NoSuite" not in str(self.composed.env["_target_"])
         return "maximize" if objective.startswith("success_rate") or (objective == "auto" and simulated) else "minimize"
-
-    def _at_once(self) -> int:
-        from provla.sweep import cores, places
-
-        launcher = self.composed.hydra.launcher
-        if "n_jobs" in launcher:
-            return cores() if launcher.n_jobs == -1 else int(launcher.n_jobs)
-        kind = str(launcher._target_).rpartition(".")[2]
-        return {"LocalLauncher": places(), "SlurmLauncher": 8}.get(kind, 1)  # a sampler learns nothing from trials that run beside each other
 
     def _best(self, storage: Any, name: str) -> dict[str, Any] | None:
         import optuna

@@ -1,0 +1,82 @@
+"""Equal computations give equal bits, whatever number of threads a process was started with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compose
+from torch import Tensor
+
+from provla.build import build
+from provla.machine import environment, machine, reproducible
+from provla.trainer import seed_everything
+from provla.types import Batch, Spec, fake_batch
+
+CPU = torch.device("cpu")
+# As the default data set has it, three sentences being enough: their gradients are sums over the samples that share one.
+SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, ("Open the drawer", "Close the drawer", "Press the button"), {}, 80.0)
+
+
+def draws(batch: Batch) -> Batch:
+    """The batch with fixed draws of a training step."""
+    g = torch.Generator().manual_seed(1)
+    n = len(batch)
+    return replace(
+        batch,
+        noise=torch.randn(batch.actions.shape, generator=g),
+        time=torch.rand(n, generator=g),
+        crop=torch.rand(n, 2, generator=g),
+    )
+
+
+def gradients(policy: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
+    policy.zero_grad()
+    seed_everything(0, 1)
+    policy(batch)["loss"].backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("fusion", ["concat_mlp", "perceiver"])
+def test_gradients_repeat_with_two_threads(fusion: str) -> None:
+    """Without torch's deterministic algorithms too: no operation of provla's own leaves the order of a sum to chance."""
+    torch.manual_seed(0)
+    node = compose(f"fusion={fusion}", "vision.channels=[8,16]", "head.channels=[16,32]")["policy"]
+    policy = build(node, "policy", torch.nn.Module, spec=SPEC, device=CPU).train()
+    batch = draws(fake_batch(SPEC, 64))
+    torch.set_num_threads(2)
+    try:
+        first = gradients(policy, batch)
+        for _ in range(4):
+            again = gradients(policy, batch)
+            assert [name for name in first if not torch.equal(first[name], again[name])] == []
+    finally:
+        torch.set_num_threads(1)
+    with reproducible(2, CPU, deterministic=False):
+        inside = gradients(policy, batch)
+    assert [name for name in first if not torch.equal(first[name], inside[name])] == []
+
+
+def test_the_number_of_threads_is_pinned_and_given_back() -> None:
+    assert torch.get_num_threads() == 1
+    with reproducible(2, CPU, deterministic=False):
+        assert torch.get_num_threads() == 2
+        assert machine(CPU)["threads"] == 2
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        with reproducible(1, CPU, deterministic=True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_result_says_what_it_was_made_on(tmp_path: Path) -> None:
+    found = environment(CPU)
+    assert set(found["machine"]) == {"cpu", "instruction_set", "threads", "architecture"}
+    assert all(found["machine"].values())
+    assert found["peak_memory_mb"] > 100
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or found["versions"]["torch"]
+    assert (found["uncommitted"] is None) or found["commit"].endswith("-dirty")
