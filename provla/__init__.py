@@ -21,10 +21,9 @@ def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None
     classes the policy may use besides provla's own, such as `["my_ideas"]`; their code runs. Errors: `ValueError`.
     """
     from provla.checkpoint import find_device
-    from provla.policy_folder import load_policy
+    from provla.policy_folder import find_policy, load_policy
 
-    folder = Path(path).expanduser()
-    policy, _ = load_policy(folder / "policy" if (folder / "policy").is_dir() else folder, find_device(device), bases=bases, trust=trust)
+    policy, _ = load_policy(find_policy(Path(path).expanduser()), find_device(device), bases=bases, trust=trust)
     return policy
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from provla.fingerprints import vectors_fingerprint, weights_fingerprint
 from provla.hub import from_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Base:
-    """Where frozen weights can be had from again. fingerprint: of their small tensors, to notice others under the same name."""
+    """Where frozen weights can be had from again. fingerprint: of all of them, to notice others under the same name."""
 
     name: str
     revision: str | None
@@ -114,6 +114,7 @@ class Tower(nn.Module):
     """A part's transformers model with what has to be kept beside its weights.
 
     model: what adapters and quantisation act on. base: where its frozen weights can be had from again; None where nowhere.
+    vectors: their fingerprint as earlier versions took it.
     """
 
     def __init__(self, source: Source, model: Any, processor: Any) -> None:
@@ -121,7 +122,10 @@ class Tower(nn.Module):
         self.model = model
         self._processor = processor
         self.pretrained = not source.from_scratch
-        self.base = Base(source.name, source.commit, fingerprint(model)) if source.loads and source.name else None
+        self.base, self.vectors = None, ""
+        if source.loads and source.name:
+            self.base = Base(source.name, source.commit, weights_fingerprint(model, source.name, source.commit))
+            self.vectors = vectors_fingerprint(model)
 
     @property
     def adaptable(self) -> nn.Module:
@@ -171,16 +175,6 @@ def _truncate(model: nn.Module, layer: int, key: str) -> None:
     if not 1 <= keep <= count:
         raise ValueError(f"{key}.layer={layer}: the model has {count} layers; valid: 1 to {count}, or -1 (all) to -{count}")
     del stack[keep:]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Of the vectors among the weights (norms, biases): quick, and different for other weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if isinstance(tensor, Tensor) and tensor.ndim == 1:
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _no_pooler(cls: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from provla.files import atomic, check_space
+from provla.files import atomic, check_space, writing
 from provla.progress import progress_bars
 
 Frames = NDArray[np.uint8]
@@ -34,10 +34,11 @@ def frame_cache(folder: Path, name: str, spans: list[VideoSpan], size: tuple[int
     """
     path = folder / f"{name}_{size[0]}x{size[1]}.npy"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                _decode_into(path, spans, size)
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.is_file():
+                    _decode_into(path, spans, size)
     frames: Frames = np.load(path, mmap_mode="r")
     return frames
 
@@ -48,7 +49,7 @@ def _decode_into(path: Path, spans: list[VideoSpan], size: tuple[int, int]) -> N
     check_space(path.parent, int(np.prod(shape)) + 2**20, "the frame cache")
     for stale in path.parent.glob(f".{path.name}-*.partial"):
         stale.unlink(missing_ok=True)
-    with atomic(path) as partial, progress_bars() as bars:
+    with atomic(path, int(np.prod(shape))) as partial, progress_bars() as bars:
         bar = bars.add_task("decoding", total=total, note=path.stem.rsplit("_", 1)[0])
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]

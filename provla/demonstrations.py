@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from provla.env import METAWORLD_FPS, METAWORLD_JOINTS, MetaworldEnv, MetaworldExpert, metaworld_instruction, require_opengl
-from provla.files import check_space, fingerprint, write_json
+from provla.files import check_space, fingerprint, write_json, writing
 from provla.progress import progress_bars
 
 MAX_STEPS = 300  # the experts need about 90 of Meta-World's 500 control steps
@@ -77,10 +77,11 @@ def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) 
     final = folder / recording.name
     if (final / "recording.json").is_file():
         return final
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{recording.name}.lock"):
-        if not (final / "recording.json").is_file():
-            _record(recording, final, max(1, workers))
+    with writing(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{recording.name}.lock"):
+            if not (final / "recording.json").is_file():
+                _record(recording, final, max(1, workers))
     return final
 
 

@@ -12,11 +12,10 @@ from provla.command import command
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
     from provla.checkpoint import find_device
-    from provla.policy_folder import export_policy
+    from provla.policy_folder import export_policy, find_policy
     from provla.progress import console
 
-    run = Path(config["checkpoint"]).expanduser()
-    source = run / "policy" if (run / "policy").is_dir() else run
+    source = find_policy(Path(config["checkpoint"]).expanduser())
     target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")

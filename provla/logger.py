@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from provla.files import write_json, write_text
+from provla.files import write_json, write_text, writing
 from provla.progress import console
 
 # Which W&B run a folder belongs to, so that a resumed run goes on in it.
@@ -58,7 +58,7 @@ class CsvLogger(NoLogger):
         row = {"step": step, **metrics}
         self._rows.append(row)
         if set(row) <= set(self._columns):
-            with self._path.open("a", newline="") as file:
+            with writing(self._path), self._path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
         else:
             self._columns = list(dict.fromkeys([*self._columns, *row]))

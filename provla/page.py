@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from provla import pictures
-from provla.files import atomic, write_text
+from provla.files import write_bytes, write_text
 from provla.search import Trial, load_trials
 from provla.study import Run, points
 from provla.verdict import BETTER, COSTS, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Arm, Rate, Verdict, reason_of, sentence
@@ -420,8 +420,7 @@ def publish(verdict: Verdict, report: Report, folder: Path, name: str) -> list[P
     """Writes what belongs into version control: `<name>.md`, `<name>.csv`, `<name>_runs.csv` and the pictures in `<name>/`."""
     places = {file: folder / name / file.name for file in report.pictures.values()}
     for source, target in places.items():
-        with atomic(target) as partial:
-            partial.write_bytes(source.read_bytes())
+        write_bytes(target, source.read_bytes())
     written = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}_runs.csv"]
     for path, text in zip(written, (markdown(report, folder, places), comma_separated(arm_rows(verdict)), comma_separated(run_rows(verdict))), strict=True):
         write_text(path, text)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from provla.files import atomic
+from provla.files import write_bytes
 from provla.plots import BLUE, GREY, ORANGE, STYLE, save
 from provla.search import Trial
 from provla.study import Study, read_curve
@@ -225,8 +225,7 @@ def rollouts(study: Study, arm: str, path: Path) -> Path | None:
     length = max(map(len, rows))
     frames = np.concatenate([np.concatenate([row, np.repeat(row[-1:], length - len(row), 0)]) for row in rows], 1)
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    with atomic(path) as partial:
-        partial.write_bytes(iio.imwrite("<bytes>", frames, plugin="pyav", extension=".mp4", codec="h264", fps=round(fps)))
+    write_bytes(path, iio.imwrite("<bytes>", frames, plugin="pyav", extension=".mp4", codec="h264", fps=round(fps)))
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from provla.files import atomic
+from provla.files import write_bytes
 
 Array = NDArray[Any]
 BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8f98"
@@ -27,8 +27,7 @@ def save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
-    with atomic(path) as partial:
-        partial.write_bytes(picture.getvalue())
+    write_bytes(path, picture.getvalue())
     return path
 
 

@@ -9,33 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from provla.adapter import merge
 from provla.backbone import towers
 from provla.build import build
-from provla.checkpoint import load_state, load_tensors, own_state, save_tensors
-from provla.files import atomic, write_json
+from provla.checkpoint import check_bases, count_bytes, load_state, load_tensors, own_state, save_tensors
+from provla.files import atomic, refuse_links_out, write_json
+from provla.manifest import MANIFEST, check_manifest, write_manifest
+from provla.progress import console
 from provla.trust import check_stored
-from provla.types import Spec
+from provla.types import Spec, fake_observation
 
 WEIGHTS = "weights.safetensors"
+PROBES = 16  # observations on which an export is compared with its policy
 
 
-def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: Spec) -> None:
+def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: Spec, export: Mapping[str, Any] | None = None, **facts: Any) -> None:
     """`policy/`: config.json (the composition, its sizes, its bases), weights with normalisation, and a folder per
     backbone with its configuration and tokenizer or image processor. Loads without Hydra. Frozen weights that have a name
-    on the Hub or a folder are not stored: config.json says where to find them."""
-    bases = {}
-    with atomic(folder) as partial:
+    on the Hub or a folder are not stored: config.json says where to find them.
+
+    export: what config.json says of an export. facts: of the run, kept in manifest.json. `NoSpace` on a full disk.
+    """
+    bases, state = {}, own_state(policy)
+    with atomic(folder, count_bytes(state)) as partial:
         partial.mkdir()
         for path, tower in towers(policy):
             tower.save_files(partial / path)
             if tower.from_base():
                 assert tower.base is not None
                 bases[path] = asdict(tower.base)
-        save_tensors(partial / WEIGHTS, own_state(policy))
-        write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases})
+        save_tensors(partial / WEIGHTS, state)
+        write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases} | ({"export": export} if export else {}))
+        write_manifest(partial, **facts)
+
+
+def find_policy(path: Path) -> Path:
+    """The folder of the policy: that of the run `path`, or `path` itself. `ValueError` where the run's is a link that leads out of it."""
+    refuse_links_out(path, "policy")
+    return path if (path / WEIGHTS).is_file() else path / "policy"
 
 
 def load_policy(
@@ -49,8 +62,9 @@ def load_policy(
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
     weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that cannot
-    be found or is another one.
+    be found or is another one, and for a folder that is not what its manifest says.
     """
+    _check(folder)
     try:
         stored = json.loads((folder / "config.json").read_text())
         spec = stored["spec"]
@@ -84,11 +98,18 @@ def load_policy(
             f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
             'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on the command line.'
         ) from error
-    for path, tower in towers(policy):
-        if path in wanted and tower.base is not None and tower.base.fingerprint != wanted[path]["fingerprint"]:
-            raise ValueError(f"{folder}: the base of {path}, {tower.base.name!r}, is not the one this policy was trained on; its weights or their sizes differ")
+    check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return policy.eval(), sizes
+
+
+def _check(folder: Path) -> None:
+    """Before anything of it is used: no link leads out of it, and every file is what was written."""
+    refuse_links_out(folder)
+    if (folder / MANIFEST).exists():
+        check_manifest(folder)
+    elif (folder / WEIGHTS).exists():
+        console.print(f"{folder} has no {MANIFEST} (an earlier provla wrote it), so nobody can say whether its files are what was written")
 
 
 def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
@@ -103,9 +124,12 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
 def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
-    Returns how many layers of each backbone were merged. The export needs no base, no peft and no bitsandbytes.
+    Returns how many layers of each backbone were merged. The export needs no base, no peft and no bitsandbytes. By how much
+    it acts otherwise than the policy it comes from, on a probe, is said and kept in its config.json: LLM.int8 rounds
+    activations as well, which a merged weight does not.
     """
     policy, spec = load_policy(source, device, bases=bases, trust=trust)
+    before = _probe(policy, spec, device)
     node = json.loads((source / "config.json").read_text())["policy"]
     merged = {key: merge(getattr(part, "adaptable", part)) for key, part in (("vision", policy.vision), ("text", policy.text))}
     for _, tower in towers(policy):
@@ -113,5 +137,17 @@ def export_policy(source: Path, target: Path, device: torch.device, bases: Mappi
     node["adapter"], node["quant"] = {"_target_": node["adapter"]["_target_"], "mode": "full"}, {"_target_": node["quant"]["_target_"]}
     for key in merged:
         node[key] |= {"adapter": None, "quant": None}
-    save_policy(target, policy, node, spec)
+    difference = (_probe(policy, spec, device) - before).abs()
+    found = {"observations": PROBES, "max_difference": difference.max().item(), "mean_difference": difference.mean().item()}
+    save_policy(target, policy, node, spec, found | {"mean_action": before.abs().mean().item()})
+    console.print(
+        f"actions on {PROBES} random observations differ from the policy's by {found['mean_difference']:.2g} on average and {found['max_difference']:.2g} "
+        f"at most (they are {before.abs().mean():.2g} large on average)"
+    )
     return merged
+
+
+def _probe(policy: Any, spec: Spec, device: torch.device) -> Tensor:
+    """Actions (PROBES, H, A) for random pixels and states, with fixed noise."""
+    actions: Tensor = policy.act(fake_observation(spec, PROBES).to(device), torch.Generator().manual_seed(0))
+    return actions.float().cpu()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from provla.env import ChunkEnv, Episode, MetaworldSuite
-from provla.files import atomic
+from provla.files import write_bytes
 from provla.progress import progress_bars
 from provla.types import Observation, Spec
 
@@ -116,9 +116,7 @@ def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path
         length = max(len(o.frames) for o in filmed)
         rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
         path = folder / f"{task}.mp4"
-        with atomic(path) as partial:
-            video = iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps))
-            partial.write_bytes(video)
+        write_bytes(path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps)))
         written.append(path)
     return written
 

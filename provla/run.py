@@ -28,7 +28,7 @@ from provla.logger import WANDB_RUN, download_checkpoint
 from provla.machine import environment, forget_peak_memory, reproducible
 from provla.metrics import chunk_metrics, measured
 from provla.policy import count_parameters, parameters_by_part
-from provla.policy_folder import load_policy, save_policy
+from provla.policy_folder import find_policy, load_policy, save_policy
 from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
@@ -178,7 +178,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
             result = {**common, **_training(fit), "status": "pruned", "objective": None, "metrics": fit.history[-1] if fit.history else {}, "success": {}}
             pruner.close("pruned")
             return result
-        save_policy(folder / "policy", policy, config["policy"], spec)
+        save_policy(folder / "policy", policy, config["policy"], spec, identity=identity(config), step=fit.step)
         metrics = _offline(policy, fit, held, trainer, seed, device)
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
@@ -252,7 +252,7 @@ def evaluate(
     """
     device = find_device(device_name)
     alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
-    run, stored = (checkpoint.parent, checkpoint) if alone else (checkpoint, checkpoint / "policy")
+    run, stored = (checkpoint.parent, checkpoint) if alone else (checkpoint, find_policy(checkpoint))
     if not (run / "config.json").is_file():
         raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
     config = json.loads((run / "config.json").read_text())

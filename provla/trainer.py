@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from provla.checkpoint import Checkpoints, count_bytes, load_state, own_state
+from provla.checkpoint import Checkpoints, base_fingerprints, check_bases, count_bytes, load_state, own_state
 from provla.dataset import Sampler
 from provla.metrics import chunk_metrics, measured
 from provla.precision import repeatable
@@ -335,7 +335,8 @@ class _Loop:
         optimizer = {f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
-        self.checkpoints.save(self.fit.step, tensors, {"fit": vars(self.fit), "scaler": scaler}, best)
+        state = {"fit": vars(self.fit), "scaler": scaler, "bases": base_fingerprints(self.policy)}
+        self.checkpoints.save(self.fit.step, tensors, state, best)
 
     def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         load_state(self.policy, tensors["weights"], self.checkpoints.folder)
@@ -355,6 +356,7 @@ class _Loop:
             self.checkpoints.check_space(size)
             return
         tensors, state = stored
+        check_bases(self.policy, state["bases"], self.checkpoints.folder)
         self._load(tensors)
         for name, parameter in self.named.items():
             slots = {key.rpartition(":")[2]: value for key, value in tensors["optimizer"].items() if key.rpartition(":")[0] == name}

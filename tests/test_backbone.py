@@ -19,13 +19,16 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES, ROOT, compose, local
+from safetensors.torch import load_file, save_file
 from test_policy import SMALL
 from torch import nn
 
+from provla import fingerprints
 from provla.adapter import linear_layers
 from provla.backbone import Source, Tower, towers
 from provla.build import build
 from provla.checkpoint import own_state
+from provla.files import write_json
 from provla.policy_folder import export_policy, load_policy, save_policy
 from provla.types import Batch, Spec, fake_batch, fake_observation
 
@@ -190,7 +193,9 @@ def test_half_precision_and_gradient_checkpointing(spec: Spec, backbones: Path) 
 
 
 @pytest.mark.parametrize("quant", ["none", "8bit", "4bit"])
-def test_policy_folders_store_adapters_and_name_their_bases(quant: str, spec: Spec, backbones: Path, tmp_path: Path) -> None:
+def test_policy_folders_store_adapters_and_name_their_bases(
+    quant: str, spec: Spec, backbones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copies = shutil.copytree(backbones, tmp_path / "hub")
     node, policy = _trained(spec, copies, quant)
     save_policy(tmp_path / "policy", policy, node, spec)
@@ -220,6 +225,16 @@ def test_policy_folders_store_adapters_and_name_their_bases(quant: str, spec: Sp
     assert torch.equal(_act(moved, spec), _act(policy, spec))
     with pytest.raises(ValueError, match=r"bases names 'eyes'; this policy needs bases for: vision, text"):
         load_policy(tmp_path / "policy", CPU, bases={"eyes": "x"})
+    _change_matrices(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"the base of vision, .* is not the one this policy was trained on"):
+        load_policy(tmp_path / "policy", CPU, bases={"vision": str(tmp_path / "elsewhere")})
+    config["bases"]["vision"]["fingerprint"] = policy.vision.vectors  # as an earlier version stored it
+    write_json(tmp_path / "policy" / "config.json", config)
+    (tmp_path / "policy" / "manifest.json").unlink()
+    load_policy(tmp_path / "policy", CPU, bases={"vision": str(tmp_path / "elsewhere")})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has no manifest.json (an earlier provla wrote it)" in said
+    assert "of the base of vision only norms and biases could be compared" in said
     other = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_small(32), vision_use_head=False))
     _replace(other, copies / "siglip", tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"the base of vision, .* is not the one this policy was trained on"):
@@ -228,6 +243,31 @@ def test_policy_folders_store_adapters_and_name_their_bases(quant: str, spec: Sp
     _replace(wide, copies / "siglip", tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"the base of vision, .* is not the one this policy was trained on; its weights or their sizes differ"):
         load_policy(tmp_path / "policy", CPU)
+
+
+def test_a_base_is_hashed_once_per_set_of_files(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(backbones / "siglip", tmp_path / "siglip")
+    hashed: list[bool] = []
+    real = fingerprints._hash
+    monkeypatch.setattr(fingerprints, "_hash", lambda model, content=True: (hashed.append(content), real(model, content))[1])
+
+    def base(*overrides: str) -> str:
+        hashed.clear()
+        found = part("vision", "siglip_base", backbones, f"vision.name={folder}", *overrides).base
+        return str(found.fingerprint)
+
+    first = base()
+    assert (hashed.count(True), first[:7]) == (1, "sha256:")
+    assert (base(), hashed.count(True)) == (first, 0)
+    assert (base("vision.layer=2") != first, hashed.count(True)) == (True, 1)
+    assert (base(), hashed.count(True)) == (first, 0)
+    model = transformers.SiglipModel.from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")  # other files, the same weights
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    assert (base(), hashed.count(True)) == (first, 1)
+    _change_matrices(folder)
+    assert (base() != first, hashed.count(True)) == (True, 1)
 
 
 @pytest.mark.parametrize("quant", ["none", "8bit", "4bit"])
@@ -240,7 +280,10 @@ def test_export_merges_everything_into_one_folder(quant: str, spec: Spec, backbo
     shutil.rmtree(copies)
     whole, _ = load_policy(tmp_path / "full", CPU)
     assert not any("lora_" in name for name in whole.state_dict())
-    # LLM.int8 rounds activations too, which a merged weight does not.
+    found = json.loads((tmp_path / "full" / "config.json").read_text())["export"]
+    assert found["observations"] == 16
+    assert found["max_difference"] >= found["mean_difference"] >= 0
+    assert (found["max_difference"] > 1e-3) == (quant == "8bit")  # LLM.int8 rounds activations too, which a merged weight does not
     torch.testing.assert_close(_act(whole, spec), _act(policy, spec), **({"atol": 0.05, "rtol": 0.05} if quant == "8bit" else {"atol": 1e-4, "rtol": 1e-3}))
 
 
@@ -478,6 +521,13 @@ def _replace(model: Any, folder: Path, like: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     shutil.copy(like / "preprocessor_config.json", folder)
+
+
+def _change_matrices(folder: Path) -> None:
+    """Other weights in files of the same sizes, but for vectors (norms, biases)."""
+    for file in folder.glob("*.safetensors"):
+        weights = load_file(file)
+        save_file({name: w + 0.1 * torch.randn_like(w) if w.ndim > 1 else w for name, w in weights.items()}, file, {"format": "pt"})
 
 
 def _trained(spec: Spec, backbones: Path, quant: str, *overrides: str, lora: bool = True) -> tuple[dict[str, Any], Any]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import FAKE, ROOT, compose
 
+from provla.manifest import write_manifest
 from provla.run import identity
 
 Command = Callable[..., tuple[int, str, str]]
@@ -69,7 +70,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert [float(r["train/loss"]) > 0 for r in rows if r["train/loss"]] == [True] * 4
     assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "chunks.png"}
     assert {p.name for p in (run / "videos").iterdir()} == {"drawer-close.mp4", "window-open.mp4"}
-    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "weights.safetensors", "text"}  # text: its tokenizer
+    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "manifest.json", "weights.safetensors", "text"}  # text: its tokenizer
     assert {p.name for p in (run / "checkpoints").iterdir()} >= {"latest", "best", "step_0000004"}
 
     # Again: the folder already holds the answer.
@@ -202,6 +203,10 @@ def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_pat
     policy = json.loads((run / "policy" / "config.json").read_text())
     policy["spec"]["action_size"] = 5
     (run / "policy" / "config.json").write_text(json.dumps(policy))
+    code, _, err = command("evaluate", f"checkpoint={run}")
+    assert code == 2
+    assert "policy is damaged: config.json has" in err
+    write_manifest(run / "policy")
     code, _, err = command("evaluate", f"checkpoint={run}")
     assert code == 2
     assert "does not fit this policy" in err

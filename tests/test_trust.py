@@ -16,6 +16,7 @@ from conftest import FAKE, ROOT, compose
 from torch import nn
 
 from provla.build import build
+from provla.manifest import MANIFEST, write_manifest
 from provla.policy_folder import load_policy, save_policy
 from provla.trust import check_stored, modules, targets
 from provla.types import Spec
@@ -36,13 +37,15 @@ def run(tmp_path: Path, spec: Spec) -> Path:
 
 
 def change(file: Path, path: str, value: Any) -> None:
-    """Sets a dotted key of a JSON file."""
+    """Sets a dotted key of a JSON file, as somebody would who writes the manifest as well."""
     config = json.loads(file.read_text())
     node, (*above, last) = config, path.split(".")
     for key in above:
         node = node[key]
     node[last] = value
     file.write_text(json.dumps(config))
+    if (file.parent / MANIFEST).exists():
+        write_manifest(file.parent)
 
 
 ATTACKS = [
