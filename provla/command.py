@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.provla_study import register
-from provla.errors import exit_code
+from provla import signals
+from provla.errors import Interrupted, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
@@ -50,7 +51,12 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
                 composed = {str(key): value for key, value in resolved.items()}
                 folder = Path(state.runtime.output_dir)
-                return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
+                with signals.working():
+                    return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
+            except Interrupted:
+                if not signals.is_worker():
+                    raise
+                return float("nan")  # raised in a launcher's process it would end the siblings; the sweep has had the signal itself
             except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
                 composing = isinstance(error, OmegaConfBaseException | HydraException)
@@ -61,6 +67,10 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 return float("nan")
 
         def main() -> None:
+            with signals.listening():
+                run()
+
+        def run() -> None:
             failures.clear()
             sys.argv[1:] = [_plain(argument, lists, paths) for argument in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
@@ -79,9 +89,10 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
             except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
                 complain(str(error))
                 sys.exit(exit_code(error))
-            except KeyboardInterrupt:
-                complain("interrupted; the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here")
-                sys.exit(130)
+            except (Interrupted, KeyboardInterrupt) as error:
+                way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"
+                complain(f"{str(error) or 'interrupted'}; {way}")
+                sys.exit(getattr(error, "exit_code", 130))
             sys.exit(failures[0] if failures else 0)
 
         return main

@@ -94,11 +94,14 @@ class Sampler:
             torch.from_numpy(ahead > last),
         )
 
+    def rows_at(self, seed: int, step: int, size: int) -> Array:
+        """The rows of the data set that a training step sees."""
+        per_epoch = max(1, len(self.rows) // size)
+        return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
+
     def step(self, seed: int, step: int, size: int) -> Batch:
         """The batch of a training step, with its random draws (see `Batch`)."""
-        per_epoch = max(1, len(self.rows) // size)
-        order = self._order(seed, step // per_epoch, size)
-        batch = self.gather(order[(step % per_epoch) * size :][:size])
+        batch = self.gather(self.rows_at(seed, step, size))
         rng = np.random.default_rng([seed, step, 1])
         return Batch(
             batch.observation,

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class NotFinite(ValueError):
     """A loss, gradient, weight, metric or action that is NaN or infinite; says which, and at which step."""
@@ -33,7 +35,7 @@ class Interrupted(BaseException):
     """The process was asked to end by a signal, and what was done so far is kept. No `Exception`: nothing may swallow it."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"ended by signal {signum}")
+        super().__init__(f"ended by {signal.Signals(signum).name}")
         self.exit_code = 128 + signum
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from provla.signals import early
+
+if __name__ == "__main__":
+    early()  # before the imports that take long
+
 from provla.command import command
 
 
 @command("evaluate", lists=("scheduler.num_inference_steps",), paths=("checkpoint",))
-def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
+def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
     from provla.run import evaluate, evaluate_steps
 
@@ -24,7 +29,8 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
     )
     steps = scheduler.get("num_inference_steps")
     result = evaluate_steps(*asked, steps=steps) if isinstance(steps, list) else evaluate(*asked)
-    return float(result["objective"]["value"])
+    value: float | None = result["objective"]["value"]
+    return value
 
 
 if __name__ == "__main__":

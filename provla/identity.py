@@ -13,7 +13,11 @@ VALUES = ("resume", "seed", "threads", "study", "device", "data_dir", "horizon",
 STUDY = ("question", "arms", "baseline")
 # Keys that cannot change a result, and so are no part of a run's identity.
 NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
-NEUTRAL_INSIDE = {"dataset": ("data_dir", "workers"), "env": ("num_envs", "videos_per_task", "video_size", "video_stride")}
+NEUTRAL_INSIDE = {
+    "dataset": ("data_dir", "workers"),
+    "env": ("num_envs", "videos_per_task", "video_size", "video_stride"),
+    "trainer": ("on_nan", "max_skipped"),
+}
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:

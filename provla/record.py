@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from provla.signals import early
+
+if __name__ == "__main__":
+    early()  # before the imports that take long
+
 from provla.command import command
 
 

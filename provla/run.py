@@ -21,7 +21,7 @@ from rich.table import Table
 from provla.build import build
 from provla.checkpoint import Checkpoints, find_device
 from provla.dataset import Demonstrations, Sampler
-from provla.errors import NoSpace
+from provla.errors import Interrupted, NoSpace, NotFinite
 from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
 from provla.logger import WANDB_RUN, download_checkpoint
@@ -33,6 +33,7 @@ from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
+from provla.signals import deferred
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
@@ -96,14 +97,15 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], de
     try:
         result = _train(config, folder, choices, device)
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"  # submitit exits to requeue
         failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
         failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
         with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
             write_json(folder / "result.json", failure | environment(device))
         raise
-    result |= {"wall_seconds": time.monotonic() - started} | environment(device)
-    write_json(folder / "result.json", result)
+    with deferred():
+        result |= {"wall_seconds": time.monotonic() - started} | environment(device)
+        write_json(folder / "result.json", result)
     if result["status"] == "pruned":
         console.print(f"{result['stopped']} at step {result['train_steps']}; written to {folder}")
     else:
@@ -112,8 +114,9 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], de
 
 
 def _value(result: Mapping[str, Any]) -> float:
-    """What a run is worth to a sweep; NaN where it was pruned."""
-    return float(result["objective"]["value"]) if result["status"] == "completed" else math.nan
+    """What a run is worth to a sweep; NaN where it was pruned, or has neither a simulation nor held-out demonstrations."""
+    value = result["objective"]["value"] if result["status"] == "completed" else None
+    return math.nan if value is None else float(value)
 
 
 def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +224,7 @@ def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
 
 
 def _training(fit: Fit) -> dict[str, Any]:
-    return {"train_seconds": fit.seconds, "train_steps": fit.step, "stopped": fit.stopped, "best_step": fit.best_step}
+    return {"train_seconds": fit.seconds, "train_steps": fit.step, "stopped": fit.stopped, "best_step": fit.best_step, "skipped_steps": fit.skipped}
 
 
 def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
@@ -439,7 +442,10 @@ def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
 def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     if name == "auto":
         name = "success_rate" if "success_rate" in metrics else "trajectory_mse"
-    return {"name": name, "value": metrics.get(name, math.nan)}
+    value = metrics.get(name)
+    if value is not None and not math.isfinite(value):
+        raise NotFinite(f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges (python -m provla.analyze)")
+    return {"name": name, "value": value}
 
 
 def _name(folder: Path, choices: Mapping[str, str]) -> str:

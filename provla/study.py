@@ -248,7 +248,8 @@ def log_end(folder: Path, job: Job) -> None:
     """One line on how a job ended."""
     result = read_result(folder / job.folder)
     value = result.get("objective") or {}
-    note = f"{value['name']} {value['value']:.4g}" if result["status"] == "completed" else result.get("stopped") or _last_line(result.get("error", ""))
+    measured = f"{value['name']} {value['value']:.4g}" if value.get("value") is not None else "nothing measured"
+    note = measured if result["status"] == "completed" else result.get("stopped") or _last_line(result.get("error", ""))
     note = note.removeprefix(f"{result['status']}: ")  # said already
     console.print(f"  {result['status']}: {escape(f'{job.folder}  {note}')}")
 

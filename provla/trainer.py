@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from provla.checkpoint import Checkpoints, base_fingerprints, check_bases, count_bytes, load_state, own_state
 from provla.dataset import Sampler
+from provla.errors import Interrupted, NotFinite
+from provla.finite import Gauge, keep_batch, name_bad, not_finite
 from provla.metrics import chunk_metrics, measured
 from provla.precision import repeatable
-from provla.progress import progress_bars
+from provla.progress import console, progress_bars
+from provla.signals import check, deferred
 
 LogRow = Callable[[int, dict[str, float]], None]
 Prune = Callable[[int, float], bool]
@@ -27,7 +30,10 @@ PRUNED = "pruned"  # how `Fit.stopped` begins where a pruner ended the training
 
 @dataclass
 class Fit:
-    """What a training left behind. history: one row per logged step. stopped: why it ended."""
+    """What a training left behind. history: one row per logged step. stopped: why it ended. skipped: the steps whose update was left out.
+
+    due: the validation of this step is still to come. sums, window: of the `Gauge`, and the seconds, since the last logged step.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -36,6 +42,10 @@ class Fit:
     stale: int = 0
     stopped: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    due: bool = False
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    window: float = 0.0
 
 
 class Trainer:
@@ -52,7 +62,9 @@ class Trainer:
     monitor: the metric (lower is better) that decides `best` and, with `patience` validations without progress, ends
     the training early; patience null never does. keep: the weights the training ends with, latest or best.
     deterministic: torch's deterministic algorithms on a GPU too, and an error for an operation that has none (see
-    `machine.reproducible`; on the CPU they are always taken).
+    `machine.reproducible`; on the CPU they are always taken). on_nan: where a step's loss or gradient is not finite, stop
+    the run (its checkpoints stand), or skip the step: its update is left out, `max_skipped` times in a run; on a GPU, skip
+    waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes and frames.
     """
 
     def __init__(
@@ -79,6 +91,8 @@ class Trainer:
         patience: int | None,
         keep: str,
         deterministic: bool,
+        on_nan: str = "stop",
+        max_skipped: int = 10,
     ) -> None:
         for key, value, least in (
             ("batch_size", batch_size, 1),
@@ -91,6 +105,7 @@ class Trainer:
             ("patience", 1 if patience is None else patience, 1),
             ("max_steps", 0 if max_steps is None else max_steps, 0),
             ("max_epochs", 1 if max_epochs is None else max_epochs, 1),
+            ("max_skipped", max_skipped, 0),
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"trainer.{key}={value!r}: must be a whole number of at least {least}")
@@ -102,6 +117,7 @@ class Trainer:
             ("lr_schedule", lr_schedule, ("cosine", "constant")),
             ("precision", precision, ("auto", "none", "bf16", "fp16")),
             ("keep", keep, ("latest", "best")),
+            ("on_nan", on_nan, ("stop", "skip")),
         ):
             if name not in valid:
                 raise ValueError(f"trainer.{key}={name!r}; valid: {', '.join(valid)}")
@@ -123,6 +139,7 @@ class Trainer:
         self.log_every, self.val_samples, self.save_every = log_every, val_samples, save_every
         self.val_every, self.val_every_epochs = val_every, val_every_epochs
         self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
+        self.on_nan, self.max_skipped = on_nan, max_skipped
 
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of the whole training; more than anybody takes where only minutes limit it.
@@ -218,41 +235,23 @@ class _Loop:
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
         self.fit = Fit()
+        self.gauge = self._gauge()
+        self.constants = set(not_finite(own_state(policy))) - set(self.named)  # such as a mask of −inf
+        self.asks = device.type != "cuda" or options.on_nan == "skip"  # at every step whether all was finite
+        norms = (module for module in policy.modules() if getattr(module, "track_running_stats", False)) if options.on_nan == "skip" else ()
+        self.statistics = [buffer for module in norms for buffer in module.buffers(recurse=False)]
         self.total = self.planned = options.total_steps(len(train))
         epochs = options.val_every_epochs
         self.val_every = options.val_every if epochs is None else epochs * options.steps_per_epoch(len(train))
 
     def run(self) -> Fit:
         self._resume()
-        started, before = time.monotonic(), self.fit.seconds
-        with progress_bars() as bars:
-            bar = bars.add_task("training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note="")
-            if before >= self.o.max_seconds:
-                self.total = self.fit.step
-            sums, window = np.zeros(2), time.monotonic()
-            while self.fit.step < self.total and not self.fit.stopped:
-                spent = before + time.monotonic() - started
-                lr = self.o.lr_at(max(self.fit.step, spent / self.o.max_seconds * self.planned), self.planned)
-                sums += self._step(lr)
-                self.fit.step += 1
-                bars.advance(bar)
-                if before + time.monotonic() - started >= self.o.max_seconds:
-                    self.total = self.fit.step
-                if self.fit.step % self.o.log_every == 0 or self.fit.step == self.total:
-                    count = (self.fit.step - 1) % self.o.log_every + 1
-                    loss, norm = sums / count
-                    row = {"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "train/steps_per_second": count / (time.monotonic() - window)}
-                    self._row(row)
-                    bars.update(bar, note=f"loss {loss:.4f}  lr {lr:.1e}")
-                    sums, window = np.zeros(2), time.monotonic()
-                validates = self.fit.step % self.val_every == 0 or self.fit.step == self.total
-                if validates or (self.o.save_every and self.fit.step % self.o.save_every == 0):
-                    self.fit.seconds = before + time.monotonic() - started
-                    if validates:
-                        self._validate(bars)
-                    else:
-                        self._save(best=False)
-                    window = time.monotonic()
+        with progress_bars() as bars, deferred():
+            try:
+                self._steps(bars)
+            except Interrupted:  # between two steps, or within a validation
+                self._save(best=False)
+                raise
         self.fit.stopped = self.fit.stopped or "done"
         self._swap()
         if self.o.keep == "best" and (stored := self._best()):
@@ -260,30 +259,107 @@ class _Loop:
             self._swap()
         return self.fit
 
-    def _step(self, lr: float) -> tuple[float, float]:
-        """One optimiser step; its loss (the mean over all its samples' unpadded steps) and gradient norm."""
-        batch = self.train.step(self.seed, self.fit.step, self.o.batch_size * self.o.grad_accumulation)
-        whole = (~batch.is_pad).sum().item()
+    def _gauge(self) -> Gauge:
+        return Gauge(self.device, self.fit.sums, self.accelerator.scaler is not None)
+
+    def _steps(self, bars: Any) -> None:
+        started, before = time.monotonic(), self.fit.seconds
+        bar = bars.add_task("training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note="")
+        if before >= self.o.max_seconds:
+            self.total = self.fit.step
+        if self.fit.due:
+            self._validate(bars)
+        while self.fit.step < self.total and not self.fit.stopped:
+            begun = time.monotonic()
+            spent = before + begun - started
+            lr = self.o.lr_at(max(self.fit.step, spent / self.o.max_seconds * self.planned), self.planned)
+            self._step(lr)
+            self.fit.step += 1
+            bars.advance(bar)
+            self.fit.seconds = before + time.monotonic() - started
+            if self.fit.seconds >= self.o.max_seconds:
+                self.total = self.fit.step
+            logs = self.fit.step % self.o.log_every == 0 or self.fit.step == self.total
+            sums = self._read() if logs else None
+            self.fit.window += time.monotonic() - begun
+            if sums:
+                bars.update(bar, note=self._log(sums, lr))
+            self.fit.due = self.fit.step % self.val_every == 0 or self.fit.step == self.total
+            check()
+            if self.fit.due:
+                self._validate(bars)
+            elif self.o.save_every and self.fit.step % self.o.save_every == 0:
+                self._save(best=False)
+
+    def _step(self, lr: float) -> None:
+        """One optimiser step. Where its loss or gradients are not finite, weights, optimiser and average stay as they are."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        kept = [buffer.clone() for buffer in self.statistics]
+        loss = self._backward(self.fit.step)
+        norm = self.accelerator.clip_grad_norm_(self.named.values(), self.o.grad_clip)
+        self.gauge.add(self.fit.step, loss, norm)
+        if self.asks and self.gauge.broken() is not None:
+            for buffer, value in zip(self.statistics, kept, strict=True):
+                buffer.copy_(value)
+            self._bad_step(self.fit.step)
+        else:
+            if not self.asks and self.accelerator.scaler is None:
+                self.optimizer.optimizer.found_inf = self.gauge.bad  # the fused kernel then leaves everything as it is, and nobody waits
+            self.optimizer.step()
+            self._update_average()
+        self.optimizer.zero_grad()
+
+    def _backward(self, step: int) -> Tensor:
+        """Adds up the gradients of a step; its loss, the mean over all its samples' unpadded steps."""
+        batch = self.train.step(self.seed, step, self.o.batch_size * self.o.grad_accumulation)
+        whole = (~batch.is_pad).sum().item()
         loss = torch.zeros((), device=self.device)
         self.model.train()
         for number, part in enumerate(batch.split(self.o.grad_accumulation)):
-            seed_everything(self.seed, self.fit.step, number)  # dropout
+            seed_everything(self.seed, step, number)  # dropout
             # Weighted by its unpadded steps, the sum over the parts is the large batch's mean.
             share = (~part.is_pad).sum().item() / whole
             found = self.model(part.to(self.device))["loss"] * share
             self.accelerator.backward(found)
             loss += found.detach()
-        norm = self.accelerator.clip_grad_norm_(self.named.values(), self.o.grad_clip)
-        self.optimizer.step()
+        return loss
+
+    def _read(self) -> list[float]:
+        """The gauge's sums, after a look at what it found."""
+        if (bad := self.gauge.broken()) is not None:
+            self._bad_step(bad)
+        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() < 1:
+            raise NotFinite(f"step {self.fit.step}: gradients overflow fp16 at a loss scale below 1; use trainer.precision=bf16 or none. {self._way_out()}")
+        return self.gauge.read()
+
+    def _bad_step(self, step: int) -> None:
+        """Names what is not finite at a step and keeps its batch. `NotFinite`, or, where steps may be skipped, one more that is."""
         self.optimizer.zero_grad()
-        self._update_average()
-        if not math.isfinite(value := loss.item()):
-            raise ValueError(
-                f"the loss is {value} at step {self.fit.step}; lower trainer.lr={self.o.lr} or look at the data's ranges (python -m provla.analyze)"
-            )
-        return value, float(norm)
+        what = name_bad(self.named, lambda: self._backward(step))
+        file = keep_batch(self.checkpoints.folder.parent / "bad_batches", self.train, self.seed, step, self.o.batch_size * self.o.grad_accumulation, what)
+        if self.o.on_nan == "stop" or "weight" in what or len(self.fit.skipped) >= self.o.max_skipped:
+            skips = f"; {len(self.fit.skipped)} steps were skipped already (trainer.max_skipped)" if self.fit.skipped else ""
+            raise NotFinite(f"step {step + 1}: {what} is not finite{skips}; its batch: {file}. {self._way_out()}")
+        console.print(f"step {step + 1} is skipped: {what} is not finite; its batch: {file}")
+        self.fit.skipped.append(step + 1)
+        self.gauge.forgive()
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+
+    def _way_out(self) -> str:
+        skip = "" if self.o.on_nan == "skip" else ", or leave such steps out (trainer.on_nan=skip)"
+        return f"Lower trainer.lr={self.o.lr}, look at the data's ranges (python -m provla.analyze){skip}. The checkpoints stand: the same command goes on."
+
+    def _log(self, sums: list[float], lr: float) -> str:
+        """A row of the training; the note beside its bar."""
+        loss, norm, finite = sums
+        count = (self.fit.step - 1) % self.o.log_every + 1
+        row = {"train/loss": loss / finite, "train/lr": lr, "train/grad_norm": norm / finite} if finite else {"train/lr": lr}
+        self._row(row | {"train/steps_per_second": count / self.fit.window})
+        self.fit.window = 0.0
+        self.gauge.clear()
+        return f"loss {row.get('train/loss', math.nan):.4f}  lr {lr:.1e}"
 
     def _update_average(self) -> None:
         if self.average:
@@ -310,8 +386,12 @@ class _Loop:
         """Metrics of the averaged weights, then a checkpoint."""
         best = True
         if len(self.val):
-            with self._averaged():
-                found = validate(self.policy, self.val, self.o.val_samples, self.o.batch_size, self.seed, self.device, bars)
+            self._check({"weight": own_state(self.policy), "average": self.average})
+            try:
+                with self._averaged():
+                    found = validate(self.policy, self.val, self.o.val_samples, self.o.batch_size, self.seed, self.device, bars)
+            except NotFinite as error:
+                raise NotFinite(f"step {self.fit.step}: {error}. {self._way_out()}") from error
             if self.o.monitor not in found:
                 raise ValueError(f"trainer.monitor={self.o.monitor!r} is not measured; valid: {', '.join(found)}")
             best = found[self.o.monitor] < self.fit.best
@@ -324,7 +404,16 @@ class _Loop:
                 self.fit.stopped = f"early: {self.o.monitor} has not improved for {self.o.patience} validations"
             elif self.prune(self.fit.step, found[self.o.monitor]) and self.fit.step < self.total:
                 self.fit.stopped = f"{PRUNED}: {self.o.monitor} {found[self.o.monitor]:.4g} fell behind its siblings'"
+        self.fit.due = False
         self._save(best)
+
+    def _check(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """`NotFinite` for what is not to be kept. groups: what it is → its tensors."""
+        if (step := self.gauge.broken()) is not None:
+            self._bad_step(step)
+        for kind, tensors in groups.items():
+            if bad := [name for name in not_finite(tensors) if name not in self.constants]:
+                raise NotFinite(f"step {self.fit.step}: the {kind} {bad[0]} is not finite. {self._way_out()}")
 
     def _row(self, values: dict[str, float]) -> None:
         self.fit.history.append({"step": self.fit.step, **values})
@@ -335,6 +424,8 @@ class _Loop:
         optimizer = {f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
+        self._check(tensors)
+        self.fit.sums = self.gauge.read()
         state = {"fit": vars(self.fit), "scaler": scaler, "bases": base_fingerprints(self.policy)}
         self.checkpoints.save(self.fit.step, tensors, state, best)
 
@@ -365,6 +456,7 @@ class _Loop:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.fit = Fit(**state["fit"])
+        self.gauge = self._gauge()
         if self.fit.stopped == "done" or self.fit.stopped.startswith(PRUNED):  # a pruned run that is started again has lost its pruner
             self.fit.stopped = ""
         if self.o.keep == "best":
@@ -384,6 +476,7 @@ def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int
         batch = val.gather(rows[start : start + batch_size])
         noise = torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32))
         drawn = replace(batch, noise=noise, time=torch.from_numpy(rng.random(len(batch), dtype=np.float32))).to(device)
+        check()
         with repeatable(seed, device):
             losses.append(policy.loss(drawn)["loss"].item())
             chunks.append(policy.act(drawn.observation, generator).cpu())
@@ -394,5 +487,8 @@ def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int
             bars.advance(bar, len(batch))
     if bars:
         bars.remove_task(bar)
+    for what, values in (("loss", torch.tensor(losses)), ("sampled action chunk", torch.cat(chunks))):
+        if not values.isfinite().all():
+            raise NotFinite(f"on held-out samples the {what} is not finite")
     loss = float(np.average(losses, weights=weights))
     return {"loss": loss} | measured(chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups))

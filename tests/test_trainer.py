@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from provla.build import build
 from provla.checkpoint import Checkpoints
 from provla.dataset import Sampler
+from provla.errors import NotFinite
+from provla.logger import CsvLogger
 from provla.run import make_spec, seed_everything
 from provla.trainer import UNLIMITED, Fit, Trainer, make_accelerator
 
@@ -81,6 +85,99 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path
         return [{k: v for k, v in row.items() if "per_second" not in k} for row in history]
 
     assert losses(resumed.history) == losses(whole.history)
+
+
+class Killed(Exception):
+    pass
+
+
+def logged(folder: Path, *overrides: str, dies_after_save: int | None = None, dies_after_row: int | None = None) -> list[dict[str, str]]:
+    """A training into `folder` that logs as a run does; the rows of its metrics.csv, without those of time."""
+    policy, trainer, train, val = setup(*overrides)
+
+    def saved(path: Path, aliases: list[str]) -> None:
+        if path.name == f"step_{dies_after_save or -1:07d}":
+            raise Killed
+
+    checkpoints = Checkpoints(folder / "checkpoints", "", saved)
+    stored, logger = checkpoints.load(), CsvLogger()
+    logger.start(folder, {}, "", None, stored[1]["fit"]["history"] if stored else [])
+
+    def log(step: int, row: dict[str, float]) -> None:
+        logger.log(step, row)
+        if step == dies_after_row:
+            raise Killed
+
+    trainer.fit(policy, train, val, checkpoints, 0, CPU, log)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return [{key: value for key, value in row.items() if "per_second" not in key} for row in rows]
+
+
+def test_metrics_are_the_same_with_and_without_a_kill(tmp_path: Path) -> None:
+    options = ["trainer.max_steps=7", "trainer.log_every=3", "trainer.val_every=5", "trainer.save_every=1", "trainer.val_samples=4"]
+    options += ["trainer.batch_size=2", "trainer.grad_accumulation=2"]
+    whole = logged(tmp_path / "whole", *options)
+    assert [row["step"] for row in whole] == ["3", "5", "6", "7", "7"]
+    for step in (1, 4, 5):
+        with pytest.raises(Killed):
+            logged(tmp_path / f"{step}", *options, dies_after_save=step)
+        assert logged(tmp_path / f"{step}", *options) == whole
+    with pytest.raises(Killed):  # a row that no checkpoint knows of is not there twice
+        logged(tmp_path / "row", *options, dies_after_row=6)
+    assert logged(tmp_path / "row", *options) == whole
+
+
+def spoiled(*overrides: str, row: int, step: int = 0) -> tuple[Any, Trainer, Sampler, Sampler]:
+    """A training in which a step meets a state so large that float32 overflows on the way to the loss."""
+    policy, trainer, train, val = setup(*overrides)
+    train.data.state[train.rows_at(0, step, 8)[row]] = 3e38
+    return policy, trainer, train, val
+
+
+def test_a_bad_step_is_skipped_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """The data of one step are bad: weights, optimiser and average after it are those before it; the batch is kept; a resumed run counts the same."""
+    options = ["trainer.on_nan=skip", "trainer.max_steps=4", "trainer.save_every=1", "trainer.val_every=4"]
+    policy, trainer, train, val = spoiled(*options, row=3, step=2)
+    held: dict[int, dict[str, dict[str, Tensor]]] = {}
+
+    def saved(path: Path, aliases: list[str]) -> None:
+        stored = Checkpoints(tmp_path / "checkpoints").load()
+        assert stored is not None
+        held[stored[1]["fit"]["step"]] = stored[0]
+
+    found = trainer.fit(policy, train, val, Checkpoints(tmp_path / "checkpoints", "", saved), 0, CPU, lambda step, row: None)
+    assert found.skipped == [3]
+    for kind in ("weights", "optimizer", "average"):
+        assert all(torch.equal(held[3][kind][name], tensor) for name, tensor in held[2][kind].items())
+        assert any(not torch.equal(held[4][kind][name], tensor) for name, tensor in held[3][kind].items())
+    assert [row["step"] for row in found.history if "train/loss" in row] == [1, 2, 4]
+    assert all(math.isfinite(value) for row in found.history for value in row.values())
+    kept = json.loads((tmp_path / "bad_batches" / "step_0000003.json").read_text())
+    assert kept["rows"][3] == train.rows_at(0, 2, 8)[3]
+    assert train.data.starts[kept["episodes"][3]] + kept["frames"][3] == kept["rows"][3]
+    policy, trainer, train, val = spoiled(*options, "trainer.max_skipped=0", row=3, step=2)
+    with pytest.raises(NotFinite, match=r"step 3: the loss \((nan|inf)\) is not finite; its batch: .*/bad_batches/step_0000003.json"):
+        trainer.fit(policy, train, val, Checkpoints(tmp_path / "none" / "checkpoints"), 0, CPU, lambda step, row: None)
+    stored = Checkpoints(tmp_path / "none" / "checkpoints").load()
+    assert stored is not None
+    assert stored[1]["fit"]["step"] == 2  # the good checkpoint stands
+
+
+def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
+    options = ["trainer.lr=1e38", "trainer.max_steps=1", "trainer.warmup_steps=0"]
+    with pytest.raises(NotFinite, match=r"step 1: .* is not finite. Lower trainer.lr=1e\+38"):
+        fit(tmp_path / "checkpoints", *options)
+    assert Checkpoints(tmp_path / "checkpoints").load() is None
+    policy, trainer, train, val = setup()
+    name, weight = next(iter((n, p) for n, p in policy.named_parameters() if p.requires_grad and "head" in n))
+    weight.data.view(-1)[0] = math.nan
+    with pytest.raises(NotFinite, match=rf"step 1: the weight {name} is not finite"):
+        trainer.fit(policy, train, val, Checkpoints(tmp_path / "nan"), 0, CPU, lambda step, row: None)
+    policy, trainer, train, val = setup()
+    weight = dict(policy.named_parameters())[name]
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NotFinite, match=rf"step 1: the gradient of {name} is not finite"):
+        trainer.fit(policy, train, val, Checkpoints(tmp_path / "grad"), 0, CPU, lambda step, row: None)
 
 
 def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path: Path) -> None:
@@ -226,7 +323,7 @@ def test_precision_follows_the_device() -> None:
 
 
 def test_diverging_loss_is_one_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the loss is nan at step|the loss is inf at step"):
+    with pytest.raises(NotFinite, match=r"step 2: the loss \((nan|inf)\) is not finite; its batch: .*step_0000002.json. Lower trainer.lr=1e\+30"):
         fit(tmp_path, "trainer.lr=1e30", "trainer.max_steps=20")
 
 

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,6 +256,7 @@ class GridSweeper(Sweeper):
         from rich.markup import escape
 
         from provla.progress import console
+        from provla.signals import check
         from provla.study import log_end
         from provla.sweep import crowded
 
@@ -269,12 +270,22 @@ class GridSweeper(Sweeper):
             for _, job in batch:
                 console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {escape(job.folder)}")
             try:
-                self.launcher.launch([list(o) for o, _ in batch], initial_job_idx=self.launched)
+                with self._signals():
+                    self.launcher.launch([list(o) for o, _ in batch], initial_job_idx=self.launched)
             except Exception as error:  # a worker that died (out of memory, kill) takes none of its siblings' results with it
                 console.print(f"a process of the launcher ended early ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})")
+            check()  # a signal that ended the workers
             self.launched += len(batch)
             for _, job in batch:
                 log_end(self.folder, job)
+
+    def _signals(self) -> Any:
+        """Where jobs run in processes beside this one, a signal is theirs first: each writes a checkpoint, and this one ends after them."""
+        from provla.signals import deferred, forward_to_workers
+
+        kind = type(self.launcher).__name__
+        beside = kind == "LocalLauncher" or (kind == "JoblibLauncher" and self.composed.hydra.launcher.n_jobs != 1)
+        return deferred(forward_to_workers) if beside else nullcontext()
 
     def _count(self, jobs: Sequence[Job]) -> str:
         from provla.study import count_states
