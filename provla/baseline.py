@@ -105,6 +105,17 @@ class LeRobotPolicy(nn.Module):
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ValueError(f"policy={self._kind}: LeRobot refuses this data set or configuration: {error}") from error
 
+    def whole(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The node of an export: the stored weights stand for the pretrained ones, so nothing is fetched. `ValueError` where a CLIP is."""
+        options = node["options"]
+        if self._kind == "multi_task_dit" and node.get("clip") is None:
+            raise ValueError(
+                f"the policy is built around the CLIP of policy.options.text_encoder_name={options['text_encoder_name']!r}, which an export cannot "
+                "hold; its policy/ folder loads wherever that CLIP can be found"
+            )
+        pretrained = "pretrained_backbone_weights"
+        return {**node, "options": {**options, pretrained: None} if pretrained in options else options}
+
     def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
         self.state_norm.fit(states, self._normalization["state"])

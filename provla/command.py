@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.provla_study import register
 from provla import signals
 from provla.errors import Interrupted, exit_code
+from provla.unread import check_read
 
 ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
@@ -46,6 +47,7 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
             state = HydraConfig.get()
             alone = state.mode is None or state.mode.name != "MULTIRUN"
             try:
+                check_read(OmegaConf.to_container(config, resolve=False), state.overrides.task, state.runtime.choices.get("policy"))  # type: ignore[arg-type]
                 resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 assert isinstance(resolved, dict)
                 choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}

@@ -124,17 +124,22 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
 def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
-    Returns how many layers of each backbone were merged. The export needs no base, no peft and no bitsandbytes. By how much
-    it acts otherwise than the policy it comes from, on a probe, is said and kept in its config.json: LLM.int8 rounds
-    activations as well, which a merged weight does not.
+    Returns how many layers of each backbone were merged; a policy without backbones has none. The export needs no base, no
+    peft and no bitsandbytes. By how much it acts otherwise than the policy it comes from, on a probe, is said and kept in its
+    config.json: LLM.int8 rounds activations as well, which a merged weight does not. Errors: `ValueError`, also for a policy
+    that cannot do without something from elsewhere.
     """
     policy, spec = load_policy(source, device, bases=bases, trust=trust)
     before = _probe(policy, spec, device)
     node = json.loads((source / "config.json").read_text())["policy"]
-    merged = {key: merge(getattr(part, "adaptable", part)) for key, part in (("vision", policy.vision), ("text", policy.text))}
+    if hasattr(policy, "whole"):
+        node = policy.whole(node)
+    parts = {key: part for key in ("vision", "text") if isinstance(part := getattr(policy, key, None), nn.Module)}
+    merged = {key: merge(getattr(part, "adaptable", part)) for key, part in parts.items()}
     for _, tower in towers(policy):
         tower.base = None
-    node["adapter"], node["quant"] = {"_target_": node["adapter"]["_target_"], "mode": "full"}, {"_target_": node["quant"]["_target_"]}
+    if merged:
+        node["adapter"], node["quant"] = {"_target_": node["adapter"]["_target_"], "mode": "full"}, {"_target_": node["quant"]["_target_"]}
     for key in merged:
         node[key] |= {"adapter": None, "quant": None}
     difference = (_probe(policy, spec, device) - before).abs()

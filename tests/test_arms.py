@@ -15,6 +15,7 @@ import torch
 from conftest import FAKE, ROOT, check_split, compose, drawn_batch
 from torch import Tensor, nn
 
+import provla
 from provla.build import build
 from provla.policy import build_matched, count_parameters
 from provla.types import Spec, Tokens, fake_batch, fake_observation
@@ -452,6 +453,13 @@ def test_a_baseline_trains_saves_and_is_judged_like_any_policy(kind: str, comman
     assert code == 0, err
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert again["metrics"]["trajectory_mse"] == pytest.approx(result["metrics"]["trajectory_mse"], rel=1e-5)
+    assert result["precision"] == again["precision"] == "float32"
+    code, out, err = command("export", f"checkpoint={run}")
+    assert code == 0, err
+    assert "nothing to merge" in out
+    policies = [provla.load(place) for place in (run, run / "policy-full")]
+    seen = fake_observation(policies[0].spec, 2)
+    assert torch.equal(*(policy.act(seen, torch.Generator().manual_seed(0)) for policy in policies))
 
 
 @pytest.mark.parametrize("kind", list(BASELINES))

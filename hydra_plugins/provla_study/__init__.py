@@ -157,8 +157,11 @@ class GridSweeper(Sweeper):
         return self.configs[overrides]
 
     def _plain(self, overrides: Overrides) -> dict[str, Any]:
-        """The resolved configuration of a job, as its folder will hold it."""
+        """The resolved configuration of a job, as its folder will hold it. `ValueError` where it asks for a part that its policy does not read."""
+        from provla.unread import check_read
+
         config = copy.deepcopy(self._compose(overrides))
+        check_read(OmegaConf.to_container(config, resolve=False), overrides, config.hydra.runtime.choices.get("policy"))  # type: ignore[arg-type]
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
