@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import logging
 import multiprocessing
 import os
@@ -11,8 +12,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.provla_study import register
 from provla import signals
 from provla.errors import Interrupted, exit_code
+from provla.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.unread import check_read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,12 +50,14 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
             state = HydraConfig.get()
             alone = state.mode is None or state.mode.name != "MULTIRUN"
             try:
+                check_literal(OmegaConf.to_container(config))
                 check_read(OmegaConf.to_container(config, resolve=False), state.overrides.task, state.runtime.choices.get("policy"))  # type: ignore[arg-type]
                 resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 assert isinstance(resolved, dict)
                 choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
                 composed = {str(key): value for key, value in resolved.items()}
                 folder = Path(state.runtime.output_dir)
+                _keep(folder, config, state)
                 with signals.working():
                     return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
             except Interrupted:
@@ -84,7 +89,9 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 register()
             _read_env_file()
             try:
-                hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
+                _check(sys.argv[1:])
+                with _shown():
+                    hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 complain(explain(error, name))
                 sys.exit(2)
@@ -95,11 +102,45 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
                 way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"
                 complain(f"{str(error) or 'interrupted'}; {way}")
                 sys.exit(getattr(error, "exit_code", 130))
+            except Exception:
+                print(hide(traceback.format_exc()), file=sys.stderr)
+                sys.exit(1)
             sys.exit(failures[0] if failures else 0)
 
         return main
 
     return decorate
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """`ValueError` for a command line with a secret in it, or one that wants Hydra to load a pickle."""
+    check_arguments(arguments)
+    if any(argument.startswith("--e") for argument in arguments):
+        raise ValueError("--experimental-rerun loads a pickle, which can run anything; give the overrides again instead (.hydra/overrides.yaml)")
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """What Hydra itself prints of a configuration (--cfg, --info) has no secrets, resolved or not."""
+    if not any(re.match(r"-[ci]|--cfg?|--i", argument) for argument in sys.argv[1:]):
+        yield
+        return
+    out = sys.stdout
+    with redirect_stdout(io.StringIO()) as text:
+        try:
+            yield
+        finally:
+            out.write(hide(text.getvalue()))
+
+
+def _keep(folder: Path, config: DictConfig, state: Any) -> None:
+    """What was composed and what was typed, in `.hydra/`; Hydra's own copies, which this replaces, would hold secrets."""
+    from provla.files import write_text
+
+    kept = folder / ".hydra"
+    if state.run.dir != "." and not kept.exists():
+        write_text(kept / "config.yaml", hide(OmegaConf.to_yaml(config)))
+        write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
 
 
 def _plain(argument: str, lists: Sequence[str], paths: Sequence[str]) -> str:
@@ -147,18 +188,13 @@ def _end_with_parent(parent: int) -> None:
 def job_folder(overrides: str) -> str:
     """The folder of a sweep's job: its overrides without those that change no result, shortened by a hash where the name would be too long."""
     overrides = re.sub(r"(^|,)\+*(pruner|logger)\.[\w.]+=[^,]*", "", overrides).lstrip(",")
-    name = re.sub(r"[/\s]+", "_", overrides) or "default"
+    name = re.sub(r"[/\s]+", "_", hide(overrides).replace(HIDDEN, "hidden")) or "default"
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
 
 
 def complain(message: str) -> None:
-    """One message on stderr, with anything that looks like a secret blotted out."""
-    print(f"error: {hide_secrets(message)}", file=sys.stderr)
-
-
-def hide_secrets(text: str) -> str:
-    """The text with the values of keys such as `api_key=` and `token=` blotted out."""
-    return re.sub(r"(?i)((?:key|token|secret|password)'?\s*=\s*)\S+", r"\1***", text)
+    """One message on stderr, without secrets."""
+    print(f"error: {hide(message)}", file=sys.stderr)
 
 
 def explain(error: Exception, name: str) -> str:

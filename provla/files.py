@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from provla.errors import NoSpace
+from provla.secrets import hide_in
 
 REFUSALS = {
     errno.ENOSPC: "no space left on disk",
@@ -158,8 +159,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+    """Writes `value` as indented JSON, atomically, and no secret with it."""
+    write_text(path, json.dumps(hide_in(value), indent=2, default=str) + "\n")
 
 
 def refuse_links_out(folder: Path, *names: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from provla.files import fingerprint
+from provla.secrets import hide_in
 
 NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
 VALUES = ("resume", "seed", "threads", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective", "sampler_steps")
@@ -21,9 +22,9 @@ NEUTRAL_INSIDE = {
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything in a configuration that can change the result."""
+    """Everything in a configuration that can change the result, as it is stored: without secrets."""
     kept: dict[str, Any] = {}
-    for key, node in config.items():
+    for key, node in hide_in(config).items():
         if key in NEUTRAL:
             continue
         inside = NEUTRAL_INSIDE.get(key, ())

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 from provla.files import write_json, write_text, writing
 from provla.progress import console
+from provla.secrets import hide, hide_in
 
 # Which W&B run a folder belongs to, so that a resumed run goes on in it.
 WANDB_RUN = "wandb_run.json"
@@ -100,7 +101,7 @@ class WandbLogger(CsvLogger):
         settings = wandb.Settings(silent=True, init_timeout=20, x_disable_meta=True, disable_git=True, console="off")
         stored = folder / WANDB_RUN
         run_id = json.loads(stored.read_text())["id"] if stored.is_file() else generate_id()
-        options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": dict(config), "name": name, "group": group}
+        options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": hide_in(config), "name": hide(name), "group": group}
         for attempt in (mode, "offline"):
             try:
                 resume = "allow" if attempt == "online" else None  # offline, the same id joins them when they are synced

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from provla.secrets import hide
+
+
+class _Console(Console):
+    """Shows no secrets."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(hide(one) if isinstance(one, str) else one for one in objects), **options)
+
+
 # Where nobody's terminal says how wide it is (a file, CI), tables get room.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = _Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 class _Speed(ProgressColumn):

@@ -33,6 +33,7 @@ from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
+from provla.secrets import hide
 from provla.signals import deferred
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
@@ -98,7 +99,7 @@ def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], de
         result = _train(config, folder, choices, device)
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"  # submitit exits to requeue
-        failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": traceback.format_exc()}
+        failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": hide(traceback.format_exc())}
         failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
         with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
             write_json(folder / "result.json", failure | environment(device))

@@ -81,8 +81,10 @@ class GridSweeper(Sweeper):
         self.total = 0
 
     def sweep(self, arguments: list[str]) -> None:
+        from provla.secrets import check_literal
         from provla.sweep import held
 
+        check_literal(OmegaConf.to_container(self.composed))
         with held(self.folder), self._snapshot():
             failed = self._sweep(self._axes(arguments))
         if failed:
@@ -158,12 +160,14 @@ class GridSweeper(Sweeper):
 
     def _plain(self, overrides: Overrides) -> dict[str, Any]:
         """The resolved configuration of a job, as its folder will hold it. `ValueError` where it asks for a part that its policy does not read."""
+        from provla.secrets import check_literal
         from provla.unread import check_read
 
         config = copy.deepcopy(self._compose(overrides))
         check_read(OmegaConf.to_container(config, resolve=False), overrides, config.hydra.runtime.choices.get("policy"))  # type: ignore[arg-type]
         OmegaConf.set_struct(config, False)
         del config["hydra"]
+        check_literal(OmegaConf.to_container(config))
         found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(found, dict)
         return {str(key): value for key, value in found.items()}
@@ -201,7 +205,6 @@ class GridSweeper(Sweeper):
         return list(unique.values())
 
     def _describe(self, jobs: list[Job]) -> Any:
-        from provla.command import hide_secrets
         from provla.sweep import Sweep, find_baseline, load_sweep
 
         baseline = self.composed.get("baseline")
@@ -220,7 +223,7 @@ class GridSweeper(Sweeper):
         except ValueError:
             earlier = []
         command = " ".join(["python -m provla.train", *map(shlex.quote, sys.argv[1:])])
-        return Sweep(self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, hide_secrets(command), [*earlier, *jobs])
+        return Sweep(self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, command, [*earlier, *jobs])
 
     def _report_key(self) -> str:
         default = Path("outputs") / str(self.composed.study)
@@ -309,7 +312,7 @@ class GridSweeper(Sweeper):
         self._root = kept / "root"
         for part in ("conf", "experiments"):
             if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, self._root / part, ignore=_only_yaml)
+                shutil.copytree(ROOT / part, self._root / part, ignore=_only_yaml, copy_function=_copy)
         path = ConfigSearchPathImpl()
         for number, element in enumerate(loader.get_search_path().get_path()):
             place, provider = str(element.path), str(element.provider)
@@ -319,7 +322,7 @@ class GridSweeper(Sweeper):
                 if inside.is_relative_to(ROOT) and (self._root / inside.relative_to(ROOT)).is_dir():
                     place = f"file://{self._root / inside.relative_to(ROOT)}"
                 elif source.is_dir() and inside != ROOT:
-                    shutil.copytree(source, kept / f"{number}", ignore=_only_yaml)
+                    shutil.copytree(source, kept / f"{number}", ignore=_only_yaml, copy_function=_copy)
                     place = f"file://{kept / str(number)}"
             path.append(provider, place)
         self.frozen: ConfigLoader = ConfigLoaderImpl(config_search_path=path)
@@ -594,3 +597,10 @@ def _short(value: str) -> str:
 
 def _only_yaml(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not (Path(folder) / name).is_dir() and not name.endswith((".yaml", ".yml"))]
+
+
+def _copy(source: str, target: str) -> None:
+    """A configuration file, without secrets; a job that would read one is refused by name."""
+    from provla.secrets import hide
+
+    Path(target).write_text(hide(Path(source).read_text()))
