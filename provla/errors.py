@@ -31,6 +31,12 @@ class NoSpace(ValueError):
         self.needed = needed
 
 
+class NotRepeated(ValueError):
+    """A run that was made again and came out otherwise; says what differs."""
+
+    exit_code = 1
+
+
 class Interrupted(BaseException):
     """The process was asked to end by a signal, and what was done so far is kept. No `Exception`: nothing may swallow it."""
 

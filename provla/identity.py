@@ -10,10 +10,13 @@ from provla.files import fingerprint
 from provla.secrets import hide_in
 
 NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
-VALUES = ("resume", "seed", "threads", "study", "device", "data_dir", "horizon", "n_obs_steps", "n_action_steps", "eval_episodes", "objective", "sampler_steps")
+VALUES = (
+    *("resume", "rerun", "trust", "seed", "threads", "study", "device", "data_dir", "horizon", "n_obs_steps"),
+    *("n_action_steps", "eval_episodes", "objective", "sampler_steps"),
+)
 STUDY = ("question", "arms", "baseline")
 # Keys that cannot change a result, and so are no part of a run's identity.
-NEUTRAL = ("resume", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
+NEUTRAL = ("resume", "rerun", "trust", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
 NEUTRAL_INSIDE = {
     "dataset": ("data_dir", "workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride"),

@@ -13,9 +13,15 @@ if __name__ == "__main__":
 from provla.command import command
 
 
-@command("train", paths=("resume", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
+@command("train", paths=("resume", "rerun", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/train.yaml."""
+    if config["rerun"]:
+        from hydra.core.hydra_config import HydraConfig
+
+        from provla.rerun import rerun
+
+        return rerun(config, list(HydraConfig.get().overrides.task), folder)
     from provla.run import train
 
     return train(config, folder, choices)

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+# Several processes share the cores: none waits in a loop. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("PROVLA_ROOT", str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share the cores: none waits in a loop
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
