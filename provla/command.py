@@ -34,12 +34,15 @@ ROOT = Path(__file__).resolve().parents[1]
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
-def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False) -> Callable[[Task], Callable[[], None]]:
+def command(
+    name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False, free: Sequence[str] = ()
+) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
     An error becomes its message and an exit code (see `provla.errors`). In a multirun a failed job is reported, the others go
     on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
-    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own.
+    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own. free: nodes
+    that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`; the task checks them.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -79,7 +82,7 @@ def command(name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), stu
 
         def run() -> None:
             failures.clear()
-            sys.argv[1:] = [_plain(argument, lists, paths) for argument in sys.argv[1:]]
+            sys.argv[1:] = [_plain(argument, lists, paths, free) for argument in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
             OmegaConf.register_new_resolver("places", _places, replace=True)
@@ -143,9 +146,11 @@ def _keep(folder: Path, config: DictConfig, state: Any) -> None:
         write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
 
 
-def _plain(argument: str, lists: Sequence[str], paths: Sequence[str]) -> str:
+def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequence[str] = ()) -> str:
     """An argument as Hydra's grammar wants it."""
     key, _, value = argument.partition("=")
+    if "." in key and key.partition(".")[0] in free and key not in lists:
+        return f"++{argument}"
     if key in lists and re.fullmatch(r"[^\[,]+(,[^,]+)+", value):
         return f"{key}=[{value}]"
     if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
@@ -178,10 +183,18 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
             return task(config, folder, choices)
 
 
+def time_limit() -> float | None:
+    """Minutes that the job of a sweep may take (`hydra.sweeper.timeout`); None: as long as it likes."""
+    state = HydraConfig.get()
+    minutes = state.sweeper.get("timeout") if state.mode is not None and state.mode.name == "MULTIRUN" else None
+    return None if minutes is None else float(minutes)
+
+
 def _end_with_parent(parent: int) -> None:
     """Ends this process where the sweep that started it was killed; joblib's workers would idle on for ever."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    signals.tell()
     os._exit(1)
 
 

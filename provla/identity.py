@@ -40,6 +40,39 @@ def identity(config: Mapping[str, Any]) -> str:
     return fingerprint(essence(config), 16)
 
 
+def training_identity(config: Mapping[str, Any]) -> str:
+    """Hash of everything in a configuration that can change the trained weights.
+
+    Training never reads `env`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of steps (`num_inference_steps`)
+    only where a validation of sampled chunks decides something: which weights are kept (`trainer.keep=best`), or when the training
+    ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples nothing. A policy, scheduler or trainer of one's own may
+    read `n_action_steps` and the sampler's steps whenever it likes, so there they count.
+    """
+    kept = {key: node for key, node in essence(config).items() if key not in ("env", "eval_episodes")}
+    if not _ours(config, "policy"):
+        return fingerprint(kept, 16)
+    kept.pop("n_action_steps", None)
+    trainer, pruner = config.get("trainer") or {}, str((config.get("pruner") or {}).get("_target_", ""))
+    decides = trainer.get("keep") == "best" or trainer.get("patience") is not None or not pruner.endswith(".NoPruner")
+    if _ours(config, "scheduler") and _ours(config, "trainer") and not (decides and trainer.get("monitor") != "loss"):
+        for key, node in (("scheduler", kept), ("scheduler", policy := dict(kept.get("policy") or {}))):
+            if isinstance(node.get(key), Mapping):
+                node[key] = {k: v for k, v in node[key].items() if k != "num_inference_steps"}
+        kept["policy"] = policy
+    return fingerprint(kept, 16)
+
+
+def sampler_steps(config: Mapping[str, Any]) -> Any:
+    """The number of steps that a configuration's sampler takes; None where it has none to choose."""
+    scheduler = (config.get("policy") or {}).get("scheduler")
+    return scheduler.get("num_inference_steps") if isinstance(scheduler, Mapping) else None
+
+
+def _ours(config: Mapping[str, Any], key: str) -> bool:
+    node = config.get(key)
+    return not isinstance(node, Mapping) or str(node.get("_target_", "provla.")).startswith("provla.")
+
+
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """`key: theirs → mine` for every value that can change the result and is not the same."""
     a, b = _flat(essence(mine)), _flat(essence(theirs))

@@ -276,7 +276,7 @@ def _search_table(verdict: Verdict, trials: Sequence[Trial]) -> Table:
         steps = _number(run.result.get("train_steps"), "d")
         rows.append(
             [
-                _number(numbers.get(run.job.folder), "d"),
+                _number(numbers.get(run.job.folder, run.job.trial), "d"),
                 *(_axis(run.job.axes.get(key, "")) for key in keys),
                 _interval(verdict, run.value, low, high),
                 _text(run.status),

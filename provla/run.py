@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from provla import attempts
 from provla.build import build
 from provla.checkpoint import Checkpoints, find_device
 from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace, NotFinite
 from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
+from provla.limit import TimedOut, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.machine import environment, forget_peak_memory, reproducible
 from provla.metrics import chunk_metrics, measured
@@ -34,7 +37,8 @@ from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.secrets import hide
-from provla.signals import deferred
+from provla.sharing import Training, one_training
+from provla.signals import deferred, telling
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
@@ -72,41 +76,61 @@ def check_data(data: Demonstrations, spec: Spec) -> None:
             raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
 
 
-def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> float:
+def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], minutes: float | None = None) -> float:
     """Trains, evaluates and writes everything into `folder`; returns the objective.
 
     A folder that holds this run completed gives its objective at once; one that holds it interrupted resumes it; one
-    that holds another configuration is refused with `ValueError` and left alone.
+    that holds another configuration is refused with `ValueError` and left alone. In a sweep's folder, jobs that train the same
+    weights train once. minutes: after which the run has failed (`ValueError`); waiting for others does not count.
     """
     check_keys(config)
     check_config(folder, config)
     refuse_links_out(folder, *FOLDERS)
     device = find_device(config["device"])
     with alone(folder), reproducible(config["threads"], device, config["trainer"]["deterministic"]):
-        return _run(config, folder, choices, device)
+        stored = _claim(folder, config)
+        if stored["status"] in ("completed", "pruned"):
+            console.print(f"this run is {stored['status']} already: {folder}")
+            return _value(stored)
+        with one_training(folder, config) as training:
+            return _run(config, folder, choices, device, stored, training, minutes)
 
 
-def _run(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device) -> float:
-    stored = _claim(folder, config)
-    if stored["status"] in ("completed", "pruned"):
-        console.print(f"this run is {stored['status']} already: {folder}")
-        return _value(stored)
+def _run(
+    config: Mapping[str, Any],
+    folder: Path,
+    choices: Mapping[str, str],
+    device: torch.device,
+    stored: Mapping[str, Any],
+    training: Training,
+    minutes: float | None,
+) -> float:
     tidy(folder)
     write_json(folder / "config.json", config)
     forget_peak_memory()
     started = time.monotonic()
+    attempts.begin(folder)
+    failure = {"config_hash": identity(config), "choices": dict(choices), "seed": config["seed"]}
+
+    def fail(error: str, status: str = "failed") -> None:
+        tried = stored.get("attempts", 0) + (status == "failed")
+        with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
+            write_json(folder / "result.json", {"status": status, **failure, "error": error, "attempts": tried} | environment(device))
+        attempts.end(folder)
+
     try:
-        result = _train(config, folder, choices, device)
+        with limited(minutes, fail), telling(lambda: attempts.forgive(folder)):
+            result = _train(config, folder, choices, device, training)
     except BaseException as error:
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"  # submitit exits to requeue
-        failure = {"status": status, "config_hash": identity(config), "choices": dict(choices), "seed": config["seed"], "error": hide(traceback.format_exc())}
-        failure["attempts"] = stored.get("attempts", 0) + (status == "failed")
-        with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
-            write_json(folder / "result.json", failure | environment(device))
+        fail(hide(traceback.format_exc()), status)
+        if isinstance(error, TimedOut):
+            raise ValueError(str(error)) from error
         raise
     with deferred():
         result |= {"wall_seconds": time.monotonic() - started} | environment(device)
         write_json(folder / "result.json", result)
+        attempts.end(folder)
     if result["status"] == "pruned":
         console.print(f"{result['stopped']} at step {result['train_steps']}; written to {folder}")
     else:
@@ -129,7 +153,7 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device, training: Training) -> dict[str, Any]:
     seed = config["seed"]
     # Everything cheap that can be wrong is looked at before anything slow begins.
     trainer: Trainer = build(config["trainer"], "trainer")
@@ -153,12 +177,13 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
 
-    checkpoints = Checkpoints(folder / "checkpoints", identity(config), logger.checkpoint)
+    checkpoints = Checkpoints(folder / "checkpoints", training.identity, logger.checkpoint)
     if config["resume"] and not checkpoints.begun:
         _fetch(config["resume"], checkpoints, folder)
     stored = checkpoints.load()
-    if stored:
+    if stored and not training.anew:
         console.print(f"resuming from step {stored[1]['fit']['step']}")
+    history = training.own(stored[1]["fit"]["history"], _judged_step(trainer, stored[1]["fit"])) if stored else []
     common = {
         "config_hash": identity(config),
         "choices": dict(choices),
@@ -172,7 +197,9 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     metrics: dict[str, float] = {}
     total = trainer.total_steps(len(learn))
     group = config["study"] or (folder.parent.name if (folder.parent / SWEEP).is_file() else None)
-    logger.start(folder, config, _name(folder, choices), group, stored[1]["fit"]["history"] if stored else [])
+    logger.start(folder, config, _name(folder, choices), group, [] if training.anew else history)
+    for row in history if training.anew else []:  # a tracker has seen none of it
+        logger.log(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
     failed = True
     try:
         pruner.open(folder, total)
@@ -182,8 +209,13 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
             result = {**common, **_training(fit), "status": "pruned", "objective": None, "metrics": fit.history[-1] if fit.history else {}, "success": {}}
             pruner.close("pruned")
             return result
+        training.done(fit.step)
+        fit.history = training.own(fit.history, _judged_step(trainer, vars(fit)))
         save_policy(folder / "policy", policy, config["policy"], spec, identity=identity(config), step=fit.step)
         metrics = _offline(policy, fit, held, trainer, seed, device)
+        if training.foreign and metrics:
+            fit.history.append({"step": fit.step, **(row := {f"val/{key}": value for key, value in metrics.items()})})
+            logger.log(fit.step, row)
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
         metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
@@ -201,10 +233,13 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         raise
     finally:
         logger.finish(metrics, failed)
+    if training.foreign and trainer.monitor != "loss":
+        common["best_step"] = None  # this sampler has seen no step but the last
     return {
-        **common,
         **_training(fit),
+        **common,
         "status": "completed",
+        "trained_by": training.by,
         "objective": _objective(config["objective"], metrics),
         "metrics": metrics,
         "success": success,
@@ -252,7 +287,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
 
-    changes: `env` and `scheduler` keys to change. bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone.
+    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see `load_policy`.
+    Writes into `folder` and leaves the run's own folder alone.
     """
     device = find_device(device_name)
     alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
@@ -261,9 +297,9 @@ def evaluate(
         raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
     config = json.loads((run / "config.json").read_text())
     check_stored(config, run / "config.json", trust)
-    for key, value in changes["env"].items():
-        config["env"][key] = value
+    _change(config, changes)
     policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust)
+    spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     suite = build(config["env"], "env")
     started = time.monotonic()
     if suite.episodes:
@@ -293,6 +329,23 @@ def evaluate(
     write_json(folder / "result.json", result)
     show(result, folder)
     return result
+
+
+def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for what nothing reads."""
+    env, root = dict(changes["env"]), changes.get("root", {})
+    for key, value in root.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{key}={value!r}: expected a whole number of at least 1")
+        if "episodes_per_task" not in config["env"]:
+            raise ValueError(f"{key}={value}: only closed-loop episodes read it, and this run has no simulation (env={config['env'].get('_target_')})")
+        config[key] = value
+    if "eval_episodes" in root:
+        env.setdefault("episodes_per_task", root["eval_episodes"])
+    config["env"] = {**config["env"], **env}
+    for node in (config, config["policy"]):
+        if isinstance(node.get("scheduler"), Mapping):
+            node["scheduler"] = {**node["scheduler"], **changes["scheduler"]}
 
 
 def evaluate_steps(
@@ -385,11 +438,15 @@ def flops_per_sample(policy: Any, spec: Spec, device: torch.device) -> int:
 
 def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:
     """The metrics of the weights that are judged."""
-    wanted = fit.best_step if trainer.keep == "best" else fit.step
+    wanted = _judged_step(trainer, vars(fit))
     for row in fit.history:
         if row["step"] == wanted and "val/loss" in row:
             return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
     return validate(policy, val, trainer.val_samples, trainer.batch_size, seed, device) if len(val) else {}
+
+
+def _judged_step(trainer: Trainer, fit: Mapping[str, Any]) -> int:
+    return int(fit["best_step"] if trainer.keep == "best" else fit["step"])
 
 
 def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device) -> tuple[list[Path], list[dict[str, Any]]]:

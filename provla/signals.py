@@ -37,6 +37,7 @@ class _State:
 
 
 _state = _State()
+_told: list[Callable[[], None]] = []
 
 
 def early() -> None:
@@ -95,6 +96,23 @@ def deferred(forward: Callable[[], None] | None = None) -> Iterator[None]:
     check()
 
 
+@contextmanager
+def telling(call: Callable[[], None]) -> Iterator[None]:
+    """In this block `call` is told of the first signal when it comes: whoever is killed after it was asked to end had no say in it."""
+    _told.append(call)
+    try:
+        yield
+    finally:
+        _told.remove(call)
+
+
+def tell() -> None:
+    """Tells whoever listens (see `telling`) that this process is asked to end, or will be ended."""
+    for call in _told:
+        with suppress(Exception):
+            call()
+
+
 def is_worker() -> bool:
     """Whether this process was started by a sweep's launcher."""
     return _state.worker
@@ -143,6 +161,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
             _end(signum)
         return
     _state.signum, _state.at = signum, time.monotonic()
+    tell()
     if not _state.deferred:
         raise Interrupted(signum)
     if _state.forward is not None:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from provla.progress import console
 from provla.statistics import smallest_difference, spread_of_seeds
-from provla.sweep import Job, Sweep, load_sweep, read_result
+from provla.sweep import Job, Sweep, find_renamed, load_sweep, read_result
 
 Episode = tuple[str, int]  # task, episode seed
 
@@ -29,6 +29,11 @@ class Run:
     folder: Path
     episodes: dict[Episode, bool] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def weights(self) -> str:
+        """The folder of the run that trained the weights: runs that share it are one training, judged in several ways."""
+        return str(self.result.get("trained_by") or self.job.folder)
 
     @property
     def status(self) -> str:
@@ -77,6 +82,7 @@ class Study:
 def load_study(folder: Path) -> Study:
     """`ValueError` where the folder holds no sweep; what is wrong with single runs stands in their `problem`."""
     sweep = load_sweep(folder)
+    sweep.jobs = find_renamed(folder, sweep.jobs)
     runs = [_load_run(folder, job) for job in sweep.jobs]
     names = [run.result["objective"]["name"] for run in runs if run.status == "completed"]
     for run in runs:
@@ -193,6 +199,10 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
     if seconds and len(done) < len(sweep.jobs):
         left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
         console.print(f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the finished ones took")
+    here = [read_result(file.parent) for file in folder.glob("*/result.json")]
+    if longest := max((result.get("wall_seconds", 0.0) for result in here if result["status"] == "completed"), default=0.0):
+        limit = max(1, math.ceil(3 * longest / 60))
+        console.print(f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run took")
     if not episodes or (sweep.kind == "search" and pilot is None):
         return
     if pilot is not None:

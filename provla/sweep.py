@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from provla.files import write_json, writing
-from provla.identity import differences, identity
+from provla import attempts
+from provla.files import fingerprint, write_json, writing
+from provla.identity import differences, essence, identity
 
 SWEEP = "sweep.json"
 ATTEMPTS = 2  # a job that failed is tried once more
@@ -21,7 +23,10 @@ ATTEMPTS = 2  # a job that failed is tried once more
 
 @dataclass(frozen=True)
 class Job:
-    """One job. overrides: key → value, axes and fixed ones alike. axes: those that tell it from its siblings, without the seed."""
+    """One job. overrides: key, as it was typed (`+` included) → value, axes and fixed ones alike. axes: those that tell it from its
+    siblings, without the seed. trial: its number in a search. name: of its named arm. cell: hash of its configuration without the seed. training: of what its
+    training reads; jobs that share it share their weights.
+    """
 
     folder: str
     overrides: dict[str, str]
@@ -29,11 +34,16 @@ class Job:
     seed: int
     config_hash: str
     arm: str
+    trial: int | None = None
+    name: str | None = None
+    cell: str = ""
+    training: str = ""
 
 
 @dataclass
 class Sweep:
-    """What a sweep asks. baseline: an arm's name. kind: grid or search. command: as it was typed. storage: of a search, its SQLite
+    """What a sweep asks, over all its starts. others: jobs of another base configuration, such as another budget; they count
+    nowhere. baseline: an arm's name. kind: grid or search. command: as it was typed. storage: of a search, its SQLite
     file and the study's name in it. space: of a search, its axes."""
 
     study: str | None
@@ -47,6 +57,7 @@ class Sweep:
     best: dict[str, Any] | None = None
     storage: list[str] | None = None
     space: list[str] = field(default_factory=list)
+    others: list[Job] = field(default_factory=list)
 
     @property
     def arms(self) -> list[str]:
@@ -58,11 +69,12 @@ def load_sweep(folder: Path) -> Sweep:
     path = folder / SWEEP
     try:
         stored = json.loads(path.read_text())
-        sweep = Sweep(**{**stored, "jobs": [Job(**job) for job in stored["jobs"]]})
-        places = [Path(job.folder) for job in sweep.jobs]
+        jobs, others = ([Job(**job) for job in stored.get(key, [])] for key in ("jobs", "others"))
+        sweep = Sweep(**{**stored, "jobs": jobs, "others": others})
+        places = [Path(job.folder) for job in [*jobs, *others]]
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no sweep (no {SWEEP}); start it with python -m provla.train -m experiments=<study>") from error
-    except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); starting the sweep again writes it anew and keeps every finished job") from error
     if outside := [place for place in places if place.is_absolute() or ".." in place.parts]:
         raise ValueError(f"{path} names {str(outside[0])!r} as a job's folder, which leads out of the sweep's own; start the sweep again in another folder")
@@ -93,6 +105,54 @@ def is_over(result: Mapping[str, Any], pruning: bool) -> bool:
     return bool(result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS))
 
 
+def succeeded(result: Mapping[str, Any]) -> bool:
+    """Pruned, or completed with an objective that is no NaN; one that nothing measures (None) is none."""
+    value = (result.get("objective") or {}).get("value")
+    return result["status"] == "pruned" or (result["status"] == "completed" and (value is None or math.isfinite(value)))
+
+
+def find_runs(folder: Path) -> dict[str, str]:
+    """Identity of a configuration → the folder in a sweep's that holds its run, whatever its name; of several, the one that got furthest."""
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*/config.json")):
+        try:
+            digest = identity(json.loads(file.read_text()))
+        except (OSError, ValueError, AttributeError):  # said where somebody asks for it
+            continue
+        name = file.parent.name
+        if digest not in found or _progress(file.parent) > _progress(folder / found[digest]):
+            found[digest] = name
+    return found
+
+
+def find_renamed(folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, each with the folder that holds its run now: one that was renamed is found by its configuration."""
+    lost = [job for job in jobs if not (folder / job.folder / "config.json").is_file()]
+    held = find_runs(folder) if lost else {}
+    return [replace(job, folder=held.get(job.config_hash, job.folder)) if job in lost else job for job in jobs]
+
+
+def _progress(folder: Path) -> tuple[int, str]:
+    order = ("missing", "damaged", "failed", "interrupted", "pruned", "completed")
+    return order.index(str(read_result(folder)["status"])), max((path.name for path in folder.glob("checkpoints/step_*")), default="")
+
+
+def give_up_on_killed(folder: Path, job: Job) -> None:
+    """Makes a job failed whose process was killed as often as a job is tried, a failure before included; so it holds up no other."""
+    result = read_result(folder / job.folder)
+    kills = attempts.killed(folder / job.folder)
+    tried = kills + result.get("attempts", 0)
+    if not kills or tried < ATTEMPTS or result["status"] in ("completed", "pruned") or attempts.busy(folder / job.folder):
+        return
+    error = (
+        f"its process was killed {kills} time{'s' * (kills > 1)} without getting further, as for lack of memory; "
+        f"delete {folder / job.folder / 'result.json'} to try again"
+    )
+    failure = {"status": "failed", "config_hash": job.config_hash, "seed": job.seed, "error": error, "attempts": ATTEMPTS}
+    write_json(folder / job.folder / "result.json", failure)
+    (folder / job.folder / attempts.MARK).unlink(missing_ok=True)
+
+
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     """`ValueError` where a folder holds a run of another configuration; nothing is changed."""
     path = folder / "config.json"
@@ -117,6 +177,26 @@ def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) 
         values = [point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point]
         found.append(", ".join([*([name] if name else []), *values]) or "all")
     return found
+
+
+def cell_of(config: Mapping[str, Any]) -> str:
+    """Hash of a configuration without its seed: what an arm is."""
+    return fingerprint({key: node for key, node in essence(config).items() if key != "seed"}, 16)
+
+
+def join_jobs(asked: Sequence[Job], earlier: Sequence[Job]) -> list[Job]:
+    """The jobs of all starts of a grid, each once, the earlier ones in their places, with the arms of them all named anew.
+
+    Jobs whose configurations differ in the seed alone are of one arm, however they were asked for.
+    """
+    mine = {job.config_hash: job for job in asked}
+    joined = {job.config_hash: mine.get(job.config_hash, job) for job in [*earlier, *asked]}
+    arms: dict[str, Job] = {}
+    for job in [*asked, *earlier]:
+        arms.setdefault(job.cell, job)
+    same = [arms[job.cell] for job in joined.values()]
+    names = name_arms([arm.axes for arm in same], [arm.name for arm in same])
+    return [replace(job, axes=arm.axes, name=arm.name, arm=name) for job, arm, name in zip(joined.values(), same, names, strict=True)]
 
 
 def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Mapping[str, str]]) -> str:

@@ -10,7 +10,7 @@ from provla.signals import early
 if __name__ == "__main__":
     early()  # before the imports that take long
 
-from provla.command import command
+from provla.command import command, time_limit
 
 
 @command("train", paths=("resume", "rerun", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
@@ -24,7 +24,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
         return rerun(config, list(HydraConfig.get().overrides.task), folder)
     from provla.run import train
 
-    return train(config, folder, choices)
+    return train(config, folder, choices, time_limit())
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import FAKE, ROOT, compose
 
+from provla.identity import identity
 from provla.manifest import write_manifest
-from provla.run import identity
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -89,9 +89,27 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
     assert code == 0, err
     assert (tmp_path / "again" / "episodes.csv").read_text() == (run / "episodes.csv").read_text()
-    code, _, err = command("evaluate", f"checkpoint={run}", "+env.episodes_per_task=1", "+scheduler.num_inference_steps=2", f"hydra.run.dir={tmp_path / 'few'}")
+    changes = ["eval_episodes=1", "env.first_seed=7", "n_action_steps=2", "scheduler.num_inference_steps=2"]
+    code, _, err = command("evaluate", f"checkpoint={run}", *changes, f"hydra.run.dir={tmp_path / 'few'}")
     assert code == 0, err
-    assert read(tmp_path / "few")["success"]["success_rate"]["episodes"] == 2
+    assert [line.split(",")[2] for line in (tmp_path / "few" / "episodes.csv").read_text().splitlines()[1:]] == ["7", "7"]
+    # As if it had been trained so: of one identity.
+    asked = json.loads((run / "config.json").read_text())
+    asked |= {"eval_episodes": 1, "n_action_steps": 2, "env": {**asked["env"], "episodes_per_task": 1, "first_seed": 7}}
+    for node in (asked, asked["policy"]):
+        node["scheduler"] = {**node["scheduler"], "num_inference_steps": 2}
+    assert read(tmp_path / "few")["config_hash"] == identity(asked)
+    for wrong, said in (
+        (["+foo=1"], "nothing reads foo=1; valid: checkpoint, n_action_steps, eval_episodes, env, "),
+        (["+n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
+        (["env.foo=1"], "nothing reads env.foo=1"),
+        (["scheduler.foo=1"], "the stored policy has no scheduler.foo"),
+        (["n_action_steps=99"], "n_action_steps=99 exceeds horizon="),
+        (["eval_episodes=many"], "eval_episodes='many': expected a whole number of at least 1"),
+    ):
+        code, _, err = command("evaluate", f"checkpoint={run}", *wrong, f"hydra.run.dir={tmp_path / 'wrong'}")
+        assert (code, said in err) == (2, True), err
+    assert not (tmp_path / "wrong" / "result.json").exists()
     code, _, err = command("evaluate", f"checkpoint={run}", "+env.episodes=1", f"hydra.run.dir={tmp_path / 'wrong'}")
     assert code == 2
     assert "nothing reads env.episodes=1" in err
@@ -111,6 +129,10 @@ def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_pat
     code, out, err = command("evaluate", f"checkpoint={tmp_path / 'run'}")
     assert code == 0, err
     assert "trajectory_mse" in out
+    for key in ("n_action_steps", "eval_episodes"):  # without simulation, nothing reads them
+        code, _, err = command("evaluate", f"checkpoint={tmp_path / 'run'}", f"{key}=2")
+        assert code == 2
+        assert f"{key}=2: only closed-loop episodes read it, and this run has no simulation" in err
 
 
 def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command: Command, tmp_path: Path) -> None:

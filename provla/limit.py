@@ -1,0 +1,70 @@
+"""A job that hangs ends at its time limit: raised where Python runs, and by a thread beside it where it does not."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+RING = getattr(signal, "SIGVTALRM", None)  # SIGALRM has other users
+restart: list[str] = []  # what this process becomes when a job hangs in native code: a sweep's own command; empty: it ends
+
+
+class TimedOut(BaseException):
+    """A job took longer than it may. No `Exception`: nothing may swallow it."""
+
+
+@contextmanager
+def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[None]:
+    """The block ends with `TimedOut` after so many minutes; None: never.
+
+    Where it does not answer within a grace (a hang in native code), a thread calls `give_up` with the reason, and the process ends or, where
+    it runs a whole sweep (`restart`), begins it again, which goes on with the other jobs. Native code that holds Python's lock stops
+    that thread too; then the process ends with every thread's traceback. Only in the main thread, which alone can be interrupted.
+    """
+    main = threading.current_thread()
+    if minutes is None or RING is None or main is not threading.main_thread():
+        yield
+        return
+    seconds, over = 60 * minutes, threading.Event()
+    grace = min(60.0, max(1.0, 0.2 * seconds))
+    reason = f"timeout: the job took longer than hydra.sweeper.timeout={minutes:g} minutes"
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        if not over.is_set():
+            raise TimedOut(reason)
+
+    def watch() -> None:
+        if over.wait(seconds):
+            return
+        signal.pthread_kill(main.ident or 0, RING)
+        if over.wait(grace):
+            return
+        with suppress(Exception):
+            give_up(f"{reason}, and hung outside of Python")
+        _leave()
+
+    before = signal.signal(RING, ring)
+    with suppress(OSError, ValueError, AttributeError):
+        faulthandler.dump_traceback_later(seconds + 3 * grace, exit=True, file=2)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(RING, before)
+
+
+def _leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    if restart:
+        os.execv(restart[0], restart)
+    os._exit(1)
