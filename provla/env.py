@@ -261,7 +261,8 @@ class MetaworldSuite:
     tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
     num_envs: environments alive at once, spread over the tasks; their observations form one batch.
     max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed. instructions:
-    task → what is said instead of its own sentence, or several things to say in turn.
+    task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
+    execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per thread that torch has.
     """
 
     state_size = action_size = 4
@@ -280,15 +281,25 @@ class MetaworldSuite:
         video_size: int,
         video_stride: int,
         instructions: Mapping[str, str | Sequence[str]] | None = None,
+        timeout: float = 120.0,
+        workers: int | None = None,
     ) -> None:
-        for key, value in (("episodes_per_task", episodes_per_task), ("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+        for key, value in (
+            ("episodes_per_task", episodes_per_task),
+            ("num_envs", num_envs),
+            ("max_episode_steps", max_episode_steps),
+            ("workers", 1 if workers is None else workers),
+        ):
             if value < 1:
                 raise ValueError(f"env.{key}={value}: must be at least 1")
+        if not timeout > 0:
+            raise ValueError(f"env.timeout={timeout}: must be above 0 seconds")
         if not tasks:
             raise ValueError("env.tasks is empty: name at least one Meta-World task")
         self.tasks, self.cameras, self.image_size = list(tasks), list(cameras), image_size
         self.num_envs = max(num_envs, len(self.tasks))
         self.max_episode_steps = max_episode_steps
+        self.timeout, self.workers = timeout, workers
         self.video_size, self.video_stride = video_size, video_stride
         said = {task: [metaworld_instruction(task)] for task in self.tasks}
         for task, sentences in (instructions or {}).items():
@@ -308,8 +319,7 @@ class MetaworldSuite:
         env.images()
         env.close()
 
-    def make(self, n_obs_steps: int, n_action_steps: int) -> list[ChunkEnv]:
-        """`num_envs` environments, spread over the tasks."""
-        tasks = [self.tasks[i % len(self.tasks)] for i in range(self.num_envs)]
-        worlds = [MetaworldEnv(task, self.cameras, self.image_size, self.video_size) for task in tasks]
-        return [ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps) for world in worlds]
+    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> ChunkEnv:
+        """A world for episodes of one task."""
+        world = MetaworldEnv(task, self.cameras, self.image_size, self.video_size)
+        return ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps)

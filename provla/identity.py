@@ -19,7 +19,7 @@ STUDY = ("question", "arms", "baseline")
 NEUTRAL = ("resume", "rerun", "trust", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
 NEUTRAL_INSIDE = {
     "dataset": ("data_dir", "workers"),
-    "env": ("num_envs", "videos_per_task", "video_size", "video_stride"),
+    "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
     "trainer": ("on_nan", "max_skipped"),
 }
 

@@ -44,6 +44,7 @@ from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
 from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
+from provla.worlds import check_suite, rehearse
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps")  # what a run writes beside its files
 
@@ -162,11 +163,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     pruner: NoPruner = build(config["pruner"], "pruner")
     source = build(config["dataset"], "dataset")
     if suite.episodes:
-        suite.check()
+        check_suite(suite)
     data: Demonstrations = source.load()
     spec = make_spec(config, data)
     if suite.episodes:
         check_fit(suite, spec)
+        rehearse(suite, spec)
     train_episodes, val_episodes = data.split(source.val_fraction, source.split_seed)
     check_objective(config["objective"], suite, spec, bool(len(val_episodes)))
     learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
@@ -243,6 +245,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         "objective": _objective(config["objective"], metrics),
         "metrics": metrics,
         "success": success,
+        "faults": sum(bool(o.reason) for o in outcomes),
         "ms_per_chunk": latency,
         "sampler_steps": steps,
     }
@@ -303,14 +306,16 @@ def evaluate(
     suite = build(config["env"], "env")
     started = time.monotonic()
     if suite.episodes:
-        suite.check()
+        check_suite(suite)
+        check_fit(suite, spec)
+        rehearse(suite, spec)
         outcomes = rollout(policy, suite, spec, config["seed"], device)
-        success = summarize(outcomes)
+        success, faults = summarize(outcomes), sum(bool(o.reason) for o in outcomes)
         metrics = {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
         write_episodes(outcomes, folder / "episodes.csv")
         write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
     else:
-        source, success = build(config["dataset"], "dataset"), {}
+        source, success, faults = build(config["dataset"], "dataset"), {}, 0
         data = source.load()
         check_data(data, spec)
         val = Sampler(data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps)
@@ -323,6 +328,7 @@ def evaluate(
         "metrics": metrics,
         "success": success,
         "precision": describe_precision(policy),
+        "faults": faults,
         "ms_per_chunk": ms_per_chunk(policy, spec, device),
         "wall_seconds": time.monotonic() - started,
     } | environment(device)
@@ -404,12 +410,12 @@ def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
 
 
 def write_episodes(outcomes: list[Outcome], path: Path) -> None:
-    """episodes.csv: a row per episode; task and episode_seed identify it across runs."""
+    """episodes.csv: a row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["task", "instruction", "episode_seed", "success", "steps"])
+    writer.writerow(["task", "instruction", "episode_seed", "success", "steps", "reason"])
     for o in outcomes:
-        writer.writerow([o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps])
+        writer.writerow([o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason])
     write_text(path, text.getvalue())
 
 
@@ -535,6 +541,8 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
             label = "all tasks" if name == "success_rate" else name
             table.add_row(label, f"{cell['rate']:.0%}", f"{cell['low']:.0%} – {cell['high']:.0%}", f"{cell['episodes']}", end_section=False)
         console.print(table)
+        if result.get("faults"):
+            console.print(f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` in episodes.csv")
     offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
     if offline:
         table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, compose
+from worlds import Blind, ToySuite, ToyWorld
 
+from provla import worlds
 from provla.build import build
 from provla.env import ChunkEnv, MetaworldEnv, MetaworldExpert, MetaworldSuite
-from provla.rollout import rollout, write_videos
+from provla.rollout import Outcome, rollout, write_videos
 from provla.types import Observation, Spec
+from provla.worlds import check_suite, rehearse
 
 CPU = torch.device("cpu")
 
@@ -99,47 +104,140 @@ def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
     plain.close()
 
 
-class Expert:
-    """A policy that cheats: the scripted expert of each environment it is asked for, chunk by chunk, open loop."""
+class Noise:
+    """A policy of noise around 1, from the episodes' own generators; what it saw is kept. bad: the seed of an episode it has no numbers for."""
 
-    def __init__(self, envs: list[ChunkEnv]) -> None:
-        self.envs = envs
-        self.calls: list[int] = []
+    def __init__(self, bad: int = -1, size: int = 2) -> None:
+        self.bad, self.size = bad, size
+        self.seen: list[bytes] = []
 
     def eval(self) -> None: ...
 
     def act(self, observation: Observation, generator: Any) -> torch.Tensor:
-        self.calls.append(len(observation))
-        chunks = []
-        for images in observation.images[:, -1].permute(0, 1, 3, 4, 2).numpy():
-            env = next(e.sim for e in self.envs if np.array_equal(e._images[-1], images))
-            noise = torch.randn(16, 4, generator=generator[len(chunks)]).numpy() * 0.02
-            chunks.append(MetaworldExpert(env.task)(env)[None].repeat(16, 0) + noise)
-        return torch.from_numpy(np.stack(chunks)).float()
+        self.seen.append(observation.images.numpy().tobytes() + observation.state.numpy().tobytes())
+        chunks = torch.stack([torch.randn(8, self.size, generator=one) for one in generator]) + 1
+        chunks[observation.state[:, -1, 1] == self.bad] = float("nan")
+        return chunks
 
 
-def play(num_envs: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], Expert]:
-    """Outcomes of the cheating policy."""
-    asked = suite(num_envs=num_envs)
-    made = asked.make(1, 4)
-    monkeypatch.setattr(asked, "make", lambda *sizes: made)
-    expert = Expert(made)
-    return rollout(expert, asked, spec(n_action_steps=4), 0, CPU), expert
+def toy_spec(**changes: Any) -> Spec:
+    return spec(**({"cameras": ("eye",), "image_size": (16, 16), "state_size": 3, "action_size": 2, "horizon": 8, "n_action_steps": 4} | changes))
 
 
-def test_rollout_does_not_depend_on_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    alone, _ = play(2, monkeypatch)
-    together, expert = play(6, monkeypatch)
-    assert max(expert.calls) == 6
-    assert [(o.episode, o.success, o.steps) for o in alone] == [(o.episode, o.success, o.steps) for o in together]
-    assert [o.episode.seed for o in together] == [100000, 100001, 100002] * 2
-    assert all(o.success for o in together)
-    videos = write_videos(together, tmp_path, 20)
+def toy(faults: dict[int, tuple[str, int]], bad: int = -1, **options: Any) -> tuple[list[Outcome], list[bytes]]:
+    policy = Noise(bad)
+    return rollout(policy, ToySuite(faults, **options), toy_spec(), 0, CPU), policy.seen
+
+
+def told(outcomes: list[Outcome]) -> list[Any]:
+    return [(o.episode, o.success, o.steps, o.reason, [int(f[0, 0, 0]) for f in o.frames]) for o in outcomes]
+
+
+def test_rollout_depends_neither_on_processes_nor_on_how_many_run_at_once() -> None:
+    one, seen = toy({}, workers=1)
+    three, also = toy({}, workers=3)
+    assert told(one) == told(three)
+    assert seen == also
+    assert told(one) == told(toy({}, num_envs=2)[0])
+    assert all(o.success for o in one)
+
+
+def test_a_world_that_fails_costs_its_episode_alone() -> None:
+    """Raised, exited, killed, not finite, of another size: all others end as if nothing had been, those in the same process too."""
+    calm, _ = toy({})
+    faults = {0: ("raise", 5), 1: ("sys.exit", 0), 2: ("os._exit", 9), 100: ("segv", 1), 101: ("nan", 8), 102: ("shape", 4)}
+    stormy, seen = toy(faults)
+    reasons = {o.episode.seed: o.reason for o in stormy if o.reason}
+    assert reasons == {
+        0: "RuntimeError: the gripper fell off (step), after 4 steps",
+        1: "SystemExit: 3 (reset), after 0 steps",
+        2: "the process exited with code 3: license expired (step), after 8 steps",
+        100: "killed by SIGSEGV (step), after 0 steps",
+        101: "ValueError: state is not finite (after step), after 4 steps",
+        102: "ValueError: images is (1, 1, 8, 8, 3) uint8, expected (1, 1, 16, 16, 3) uint8 (after step), after 0 steps",
+    }
+    assert [told([a]) for a in stormy if not a.reason] == [told([b]) for a, b in zip(stormy, calm, strict=True) if not a.reason]
+    assert not any(o.success for o in stormy if o.reason)
+    again, same = toy(faults, workers=1)
+    assert told(stormy) == told(again)
+    assert seen == same
+
+
+@pytest.mark.parametrize("kind", ["hang", "hang in C"])
+def test_a_world_that_hangs_costs_its_episode_alone(kind: str) -> None:
+    calm, _ = toy({})
+    stuck, _ = toy({101: (kind, 5)}, timeout=1)
+    assert [o.reason for o in stuck if o.reason] == ["no answer within 1 s (step), after 4 steps"]
+    assert [told([a]) for a in stuck if not a.reason] == [told([b]) for a, b in zip(stuck, calm, strict=True) if not a.reason]
+
+
+def test_actions_that_are_not_finite_fail_the_episode_and_never_reach_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from provla.run import write_episodes
+
+    calm, _ = toy({})
+    outcomes, _ = toy({}, bad=2)
+    assert [o.reason for o in outcomes] == ["", "", "the policy's actions are not finite, after 0 steps", "", "", "", "", ""]
+    assert [told([a]) for a in outcomes if not a.reason] == [told([b]) for a, b in zip(outcomes, calm, strict=True) if not a.reason]
+    assert "1 of 8 episodes ended by a fault and count as failures" in capsys.readouterr().out
+    write_episodes(outcomes, tmp_path / "episodes.csv")
+    rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
+    assert [(row["success"], row["reason"]) for row in rows[1:3]] == [("1", ""), ("0", "the policy's actions are not finite, after 0 steps")]
+
+
+def test_worlds_may_print_and_the_console_stays_clean(capfd: pytest.CaptureFixture[str]) -> None:
+    outcomes, _ = toy({0: ("noise", 99)})
+    assert outcomes[0].success
+    assert "physics is hard" not in "".join(capfd.readouterr())
+
+
+def test_what_a_world_lacks_is_found_by_a_rehearsal() -> None:
+    rehearse(ToySuite({}), toy_spec())
+    for wrong, message in (
+        (ToySuite({0: ("segv", 3)}), r"a rehearsal of left failed: killed by SIGSEGV \(step\)"),
+        (ToySuite({0: ("nan", 0)}), r"state is not finite \(after reset\)"),
+        (Blind({}), "a rehearsal of left failed: AttributeError: 'ToyWorld' object has no attribute 'images'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rehearse(wrong, toy_spec())
+    with pytest.raises(ValueError, match=r"state is \(1, 3\) float32, expected \(1, 5\) float32"):
+        rehearse(ToySuite({}), toy_spec(state_size=5))
+    with pytest.raises(ValueError, match="cannot be sent to the processes of its worlds"):
+        rehearse(ToySuite({0: lambda: None}), toy_spec())  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="ToyWorld has no episodes, tasks, num_envs, cameras"):
+        check_suite(ToyWorld("left", 1, ToySuite({})))
+
+
+def test_workers_end_with_an_interrupted_evaluation() -> None:
+    from provla.errors import Interrupted
+
+    class Impatient(Noise):
+        def act(self, observation: Observation, generator: Any) -> torch.Tensor:
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        rollout(Impatient(), ToySuite({}), toy_spec(), 0, CPU)
+    assert not children()
+
+
+def children() -> list[str]:
+    """Worker processes of this process that neither ended nor are idle."""
+    idle = {worker.process.pid for worker in worlds._idle}
+    mine = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in mine if int(pid) not in idle and "provla.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_rollout_plays_meta_world(tmp_path: Path) -> None:
+    node = compose("dataset.image_size=32")["env"] | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 2, "num_envs": 3, "video_size": 64}
+    driven = build(node | {"_target_": "worlds.SelfDrivingSuite"}, "env")
+    outcomes = rollout(Noise(size=4), driven, spec(n_action_steps=4, state_size=4), 0, CPU)
+    assert [o.episode.seed for o in outcomes] == [100000, 100001] * 2
+    assert all(o.success for o in outcomes), told(outcomes)
+    videos = write_videos(outcomes, tmp_path, 20)
     assert [v.name for v in videos] == ["drawer-close.mp4", "window-open.mp4"]
     import imageio.v3 as iio
 
     frames = iio.imread(videos[0], plugin="pyav")
-    assert frames.shape[1:] == (64, 3 * 64, 3)
+    assert frames.shape[1:] == (64, 2 * 64, 3)
     assert frames[-1][1, 1].argmax() == 1  # a green frame: it succeeded
 
 
