@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +13,16 @@ import torch
 from conftest import FAKE, compose
 from torch import nn
 
+import provla
 from provla.build import build
 from provla.dataset import Sampler
 from provla.precision import describe_precision
-from provla.run import make_spec
+from provla.run import check_objective, make_spec
 from provla.trainer import validate
 from provla.types import fake_observation
 
 CPU = torch.device("cpu")
+Command = Callable[..., tuple[int, str, str]]
 SMALL = {
     "provla": [],
     "act": ["policy.options.dim_model=32", "policy.options.dim_feedforward=32", "policy.options.n_encoder_layers=1"],
@@ -58,7 +63,7 @@ def test_validation_repeats_itself_and_leaves_the_generators_alone(kind: str, mo
 @pytest.mark.parametrize("kind", ["provla", "diffusion"])
 def test_acting_is_the_same_under_autocast(kind: str) -> None:
     policy, val = setup(kind)
-    observation = fake_observation(replace(policy.spec), 2)
+    observation = fake_observation(policy.spec, 2)
     expected = policy.eval().act(observation, torch.Generator().manual_seed(0))
     plain = validate(policy, val, 8, 4, 0, CPU)
     with torch.autocast("cpu", torch.bfloat16):
@@ -66,6 +71,26 @@ def test_acting_is_the_same_under_autocast(kind: str) -> None:
         assert validate(policy, val, 8, 4, 0, CPU) == plain
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+def test_a_run_trained_in_bf16_is_judged_as_it_acts(command: Command, tmp_path: Path) -> None:
+    """Its validation, chunks of two steps and groups of joints included, is what `evaluate` finds, and no file holds a nan."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    short = [o for o in FAKE if not o.startswith(("horizon", "n_action_steps", "logger"))]
+    more = ["logger=csv", "horizon=2", "n_action_steps=2", "dataset.joint_groups=each", "trainer.precision=bf16", "trainer.max_steps=2"]
+    code, _, err = command("train", *short, *more, f"hydra.run.dir={run}")
+    assert code == 0, err
+    code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={again}")
+    assert code == 0, err
+    first, second = (json.loads((folder / "result.json").read_text()) for folder in (run, again))
+    assert first["precision"] == second["precision"] == "float32"
+    assert first["metrics"] == second["metrics"]
+    assert {"endpoint_error", "endpoint_mae", "trajectory_mse/joint2"} <= set(first["metrics"])
+    assert not any("smoothness" in name for name in first["metrics"])
+    for file in (run / "result.json", run / "metrics.csv", again / "result.json"):
+        assert "nan" not in file.read_text().lower()
+    with pytest.raises(ValueError, match="objective='smoothness' is not measured by this run"):
+        check_objective("smoothness", SimpleNamespace(episodes=[]), provla.load(run).spec, True)
 
 
 def test_the_precision_is_said() -> None:
