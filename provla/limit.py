@@ -58,7 +58,8 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
     finally:
         over.set()
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(RING, before)
+        # A signal that is late must not end the process, as its default would.
+        signal.signal(RING, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 def _leave() -> None:

@@ -313,8 +313,9 @@ def _explain(verdict: Verdict) -> None:
     )
     if shared := [run for run in done if run.weights != run.job.folder]:
         say(
-            f"{len(shared)} of {len(done)} runs took their weights from another run's training, from which theirs differs in nothing that training "
-            f"reads: {len({run.weights for run in done})} trainings stand behind these runs. Train seconds are those of the training, wherever it was done."
+            f"{len(shared)} of {len(done)} runs took their weights from another run's training, from which theirs differs in nothing "
+            f"that training reads; trainings behind these runs: {len({run.weights for run in done})}. "
+            "Train seconds are those of the training, wherever it was done."
         )
     if study.simulated:
         episodes, seeds = len(outcomes_of(study, done[:1])[1]), len({run.job.seed for run in done})

@@ -335,8 +335,10 @@ def test_the_plan_says_what_a_design_resolves(command: Command) -> None:
     code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=film,add","eval_episodes=80"]')
     assert code == 2
     assert "baseline='concat_mlp' is not among the arms; the arms are: film; add" in err
+    write_json(Path("outputs/fusion/earlier/result.json"), {"status": "completed", "wall_seconds": 170.0})
     code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=concat_mlp,add","eval_episodes=80"]')
     assert code == 0, err
+    assert "hydra.sweeper.timeout=9 (minutes), three times what the longest finished run took" in " ".join(out.split())
     assert "3 seeds × 400 episodes resolve 6 points" in out
 
 

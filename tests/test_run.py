@@ -101,7 +101,8 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert read(tmp_path / "few")["config_hash"] == identity(asked)
     for wrong, said in (
         (["+foo=1"], "nothing reads foo=1; valid: checkpoint, n_action_steps, eval_episodes, env, "),
-        (["+n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
+        (["n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
+        (["+n_action_steps=4", "+foo=1"], "remove + prefix: 'n_action_steps=4'"),
         (["env.foo=1"], "nothing reads env.foo=1"),
         (["scheduler.foo=1"], "the stored policy has no scheduler.foo"),
         (["n_action_steps=99"], "n_action_steps=99 exceeds horizon="),

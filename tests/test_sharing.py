@@ -49,7 +49,7 @@ def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp
     assert all(same_weights(first.folder, run.folder) for run in others)
     said = " ".join(judge(load_study(sweep), 0.1).notes)
     assert "3 of 4 runs took their weights from another run's training" in said
-    assert "1 trainings stand behind these runs" in said
+    assert "trainings behind these runs: 1." in said
     # Each is as if it had trained alone: to the last bit where its own sampler validated it, at its end where another did.
     for run in others[:2]:
         steps, sampler = json.loads((run.folder / "config.json").read_text()), first.folder / "config.json"

@@ -12,24 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-TINY = [
-    "dataset=fake",
-    "logger=csv",
-    "vision.channels=[8,16]",
-    "vision.width=16",
-    "vision.num_keypoints=8",
-    "fusion.width=16",
-    "head.channels=[16,32]",
-    "head.time_width=16",
-    "horizon=8",
-    "n_action_steps=4",
-    "trainer.batch_size=8",
-    "trainer.max_steps=4",
-    "trainer.val_every=2",
-    "trainer.val_samples=8",
-    "device=cpu",
-]
+from small import FAKE, ROOT
+
 DAMAGE = '''
 import ctypes, os, time
 from provla.augmentation import NoAugmentation
@@ -62,7 +46,7 @@ def start(place: Path, *asked: str) -> subprocess.Popen[bytes]:
     option.write_text("_target_: damage.Damage\nhow: none\nnumber: 0\n")
     (place / "damage.py").write_text(DAMAGE)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{place}", "PROVLA_DATA": str(place / "data"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "provla.train", "--config-dir", str(place / "mine"), "-m", *TINY, f"hydra.sweep.dir={place / 's'}", *asked]
+    command = [sys.executable, "-m", "provla.train", "--config-dir", str(place / "mine"), "-m", *FAKE, f"hydra.sweep.dir={place / 's'}", *asked]
     with (place / "log.txt").open("ab") as log:
         return subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -70,8 +54,13 @@ def start(place: Path, *asked: str) -> subprocess.Popen[bytes]:
 def until_done(place: Path, *asked: str, at_most: int = 6) -> int:
     """Starts the sweep until it ends of its own, as people do; returns how often."""
     for number in range(1, at_most + 1):
-        if start(place, *asked).wait(timeout=400) >= 0:
-            return number
+        process = start(place, *asked)
+        try:
+            if process.wait(timeout=1200) >= 0:
+                return number
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     raise TimeoutError(f"not done after {at_most} starts")
 
 

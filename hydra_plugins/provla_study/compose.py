@@ -61,9 +61,9 @@ class Composer:
 
     def value(self, overrides: Overrides, key: str) -> str:
         """What a job has on an axis that its overrides do not name: the option of a group, or a value."""
-        config = self.compose(overrides)
-        choice = config.hydra.runtime.choices.get(key)
-        found = OmegaConf.select(config, key) if choice is None else choice
+        config, plain = self.compose(overrides), key.lstrip("+~")
+        choice = config.hydra.runtime.choices.get(plain)
+        found = OmegaConf.select(config, plain) if choice is None else choice
         return "null" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
 
     def place(self, overrides: Overrides, folder: str) -> None:
