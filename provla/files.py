@@ -114,6 +114,7 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            flush(partial)
             if partial.is_dir() and not partial.is_symlink() and os.path.lexists(path):
                 old = partial.with_suffix(".old")
                 os.replace(path, old)
@@ -123,6 +124,14 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
                 os.replace(partial, path)
         finally:
             remove(partial)
+
+
+def flush(path: Path) -> None:
+    """Brings a file, or the files of a folder, from memory onto the disk, so that no name outlives what it names when the power fails."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with file.open("r+b") as stream:
+                os.fsync(stream.fileno())
 
 
 def remove(path: Path) -> None:

@@ -28,6 +28,7 @@ from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
 from provla.limit import TimedOut, limited
 from provla.logger import WANDB_RUN, download_checkpoint
+from provla.loop import PRUNED, Fit, seed_everything, validate
 from provla.machine import environment, forget_peak_memory, reproducible
 from provla.metrics import chunk_metrics, measured
 from provla.policy import count_parameters, parameters_by_part
@@ -41,7 +42,7 @@ from provla.sharing import Training, one_training
 from provla.signals import deferred, telling
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
-from provla.trainer import PRUNED, Fit, Trainer, seed_everything, validate
+from provla.trainer import Trainer
 from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
 from provla.worlds import check_suite, rehearse

@@ -1,7 +1,7 @@
-"""Signals that ask a process to end: where nothing is lost they end it at once; in a training, at the end of the step; in a save, after it.
+"""Signals that ask a process to end: at once where nothing is lost, in a training at the end of the step, in a save after it.
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become `Interrupted`, so that files are tidied up, children ended and the exit code is 128 + n.
-A second signal ends the process where it stands.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become `Interrupted`, so that files are tidied up, children ended, and the exit code
+is 128 + n. A second signal ends the process where it stands.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WORKERS = ("popen_loky", "submitit.core._submit")  # in the command lines of the
 
 @dataclass
 class _State:
-    """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many blocks hold it
-    back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells others of a signal."""
+    """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many blocks hold
+    it back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells others of a signal."""
 
     listening: bool = False
     signum: int | None = None
@@ -41,7 +41,7 @@ _told: list[Callable[[], None]] = []
 
 
 def early() -> None:
-    """While a command imports what it needs, nothing is begun: a signal ends it at once, with its exit code. Until `listening`."""
+    """While a command imports what it needs, a signal ends it at once, with its exit code. Until `listening`."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _leave)
@@ -165,7 +165,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if not _state.deferred:
         raise Interrupted(signum)
     if _state.forward is not None:
-        _say(f"{signal.Signals(signum).name}: the jobs end after their present step, with a checkpoint; a second signal ends all at once")
+        _say(f"{signal.Signals(signum).name}: jobs end after their present step, with a checkpoint; a second signal ends all")
         _state.forward()
     elif not _state.worker:
         _say(f"{signal.Signals(signum).name}: ending after this step, with a checkpoint; a second signal ends at once")

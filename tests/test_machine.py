@@ -11,8 +11,8 @@ from conftest import compose
 from torch import Tensor
 
 from provla.build import build
+from provla.loop import seed_everything
 from provla.machine import environment, machine, reproducible
-from provla.trainer import seed_everything
 from provla.types import Batch, Spec, fake_batch
 
 CPU = torch.device("cpu")

@@ -16,9 +16,9 @@ from torch import nn
 import provla
 from provla.build import build
 from provla.dataset import Sampler
+from provla.loop import validate
 from provla.precision import describe_precision
 from provla.run import check_objective, make_spec
-from provla.trainer import validate
 from provla.types import fake_observation
 
 CPU = torch.device("cpu")

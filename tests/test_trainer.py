@@ -19,8 +19,9 @@ from provla.checkpoint import Checkpoints
 from provla.dataset import Sampler
 from provla.errors import NotFinite
 from provla.logger import CsvLogger
+from provla.loop import UNLIMITED, Fit, make_accelerator
 from provla.run import make_spec, seed_everything
-from provla.trainer import UNLIMITED, Fit, Trainer, make_accelerator
+from provla.trainer import Trainer
 
 CPU = torch.device("cpu")
 
