@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 RING = getattr(signal, "SIGVTALRM", None)  # SIGALRM has other users
-restart: list[str] = []  # what this process becomes when a job hangs in native code: a sweep's own command; empty: it ends
+restart: list[str] = []  # what a sweep's process becomes after a job that hung: its own command; empty: a process without a sweep
+_rang: list[bool] = []  # the jobs that were interrupted here, and whether in the middle of an import
 
 
 class TimedOut(BaseException):
@@ -21,7 +22,7 @@ class TimedOut(BaseException):
 
 @contextmanager
 def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[None]:
-    """The block ends with `TimedOut` after so many minutes; None: never.
+    """The block ends with `TimedOut` after so many minutes; None: never. After it, call `leave`.
 
     Where it does not answer within a grace (a hang in native code), a thread calls `give_up` with the reason, and the process ends or, where
     it runs a whole sweep (`restart`), begins it again, which goes on with the other jobs. Native code that holds Python's lock stops
@@ -37,6 +38,7 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
 
     def ring(signum: int, frame: FrameType | None) -> None:
         if not over.is_set():
+            _rang.append(_importing(frame))
             raise TimedOut(reason)
 
     def watch() -> None:
@@ -47,7 +49,7 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
             return
         with suppress(Exception):
             give_up(f"{reason}, and hung outside of Python")
-        _leave()
+        _begin_again()
 
     before = signal.signal(RING, ring)
     with suppress(OSError, ValueError, AttributeError):
@@ -62,7 +64,22 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
         signal.signal(RING, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
-def _leave() -> None:
+def leave(worker: bool) -> None:
+    """Ends a process that a job which hung has left in an unknown state: a sweep's own begins its command again.
+
+    worker: of a launcher, which goes on with its next job unless that one was interrupted in an import, whose rest would be missing.
+    """
+    if _rang and (restart or (worker and any(_rang))):
+        _begin_again()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _begin_again() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

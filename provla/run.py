@@ -26,7 +26,7 @@ from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace, NotFinite
 from provla.files import refuse_links_out, tidy, write_json, write_text
 from provla.identity import check_keys, identity
-from provla.limit import TimedOut, limited
+from provla.limit import TimedOut, leave, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.loop import PRUNED, Fit, seed_everything, validate
 from provla.machine import environment, forget_peak_memory, reproducible
@@ -39,7 +39,7 @@ from provla.pruner import NoPruner
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.secrets import hide
 from provla.sharing import Training, one_training
-from provla.signals import deferred, telling
+from provla.signals import deferred, is_worker, telling
 from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, read_result
 from provla.trainer import Trainer
@@ -127,6 +127,8 @@ def _run(
         status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"  # submitit exits to requeue
         fail(hide(traceback.format_exc()), status)
         if isinstance(error, TimedOut):
+            console.print(f"{error}: {folder.name}")
+            leave(is_worker())
             raise ValueError(str(error)) from error
         raise
     with deferred():
@@ -180,7 +182,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
 
-    checkpoints = Checkpoints(folder / "checkpoints", training.identity, logger.checkpoint)
+    checkpoints = Checkpoints(folder / "checkpoints", training.checkpoints, logger.checkpoint)
     if config["resume"] and not checkpoints.begun:
         _fetch(config["resume"], checkpoints, folder)
     stored = checkpoints.load()

@@ -24,12 +24,14 @@ SWEEP = "sweep.json"
 class Training:
     """A run's training among those of its sweep.
 
+    checkpoints: the identity of its checkpoints, which is the same with and without a pruner, so that a pruned run can go on.
     by: the sibling's folder that trained these weights; None: this run trains for itself. anew: they were taken over just now.
     foreign: the sibling validated with other sampler steps, so that its metrics of sampled chunks are not this run's.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], lock: Any | None = None) -> None:
         self.identity, self._folder, self._lock = training_identity(config), folder, lock
+        self.checkpoints = training_identity({**config, "pruner": {"_target_": "provla.pruner.NoPruner"}})
         self._sampler = fingerprint(sampler_steps(config))
         self.by: str | None = None
         self.anew = self.foreign = False
