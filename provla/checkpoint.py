@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from provla.adapter import load_quantized
 from provla.backbone import towers
 from provla.errors import NoSpace
-from provla.files import atomic, check_space, refuse_links_out, remove, tidy, write_json
+from provla.files import atomic, check_space, refuse_links_out, remove, tidy, write_text
 from provla.manifest import MANIFEST, Damaged, check_manifest, read_manifest, write_manifest
 from provla.progress import console
 
@@ -120,7 +120,7 @@ class Checkpoints:
             partial.mkdir()
             for name, group in tensors.items():
                 save_tensors(partial / f"{name}.safetensors", group)
-            write_json(partial / "state.json", state)
+            write_text(partial / "state.json", json.dumps(state))
             write_manifest(partial, step=step, identity=self._identity, best=best)
         self._link()
         steps = self._steps()

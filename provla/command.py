@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.provla_study import register
 from provla import signals
 from provla.errors import Interrupted, exit_code
+from provla.files import in_words
 from provla.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.unread import check_read
 
@@ -70,7 +71,7 @@ def command(
             except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
                 composing = isinstance(error, OmegaConfBaseException | HydraException)
-                message = explain(error, name) if composing else str(error)
+                message = explain(error, name) if composing else str(in_words(error))
                 complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
                 if alone or not studies:  # a study's sweeper knows which of its jobs count as failed
                     failures.append(1 if not alone else 2 if composing else exit_code(error))
@@ -99,7 +100,7 @@ def command(
                 complain(explain(error, name))
                 sys.exit(2)
             except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
-                complain(str(error))
+                complain(str(in_words(error)))
                 sys.exit(exit_code(error))
             except (Interrupted, KeyboardInterrupt) as error:
                 way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"

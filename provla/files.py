@@ -60,6 +60,13 @@ def writing(path: Path, needed: int = 0) -> Iterator[None]:
         raise NoSpace(f"{path} cannot be written: {reason}; {_sizes(path, needed)}", needed) from error
 
 
+def in_words(error: Exception) -> Exception:
+    """What met a full or unwritable disk outside `writing` (Hydra, say) as `NoSpace`; any other error as it is."""
+    if isinstance(error, OSError) and isinstance(error.filename, str) and (reason := _refusal(error, path := Path(error.filename))):
+        return NoSpace(f"{path} cannot be written: {reason}; {_sizes(path, 0)}")
+    return error
+
+
 def _refusal(error: BaseException | None, path: Path) -> str | None:
     """Why a disk would not take it; None where the error, and those that it was raised from, say something else."""
     while error is not None:
@@ -76,7 +83,7 @@ def _refusal(error: BaseException | None, path: Path) -> str | None:
 
 
 def _sizes(path: Path, needed: int) -> str:
-    place = path
+    place = path.absolute()
     while not place.is_dir():
         place = place.parent
     takes = f"it takes {size(needed)}, and " if needed else ""

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from provla.files import fingerprint, write_json
+from provla.files import fingerprint, write_text
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -25,7 +25,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     """sha256 and size of every file in `folder`, and `facts` beside them."""
     files = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in _files(folder).items()}
     manifest = {"version": VERSION, **facts, "files": files}
-    write_json(folder / MANIFEST, manifest | {"sha256": fingerprint(manifest, 64)})
+    write_text(folder / MANIFEST, json.dumps(manifest | {"sha256": fingerprint(manifest, 64)}, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

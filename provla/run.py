@@ -47,7 +47,7 @@ from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
 from provla.worlds import check_suite, rehearse
 
-FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps")  # what a run writes beside its files
+FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps", "bad_batches")  # what a run writes beside its files
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_whatever_library_meets_a_full_disk_the_words_are_the_same(tmp_path: Pat
     with pytest.raises(NoSpace, match=rf"big.bin cannot be written: {words}; it takes 5.0 MB, and \S+ .B are free in \S+; free some") as caught:
         writer()
     assert exit_code(caught.value) == 1
+
+
+def test_what_others_write_is_said_in_the_same_words(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra keeps its records before anything of provla runs."""
+    real = os.mkdir
+
+    def mkdir(path: Any, *args: Any, **options: Any) -> None:
+        if "run" in str(path):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    code, _, err = command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 1
+    assert re.search(r"error: .*run\S* cannot be written: the disk is read-only; \S+ .B are free in", err)
+    assert "Traceback" not in err
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
