@@ -1,4 +1,4 @@
-"""python -m provla.analyze: what is in a data set, as text and as a picture."""
+"""python -m provla.analyze: what is in a data set, as text and as a picture; with check=true, whether it is what it says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from provla.command import command
+
+
+def check(source: Any, name: str) -> None:
+    """Reads every file and frame cache again and lists what is wrong; `ValueError` where there is something."""
+    from rich.table import Table
+
+    from provla.progress import console
+
+    if not hasattr(source, "inspect"):
+        raise ValueError(f"dataset={name} has no files to check")
+    found = source.inspect(fresh=True, thorough=True)
+    table = Table(title=f"{found.source}, checked", title_justify="left")
+    for column in ("what", "how much", "against", "wrong"):
+        table.add_column(column, justify="right" if column == "wrong" else "left")
+    tables, files = [p for p in found.problems if p in found.contents.problems], len(found.sums.wrong)
+    pictures = f"{len(found.contents.rows)} pictures of {', '.join(camera.name for camera in found.cameras)}"
+    for row in (
+        ("files", len(found.sums), found.sums.origin or "nothing: neither recorded here nor fetched from the Hub", files),
+        ("rows", f"{len(found.contents.rows)} of {len(found.contents.starts) - 1} episodes", "each other, meta/episodes, meta/stats.json", len(tables)),
+        ("pictures", pictures, "their decoder, meta/info.json, meta/episodes", len(found.problems) - len(tables) - files),
+        ("frame caches", len(found.frames), "their sha256", len(found.rebuilt)),
+    ):
+        table.add_row(*map(str, row))
+    console.print(table)
+    for line in found.notes:
+        console.print(line)
+    if not found.problems and not found.rebuilt:
+        console.print("nothing is wrong")
+        return
+    table = Table(title="wrong", title_justify="left")
+    for column in ("file", "episode", "frame", "what"):
+        table.add_column(column, justify="right" if column in ("episode", "frame") else "left", overflow="fold")
+    for problem in found.problems:
+        table.add_row(problem.file, *("" if at is None else str(at) for at in (problem.episode, problem.frame)), problem.what)
+    for cache in found.rebuilt:
+        table.add_row("frame cache", "", "", f"{cache}; made again")
+    console.print(table)
+    raise ValueError(f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes")
 
 
 @command("analyze")
@@ -19,6 +57,9 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     from provla.progress import console
 
     source = build(config["dataset"], "dataset")
+    if config["check"]:
+        check(source, choices["dataset"])
+        return
     data = source.load()
     _, val = data.split(source.val_fraction, source.split_seed)
     lengths = np.diff(data.starts)

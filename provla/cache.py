@@ -1,107 +1,186 @@
-"""Frames decoded once: a memory-mapped uint8 array per data set, camera and size, shared by all runs."""
+"""The frame cache: one memory-mapped uint8 array per data set, camera and size, shared by all runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from provla.files import atomic, check_space, writing
-from provla.progress import progress_bars
+from provla.checksums import signature
+from provla.errors import NoSpace
+from provla.files import atomic, check_space, write_json, writing
+from provla.frames import Image, Span, read_spans
+from provla.lerobot_format import Camera, Problem
+from provla.progress import console, progress_bars
 
 Frames = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class VideoSpan:
-    """Where an episode's frames lie: frames `first` … `first + length - 1` of a video file, rows `row` … of the array."""
+@dataclass
+class Cached:
+    """What a camera's pictures came to.
 
-    file: Path
-    first: int
-    length: int
-    row: int
-
-
-def frame_cache(folder: Path, name: str, spans: list[VideoSpan], size: tuple[int, int]) -> Frames:
-    """(N,3,h,w) uint8, memory-mapped read-only from `folder/name.npy`; decoded now if the file is not there.
-
-    The file appears whole or not at all; of several processes one decodes and the others wait. Errors: `ValueError` for
-    a video that is missing, damaged or too short, and for a full disk.
+    frames: (N,3,h,w) uint8, memory-mapped read-only; None where `problems` says why there are none. everywhere, sampled: per
+    episode the mean and standard deviation of each channel as recorded, (E,2,3), over all pictures and over those that LeRobot
+    samples for its statistics. compared: see `remember`. rebuilt: why a file that was there was made again.
     """
-    path = folder / f"{name}_{size[0]}x{size[1]}.npy"
-    if not path.is_file():
-        with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                if not path.is_file():
-                    _decode_into(path, spans, size)
-    frames: Frames = np.load(path, mmap_mode="r")
-    return frames
+
+    frames: Frames | None
+    problems: list[Problem] = field(default_factory=list)
+    everywhere: list[Any] = field(default_factory=list)
+    sampled: list[Any] = field(default_factory=list)
+    notes: Path = Path()
+    compared: Any = None
+    rebuilt: str = ""
+
+    def remember(self, compared: Any) -> None:
+        """Notes beside the file what a comparison of the pictures came to, so that it is made once."""
+        _note(self.notes, compared=compared)
 
 
-def _decode_into(path: Path, spans: list[VideoSpan], size: tuple[int, int]) -> None:
+def frame_cache(folder: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float, fresh: bool = False) -> Cached:
+    """`folder/<camera>_<h>x<w>.npy`, decoded now if it is not there; its checksums, an episode each, stand beside it.
+
+    The file appears whole or not at all; of several processes one decodes and the others wait. A file that was written to since is
+    compared with its checksums, as with fresh=true, and decoded again, with a line that says so, where they differ.
+    """
+    path = folder / f"{camera.name}_{size[0]}x{size[1]}.npy"
+    notes = path.with_suffix(".json")
+    if not fresh and (found := _known(path, notes)):
+        return found
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            return (None if fresh else _known(path, notes)) or _make(path, notes, root, camera, spans, size, fps)
+
+
+def _make(path: Path, notes: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float) -> Cached:
+    """What is there already, if its checksums hold; else it is decoded."""
+    wrong = ""
+    if path.is_file():
+        if not (wrong := _damage(path, notes, spans, size)):
+            _note(notes, signature=signature(path))
+            if found := _known(path, notes):
+                return found
+        console.print(f"the frame cache {path} is damaged ({wrong}); it is made again")
+        path.unlink()
+    write_json(notes, _decode_into(path, root, camera, spans, size, fps))
+    made = _known(path, notes)
+    assert made is not None
+    made.rebuilt = wrong
+    return made
+
+
+def _note(notes: Path, **more: Any) -> None:
+    """Adds to what stands beside a file; where that cannot be written, it will be found out again."""
+    with suppress(NoSpace):
+        write_json(notes, json.loads(notes.read_text()) | more)
+
+
+def _known(path: Path, notes: Path) -> Cached | None:
+    """What is there already, if it is what it was when it was last looked at."""
+    try:
+        said = json.loads(notes.read_text())
+        if said["problems"]:
+            return Cached(None, [Problem(**problem) for problem in said["problems"]])
+        if said["signature"] != signature(path):
+            return None
+        return Cached(np.load(path, mmap_mode="r"), [], said["everywhere"], said["sampled"], notes, said.get("compared"))
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _damage(path: Path, notes: Path, spans: list[Span], size: tuple[int, int]) -> str:
+    """Why a file is not what was written; empty where it is."""
+    try:
+        digests = json.loads(notes.read_text())["sha256"]
+        frames = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read: {error}"
+    if frames.shape != (sum(span.length for span in spans), 3, *size) or frames.dtype != np.uint8:
+        return f"it holds {frames.shape} {frames.dtype}"
+    bad = [span.episode for span, digest in zip(spans, digests, strict=False) if _digest(frames[span.row : span.row + span.length]) != digest]
+    return f"another sha256 in episode {bad[0]}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "") if bad else ""
+
+
+def _digest(frames: Frames) -> str:
+    return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()[:32]
+
+
+def _decode_into(path: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float) -> dict[str, Any]:
+    """Writes the file, unless there are problems; what is to be noted beside it."""
     total = sum(span.length for span in spans)
     shape = (total, 3, *size)
-    check_space(path.parent, int(np.prod(shape)) + 2**20, "the frame cache")
+    needed = int(np.prod(shape)) + 2**20
+    check_space(path.parent, needed, "the frame cache")
     for stale in path.parent.glob(f".{path.name}-*.partial"):
         stale.unlink(missing_ok=True)
-    with atomic(path, int(np.prod(shape))) as partial, progress_bars() as bars:
-        bar = bars.add_task("decoding", total=total, note=path.stem.rsplit("_", 1)[0])
-        with partial.open("wb") as file:
+    at = {span.episode: i for i, span in enumerate(spans)}
+    digests: list[Any] = [None] * len(spans)
+    everywhere, sampled = digests.copy(), digests.copy()
+    problems: list[Problem] = []
+    try:
+        with atomic(path, needed) as partial, progress_bars() as bars, partial.open("wb") as file:
+            bar = bars.add_task("decoding", total=total, note=camera.name)
             np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
                 file, {"descr": "|u1", "fortran_order": False, "shape": shape}
             )
             offset = file.tell()
             # Written rather than mapped: on a full disk `write` raises, a mapping kills the process.
-            for span, frames in _by_span(spans, size):
+            for span, images, found in read_spans(root, camera, spans, fps):
+                bars.advance(bar, span.length)
+                problems += found
+                if problems:
+                    continue
+                frames = np.stack([_small(image, size) for image in images])
                 file.seek(offset + span.row * 3 * size[0] * size[1])
                 file.write(frames.tobytes())
-                bars.advance(bar, span.length)
+                digests[at[span.episode]] = _digest(frames)
+                everywhere[at[span.episode]], sampled[at[span.episode]] = statistics(images)
+            if problems:
+                raise _Incomplete
+    except _Incomplete:
+        return {"problems": [vars(problem) for problem in problems]}
+    return {"problems": [], "signature": signature(path), "sha256": digests, "everywhere": everywhere, "sampled": sampled}
 
 
-def _by_span(spans: list[VideoSpan], size: tuple[int, int]) -> Iterator[tuple[VideoSpan, Frames]]:
-    """Each span with its frames (length,3,h,w); every file is read once, front to back."""
-    by_file: dict[Path, list[VideoSpan]] = {}
-    for span in spans:
-        by_file.setdefault(span.file, []).append(span)
-    for file, wanted in by_file.items():
-        wanted.sort(key=lambda span: span.first)
-        stream = enumerate(_decode(file, size))
-        for span in wanted:
-            kept: list[Frames] = []
-            for number, frame in stream:
-                if number >= span.first:
-                    kept.append(frame)
-                if len(kept) == span.length:
-                    break
-            if len(kept) < span.length:
-                raise ValueError(
-                    f"{file} is truncated: it ends {span.length - len(kept)} frames before the end of the episode at row {span.row}; "
-                    "fetch or record the data set again"
-                )
-            yield span, np.stack(kept)
+class _Incomplete(Exception):
+    """Some pictures could not be read: no file is made."""
 
 
-def _decode(file: Path, size: tuple[int, int]) -> Iterator[Frames]:
-    """All frames of a video, (3,h,w) each, area-averaged to `size`."""
-    import av
+def _small(image: Image, size: tuple[int, int]) -> Frames:
+    """(3,h,w), area-averaged to `size`."""
+    if image.shape[:2] != size:
+        import cv2
 
-    if not file.is_file():
-        raise ValueError(f"{file} is missing: the data set is incomplete; fetch or record it again")
-    try:
-        with av.open(str(file)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                image = frame.to_ndarray(format="rgb24")
-                if image.shape[:2] != size:
-                    import cv2
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
-                    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-                yield np.ascontiguousarray(image.transpose(2, 0, 1))
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{file} cannot be decoded ({error}): it is truncated or damaged; fetch or record the data set again") from error
+
+def statistics(images: list[Image]) -> tuple[list[list[float]], list[list[float]]]:
+    """Mean and standard deviation of each channel [0..1] over all pictures, and over those that LeRobot's `sample_images` takes."""
+    import cv2
+
+    h, w = images[0].shape[:2]
+    # As LeRobot thins out large pictures.
+    step = 1 if max(h, w) < 300 else int((w if w > h else h) / 150)
+    sums = np.empty((len(images), 2, 3))
+    for i, image in enumerate(images):
+        mean, std = cv2.meanStdDev(np.ascontiguousarray(image[::step, ::step]))
+        sums[i] = mean[:, 0], std[:, 0] ** 2 + mean[:, 0] ** 2
+    sums /= [[255], [255**2]]
+    count = max(min(100, len(images)), min(int(len(images) ** 0.75), 10_000))
+    chosen = np.round(np.linspace(0, len(images) - 1, count)).astype(int)
+    return _mean_std(sums), _mean_std(sums[chosen])
+
+
+def _mean_std(sums: NDArray[np.float64]) -> list[list[float]]:
+    mean, square = sums.mean(0)
+    return [mean.tolist(), np.sqrt(np.maximum(0, square - mean**2)).tolist()]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from provla.cache import Frames, VideoSpan, frame_cache
+from provla.cache import Frames, frame_cache
+from provla.checksums import Checksums
 from provla.demonstrations import MetaworldRecording, record_metaworld
+from provla.files import fingerprint
+from provla.frames import Span
 from provla.hub import guarded
+from provla.lerobot_format import Camera, Info, Problem, read_info
+from provla.progress import console
 from provla.types import Batch, JointGroups, Observation, joint_groups_of
+from provla.verify import Contents, compare_pictures, read_contents
 
 Array = NDArray[Any]
 
@@ -26,7 +31,8 @@ class Demonstrations:
     """Whole data set as arrays; row i is one control step.
 
     frames: camera → (N,3,h,w) uint8; state (N,S), actions (N,A) float32; starts (E+1,): episode e is rows
-    starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode.
+    starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first row; row_task (N,): of each row, None where
+    no episode changes its task. skipped: what is wrong with the episodes that were left out.
     """
 
     frames: Mapping[str, Frames]
@@ -39,6 +45,8 @@ class Demonstrations:
     joint_groups: dict[str, list[int]]
     fps: float
     source: str
+    row_task: Array | None = None
+    skipped: list[str] = field(default_factory=list)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -47,7 +55,7 @@ class Demonstrations:
 
     def rows(self, episodes: Array) -> Array:
         """All rows of the given episodes, in order."""
-        return np.concatenate([np.arange(self.starts[e], self.starts[e + 1]) for e in episodes])
+        return np.concatenate([np.arange(0), *(np.arange(self.starts[e], self.starts[e + 1]) for e in episodes)])
 
     def split(self, val_fraction: float, seed: int) -> tuple[Array, Array]:
         """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that has two."""
@@ -74,7 +82,7 @@ class Sampler:
         self._frames = [data.frames[camera] for camera in cameras]
         owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
         self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1
-        self._instruction = np.array(data.instructions, dtype=object)[data.task[owner]]
+        self._instruction = np.array(data.instructions, dtype=object)[data.task[owner] if data.row_task is None else data.row_task]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._epoch: tuple[tuple[int, int], Array] | None = None
 
@@ -121,12 +129,36 @@ class Sampler:
         return self._epoch[1]
 
 
+@dataclass
+class Inspection:
+    """What was found in a data set: the episodes that are left, their frames by camera, what is wrong, what there is to say, which
+    frame caches had to be made again, and the checksums of its files."""
+
+    contents: Contents
+    cameras: list[Camera]
+    episodes: list[int]
+    problems: list[Problem]
+    frames: dict[str, Frames]
+    notes: list[str]
+    rebuilt: list[str]
+    sums: Checksums
+
+    @property
+    def source(self) -> str:
+        return str(self.contents.info.root)
+
+    @property
+    def bad(self) -> set[int]:
+        return {problem.episode for problem in self.problems if problem.episode is not None}
+
+
 class LeRobotSource:
     """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
 
-    cameras: names of image features, with or without their `observation.images.` prefix; null: all. state_key and
-    action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded.
-    joint_groups: group → names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
+    cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras. state_key and
+    action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
+    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all. bad_episodes: fail, or skip
+    to leave out those with which something is wrong.
     """
 
     def __init__(
@@ -143,44 +175,116 @@ class LeRobotSource:
         image_size: Sequence[int] | None = None,
         joint_groups: JointGroups = None,
         num_episodes: int | None = None,
+        bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
         if root is None and repo_id is None:
             raise ValueError("the data set has no source: give dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
+        if bad_episodes not in ("fail", "skip"):
+            raise ValueError(f"dataset.bad_episodes={bad_episodes!r}; valid: fail, skip")
         self.data_dir = Path(data_dir).expanduser()
         self.repo_id, self.root, self.revision = repo_id, None if root is None else Path(root).expanduser(), revision
         self.wanted, self.state_key, self.action_key = cameras, state_key, action_key
         self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-        self.groups, self.num_episodes = joint_groups, num_episodes
+        self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
     def load(self) -> Demonstrations:
-        """Everything but the pixels in memory; frames decoded now if they are not cached. Errors: `ValueError`."""
+        """Everything but the pixels in memory; frames decoded now if they are not cached.
+
+        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file, episode and frame.
+        """
+        found = self.inspect()
+        for line in found.notes:
+            console.print(line)
+        whole = [problem for problem in found.problems if problem.episode is None]
+        if found.problems and (whole or not found.episodes or self.bad_episodes == "fail"):
+            raise ValueError(_report(found, whole if self.bad_episodes == "skip" else []))
+        if found.problems:
+            console.print(f"{len(found.bad)} of {len(found.bad) + len(found.episodes)} episodes of {found.source} are left out (dataset.bad_episodes=skip):")
+            for problem in found.problems:
+                console.print(f"  {problem}")
+        return self._demonstrations(found)
+
+    def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
+        """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be made out at all.
+
+        fresh: read every file again, the frame cache too. thorough: look for more where something is wrong already.
+        """
         root = self._folder()
         info = read_info(root)
-        cameras = self._cameras(info)
+        cameras, notes = self._cameras(info)
         self._check_vectors(info)
-        table, episodes = _read_tables(root, info, [self.state_key, self.action_key])
-        if self.num_episodes is not None:
-            if not 1 <= self.num_episodes <= len(episodes):
-                raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {len(episodes)}")
-            episodes = episodes.iloc[: self.num_episodes]
-        lengths = episodes["length"].to_numpy()
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        table = table.iloc[: starts[-1]]
-        instructions = list(dict.fromkeys(tasks[0] for tasks in episodes["tasks"]))
-        names = _names(info, self.action_key)
-        self._check_sizes(info, cameras)
+        self._check_sizes(cameras)
+        contents = read_contents(info, [self.state_key, self.action_key], cameras)
+        total = len(contents.starts) - 1
+        if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
+            raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
+        count = total if self.num_episodes is None else self.num_episodes
+        sums = Checksums(root, self.data_dir / "checked", _files(contents, cameras), fresh)
+        problems = [p for p in contents.problems if p.episode is None or p.episode < count]
+        failed = bool(problems) and self.bad_episodes == "fail" and not thorough
+        problems = [Problem(name, None, None, why) for name, why in sums.wrong.items()] + problems
+        found = Inspection(contents, cameras, [], problems, {}, [*notes, *contents.notes], [], sums)
+        while not failed:
+            found.episodes = [e for e in range(count) if e not in found.bad]
+            worse = self._pictures(found, sums, fresh) if found.episodes else []
+            problems += worse
+            failed = not worse or self.bad_episodes == "fail"
+        sums.remember()
+        return found
+
+    def _pictures(self, found: Inspection, sums: Checksums, fresh: bool) -> list[Problem]:
+        """Fills in the frames of the episodes that are left; what is wrong with them."""
+        contents, worse = found.contents, []
+        info, lengths = contents.info, np.diff(contents.starts)[found.episodes]
+        rows = np.concatenate([[0], np.cumsum(lengths)])
+        for camera in found.cameras:
+            spans = []
+            for e, length, row in zip(found.episodes, lengths, rows, strict=False):
+                if camera.stored == "video":
+                    chunk, number, first = (int(x) for x in contents.videos[camera.key][e])
+                    file = info.video(camera.key, chunk, number)
+                else:
+                    file, first = contents.rows.place(int(contents.starts[e]))
+                spans.append(Span(e, file, first, int(length), int(row)))
+            folder = self.data_dir / "frames" / _identity(info.root, camera, spans, sums)
+            cached = frame_cache(folder, info.root, camera, spans, self.image_size or camera.size, info.fps, fresh)
+            worse += cached.problems
+            if cached.rebuilt:
+                found.rebuilt.append(f"{folder.name}, {camera.name}: {cached.rebuilt}")
+            if cached.frames is not None:
+                found.frames[camera.name] = cached.frames
+                told = fingerprint([sums[file] for file in contents.episodes.files], 32)
+                if fresh or not cached.compared or cached.compared["with"] != told:
+                    off = compare_pictures(contents, camera, found.episodes, cached.everywhere, cached.sampled)
+                    cached.remember({"with": told, "problems": [vars(problem) for problem in off]})
+                    worse += off
+                else:
+                    worse += [Problem(**problem) for problem in cached.compared["problems"]]
+        return worse
+
+    def _demonstrations(self, found: Inspection) -> Demonstrations:
+        contents, info = found.contents, found.contents.info
+        lengths = np.diff(contents.starts)[found.episodes]
+        rows = np.concatenate([np.arange(contents.starts[e], contents.starts[e + 1]) for e in found.episodes])
+        used = list(dict.fromkeys(contents.task[rows].tolist()))  # in the order in which they come up
+        position = np.zeros(len(contents.instructions), dtype=np.int64)
+        position[used] = np.arange(len(used))
+        starts, row_task = np.concatenate([[0], np.cumsum(lengths)]), position[contents.task[rows]]
+        names, _ = info.names(self.action_key)
         return Demonstrations(
-            frames={camera: self._frames(root, info, camera, episodes, starts) for camera in cameras},
-            state=_column(table, self.state_key),
-            actions=_column(table, self.action_key),
+            frames=found.frames,
+            state=contents.vectors[self.state_key][rows],
+            actions=contents.vectors[self.action_key][rows],
             starts=starts,
-            task=np.array([instructions.index(tasks[0]) for tasks in episodes["tasks"]]),
-            instructions=instructions,
+            task=row_task[starts[:-1]],
+            instructions=[contents.instructions[i] for i in used],
             joint_names=names,
             joint_groups=joint_groups_of(names, self.groups),
-            fps=float(info["fps"]),
-            source=str(root),
+            fps=info.fps,
+            source=found.source,
+            row_task=row_task,
+            skipped=[str(problem) for problem in found.problems],
         )
 
     def _folder(self) -> Path:
@@ -193,42 +297,42 @@ class LeRobotSource:
         assert repo_id is not None
         return Path(guarded(lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision), repo_id, "dataset.repo_id"))
 
-    def _cameras(self, info: dict[str, Any]) -> list[str]:
-        found = [key.removeprefix("observation.images.") for key, f in info["features"].items() if f["dtype"] == "video"]
-        wanted = found if self.wanted is None else [c.removeprefix("observation.images.") for c in self.wanted]
+    def _cameras(self, info: Info) -> tuple[list[Camera], list[str]]:
+        """The cameras that are wanted, and a line for each that is not taken or whose joints have no names."""
+        found, others = info.cameras()
+        wanted = list(found) if self.wanted is None else [c.removeprefix("observation.images.") for c in self.wanted]
         missing = [camera for camera in wanted if camera not in found]
+        valid = f"it has: {', '.join(found) or 'none'}"
+        if missing and missing[0] in others:
+            raise ValueError(f"dataset.cameras={list(self.wanted or [])}: the camera {missing[0]!r} {others[missing[0]]}; {valid}")
         if missing or not wanted:
+            none = "" if missing else "; ".join(f"{name!r} {why}" for name, why in others.items())
             raise ValueError(
-                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; it has: {', '.join(found) or 'none'}"
+                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; {valid}{none and f' ({none})'}"
             )
-        return wanted
+        unclear = [f"{name!r} {why}" for name, why in others.items() if "leave open" in why]
+        if unclear and self.wanted is None:
+            raise ValueError(
+                f"{info.root}/meta/info.json: the camera {unclear[0]}; name them channels, height, width, "
+                f"or choose among dataset.cameras: {', '.join(found) or 'none'}"
+            )
+        left = [] if self.wanted is not None else [f"the camera {name!r} is left out: it {why}" for name, why in others.items()]
+        return [found[name] for name in dict.fromkeys(wanted)], [
+            *left,
+            *filter(None, [info.names(self.action_key)[1] if self.action_key in info.vectors() else ""]),
+        ]
 
-    def _check_vectors(self, info: dict[str, Any]) -> None:
+    def _check_vectors(self, info: Info) -> None:
+        vectors = info.vectors()
         for option, key in (("state_key", self.state_key), ("action_key", self.action_key)):
-            vectors = [k for k, f in info["features"].items() if f["dtype"].startswith("float") and len(f["shape"]) == 1 and k != "timestamp"]
             if key not in vectors:
                 raise ValueError(f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}")
+            info.shape(key)
 
-    def _check_sizes(self, info: dict[str, Any], cameras: list[str]) -> None:
-        sizes = {camera: _image_size(info, camera) for camera in cameras}
-        if self.image_size is None and len(set(sizes.values())) > 1:
-            found = ", ".join(f"{camera} {h}×{w}" for camera, (h, w) in sizes.items())
+    def _check_sizes(self, cameras: list[Camera]) -> None:
+        if self.image_size is None and len({camera.size for camera in cameras}) > 1:
+            found = ", ".join(f"{camera.name} {camera.size[0]}×{camera.size[1]}" for camera in cameras)
             raise ValueError(f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose among dataset.cameras")
-
-    def _frames(self, root: Path, info: dict[str, Any], camera: str, episodes: Any, starts: Array) -> Frames:
-        key = _camera_key(info, camera)
-        spans = [
-            VideoSpan(
-                file=root
-                / info["video_path"].format(video_key=key, chunk_index=episode[f"videos/{key}/chunk_index"], file_index=episode[f"videos/{key}/file_index"]),
-                first=round(episode[f"videos/{key}/from_timestamp"] * info["fps"]),
-                length=int(episode["length"]),
-                row=int(row),
-            )
-            for (_, episode), row in zip(episodes.iterrows(), starts[:-1], strict=True)
-        ]
-        folder = self.data_dir / "frames" / _identity(root, spans)
-        return frame_cache(folder, camera, spans, self.image_size or _image_size(info, camera))
 
 
 class MetaworldSource(LeRobotSource):
@@ -249,15 +353,16 @@ class MetaworldSource(LeRobotSource):
         crf: int,
         workers: int,
         joint_groups: JointGroups = None,
+        bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
         self.recording = MetaworldRecording(tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf)
         self.workers = workers
         folder = Path(data_dir).expanduser() / "datasets" / self.recording.name
-        super().__init__(data_dir, val_fraction, split_seed, root=str(folder), cameras=cameras, joint_groups=joint_groups)
+        super().__init__(data_dir, val_fraction, split_seed, root=str(folder), cameras=cameras, joint_groups=joint_groups, bad_episodes=bad_episodes)
 
-    def load(self) -> Demonstrations:
+    def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
         self.record()
-        return super().load()
+        return super().inspect(fresh, thorough)
 
     def record(self) -> Path:
         """The folder of the recording, made now if there is none."""
@@ -306,85 +411,40 @@ class FakeSource:
         )
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    """`meta/info.json` of a LeRobot v3 data set; `ValueError` for a folder that is missing or of another schema."""
-    if not root.is_dir():
-        raise ValueError(f"dataset.root={str(root)!r}: no such folder")
-    try:
-        info: dict[str, Any] = json.loads((root / "meta" / "info.json").read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"dataset.root={str(root)!r} is not a LeRobot data set: it has no meta/info.json") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{root}/meta/info.json is damaged: {error}") from error
-    version = str(info.get("codebase_version"))
-    if not version.startswith("v3"):
-        raise ValueError(
-            f"dataset.root={str(root)!r} has schema {version}, provla reads v3; convert it with LeRobot: "
-            "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<id>"
-        )
-    missing = [key for key in ("fps", "features", "total_frames", "total_episodes", "video_path") if key not in info]
-    if missing:
-        raise ValueError(f"{root}/meta/info.json has no {missing[0]!r}: not a LeRobot v3 data set with videos")
-    return info
+def _report(found: Inspection, whole: list[Problem]) -> str:
+    """What is wrong, and the ways out. whole: what concerns no single episode, where the others would be left out."""
+    shown = whole or found.problems
+    lines = "; ".join(str(problem) for problem in shown[:5])
+    more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
+    if whole:
+        return f"{found.source} is damaged, and not in single episodes that could be left out: {lines}{more}"
+    if found.problems and all(problem.episode is None for problem in found.problems):
+        return f"{found.source} is damaged: {lines}{more}"
+    return (
+        f"{found.source} is damaged: {lines}{more}. python -m provla.analyze check=true lists everything; dataset.bad_episodes=skip leaves these episodes out"
+    )
 
 
-def _read_tables(root: Path, info: dict[str, Any], columns: list[str]) -> tuple[Any, Any]:
-    """The rows of the data files with the given columns, and the table of episodes, both as pandas frames in order."""
-    import pandas as pd
-    from pyarrow import ArrowException
-
-    def read(folder: str, columns: list[str] | None) -> Any:
-        files = sorted((root / folder).rglob("*.parquet"))
-        if not files:
-            raise ValueError(f"{root}/{folder} holds no parquet file: the data set is incomplete")
-        try:
-            return pd.concat([pd.read_parquet(file, columns=columns) for file in files], ignore_index=True)
-        except (ArrowException, OSError) as error:
-            raise ValueError(f"{root}/{folder} cannot be read, it is truncated or damaged: {error}") from error
-
-    table = read("data", ["index", "episode_index", *columns]).sort_values("index", ignore_index=True)
-    episodes = read("meta/episodes", None).sort_values("episode_index", ignore_index=True)
-    for what, found, expected in (("frames", len(table), info["total_frames"]), ("episodes", len(episodes), info["total_episodes"])):
-        if found != expected:
-            raise ValueError(f"{root} is truncated: meta/info.json promises {expected} {what}, the parquet files hold {found}")
-    if int(episodes["length"].sum()) != len(table):
-        raise ValueError(f"{root} is inconsistent: its episodes are {int(episodes['length'].sum())} frames long, its data {len(table)}")
-    return table, episodes
+def _files(contents: Contents, cameras: list[Camera]) -> list[Path]:
+    """Every file that is read."""
+    info = contents.info
+    found = [info.root / "meta" / name for name in ("info.json", "stats.json", "tasks.parquet")]
+    found += [*contents.rows.files, *contents.episodes.files]
+    for camera in cameras:
+        if camera.stored == "video":
+            found += {info.video(camera.key, int(chunk), int(file)): None for chunk, file, _ in contents.videos[camera.key]}
+        else:
+            found += sorted(file for file in (info.root / "images").rglob("*") if file.is_file())
+    return list(dict.fromkeys(found))
 
 
-def _column(table: Any, key: str) -> Array:
-    """(N,D) float32."""
-    values = np.stack(table[key].to_numpy()).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{key} of this data set holds numbers that are not finite, first in row {int(np.flatnonzero(~np.isfinite(values).all(1))[0])}")
-    return values
-
-
-def _camera_key(info: dict[str, Any], camera: str) -> str:
-    return camera if camera in info["features"] else f"observation.images.{camera}"
-
-
-def _image_size(info: dict[str, Any], camera: str) -> tuple[int, int]:
-    """(h, w) as recorded; LeRobot data sets store height and width first, or the channels."""
-    feature = info["features"][_camera_key(info, camera)]
-    h, w = feature["shape"][:2] if feature["names"][0] != "channels" else feature["shape"][1:]
-    return int(h), int(w)
-
-
-def _names(info: dict[str, Any], key: str) -> list[str]:
-    """One name per dimension of a vector feature; LeRobot stores a list, or a dictionary with one."""
-    size = info["features"][key]["shape"][0]
-    names = info["features"][key].get("names")
-    if isinstance(names, dict):
-        names = next(iter(names.values()))
-    return [str(name) for name in names] if names and len(names) == size else [f"{key}_{i}" for i in range(size)]
-
-
-def _identity(root: Path, spans: list[VideoSpan]) -> str:
-    """Name of a data set's cache: changes with its metadata and the size of its videos, not with where it lies."""
-    digest = hashlib.sha256((root / "meta" / "info.json").read_bytes())
-    for file in sorted({span.file for span in spans}):
-        size = file.stat().st_size if file.is_file() else -1
-        digest.update(f"{file.relative_to(root)}:{size}".encode())
-    digest.update(repr([(span.first, span.length) for span in spans]).encode())
+def _identity(root: Path, camera: Camera, spans: list[Span], sums: Checksums) -> str:
+    """Name of a camera's cache: changes with the content of its files, not with where they lie."""
+    digest = hashlib.sha256(camera.key.encode())
+    files = {span.file for span in spans}
+    if camera.stored == "image":
+        files |= {file for file in (root / "images").rglob("*") if file.is_file()}
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root).as_posix()}:{sums[file]}".encode())
+    digest.update(repr([(span.episode, span.first, span.length) for span in spans]).encode())
     return f"{root.name}_{digest.hexdigest()[:10]}"

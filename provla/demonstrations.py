@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from provla.checksums import RECORD, sha256_of_all
 from provla.env import METAWORLD_FPS, METAWORLD_JOINTS, MetaworldEnv, MetaworldExpert, metaworld_instruction, require_opengl
 from provla.files import check_space, fingerprint, write_json, writing
 from provla.progress import progress_bars
@@ -75,12 +76,12 @@ def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) 
     Another process that asks for the same recording meanwhile waits for it.
     """
     final = folder / recording.name
-    if (final / "recording.json").is_file():
+    if (final / RECORD).is_file():
         return final
     with writing(final):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{recording.name}.lock"):
-            if not (final / "recording.json").is_file():
+            if not (final / RECORD).is_file():
                 _record(recording, final, max(1, workers))
     return final
 
@@ -100,7 +101,7 @@ def _record(recording: MetaworldRecording, final: Path, workers: int) -> None:
         _record_shards(recording, [[episodes[i] for i in shard] for shard in shards], roots)
         joined = partial / "joined"
         _join(roots, joined)
-        write_json(joined / "recording.json", asdict(recording))
+        write_json(joined / RECORD, asdict(recording) | {"sha256": sha256_of_all(joined)})
         os.replace(joined, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -174,6 +174,8 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         rehearse(suite, spec)
     train_episodes, val_episodes = data.split(source.val_fraction, source.split_seed)
     check_objective(config["objective"], suite, spec, bool(len(val_episodes)))
+    if not len(val_episodes):
+        check_unvalidated(config, source.val_fraction, bool(suite.episodes))
     learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
     seed_everything(seed)
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
@@ -198,6 +200,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         "precision": describe_precision(policy),
         "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
         "judged": trainer.keep,
+        "skipped_episodes": data.skipped,
     }
     metrics: dict[str, float] = {}
     total = trainer.total_steps(len(learn))
@@ -321,7 +324,12 @@ def evaluate(
         source, success, faults = build(config["dataset"], "dataset"), {}, 0
         data = source.load()
         check_data(data, spec)
-        val = Sampler(data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps)
+        held = data.split(source.val_fraction, source.split_seed)[1]
+        if not len(held):
+            raise ValueError(
+                f"checkpoint={str(checkpoint)!r} has nothing to be judged by: it was trained without a simulation (env=none) and without held-out episodes"
+            )
+        val = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps)
         metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
     result = {
         "status": "completed",
@@ -451,7 +459,10 @@ def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, d
     for row in fit.history:
         if row["step"] == wanted and "val/loss" in row:
             return {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
-    return validate(policy, val, trainer.val_samples, trainer.batch_size, seed, device) if len(val) else {}
+    if len(val):
+        return validate(policy, val, trainer.val_samples, trainer.batch_size, seed, device)
+    trained = [row["train/loss"] for row in fit.history if "train/loss" in row]
+    return {"train/loss": trained[-1]} if trained else {}
 
 
 def _judged_step(trainer: Trainer, fit: Mapping[str, Any]) -> int:
@@ -499,16 +510,35 @@ def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
     """`ValueError` before the training rather than after it, for an objective that this run will not measure."""
     blank = torch.zeros(1, spec.horizon, spec.action_size)
     found = measured(chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups))
-    offline = ["loss", *found] if held_out else []
+    offline = ["loss", *found] if held_out else ["train/loss"]
     tasks = dict.fromkeys(episode.task for episode in suite.episodes)
     valid = ["auto", *(["success_rate", *(f"success_rate/{task}" for task in tasks)] if tasks else []), *offline]
     if name not in valid:
-        raise ValueError(f"objective={name!r} is not measured by this run; valid: {', '.join(valid)}")
+        why = "" if held_out else " (no episode is held out for validation)"
+        raise ValueError(f"objective={name!r} is not measured by this run{why}; valid: {', '.join(valid)}")
+
+
+def check_unvalidated(config: Mapping[str, Any], fraction: float, simulated: bool) -> None:
+    """Says that a run goes without validation; `ValueError` for what cannot do without."""
+    trainer = config["trainer"]
+    why = "dataset.val_fraction=0" if not fraction else f"dataset.val_fraction={fraction}, and no instruction has two episodes"
+    for key, needs in (
+        ("trainer.keep=best", trainer.get("keep") == "best"),
+        (f"trainer.patience={trainer.get('patience')}", trainer.get("patience") is not None),
+        (f"sampler_steps={config['sampler_steps']}", bool(config["sampler_steps"]) and not simulated),
+        (f"pruner={config['pruner']['_target_']}", config["pruner"]["_target_"] != "provla.pruner.NoPruner"),
+    ):
+        if needs:
+            raise ValueError(
+                f"{key} goes by validation, and no episode is held out ({why}); hold some out, or leave {key.partition('=')[0]} as it is by default"
+            )
+    judged = "" if simulated or config["objective"] != "auto" else "; the objective is the training loss, which says little of how good the policy is"
+    console.print(f"no validation: no episode is held out ({why}){judged}")
 
 
 def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     if name == "auto":
-        name = "success_rate" if "success_rate" in metrics else "trajectory_mse"
+        name = next((name for name in ("success_rate", "trajectory_mse") if name in metrics), "train/loss")
     value = metrics.get(name)
     if value is not None and not math.isfinite(value):
         raise NotFinite(f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges (python -m provla.analyze)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,27 +160,54 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer: two cameras, named joints, two tasks, five episodes of 12 steps."""
+    return write_two_cameras(tmp_path_factory.mktemp("lerobot") / "two_cameras")
+
+
+def write_two_cameras(root: Path) -> Path:
+    """See `two_cameras`."""
+    return write_lerobot(root, ["observation.state", "observation.effort", "action"])
+
+
+def write_lerobot(
+    root: Path,
+    vectors: Sequence[str] = ("observation.state", "action"),
+    cameras: Mapping[str, dict[str, Any]] | None = None,
+    episodes: int = 5,
+    length: int = 12,
+    task: Callable[[int, int], str] = lambda episode, step: "Wave" if episode % 2 else "Point",
+    **feature: Any,
+) -> Path:
+    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. task: of (episode, step). feature: of the vectors."""
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    root = tmp_path_factory.mktemp("lerobot") / "two_cameras"
-    joints = ["shoulder", "elbow", "gripper"]
+    cameras = {"front": {}, "wrist": {}} if cameras is None else cameras
     features: dict[str, Any] = {
-        f"observation.images.{camera}": {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]} for camera in ("front", "wrist")
+        f"observation.images.{camera}": {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]} | changes
+        for camera, changes in cameras.items()
     }
-    for key in ("observation.state", "observation.effort", "action"):
-        features[key] = {"dtype": "float32", "shape": (3,), "names": joints}
+    for key in vectors:
+        features[key] = {"dtype": "float32", "shape": (3,), "names": ["shoulder", "elbow", "gripper"]} | feature
     dataset = LeRobotDataset.create(
-        "test/two_cameras", fps=10, features=features, root=root, rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=8, preset="ultrafast")
+        "test/two_cameras",
+        fps=10,
+        features=features,
+        root=root,
+        use_videos=any(f["dtype"] == "video" for f in features.values()),
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=8, preset="ultrafast"),
     )
     rng = np.random.default_rng(0)
-    for episode in range(5):
-        for step in range(12):
-            frame: dict[str, Any] = {key: rng.standard_normal(3).astype(np.float32) for key in ("observation.state", "observation.effort", "action")}
-            for k, camera in enumerate(("front", "wrist")):
+    for episode in range(episodes):
+        for step in range(length):
+            frame: dict[str, Any] = {}
+            for key in vectors:
+                frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(features[key]["dtype"])
+            for k, camera in enumerate(cameras):
                 # A grey level that names camera, episode and step, so that a mixed-up frame shows.
-                frame[f"observation.images.{camera}"] = np.full((48, 64, 3), 20 + 100 * k + 12 * episode + 4 * (step % 3), dtype=np.uint8)
-            dataset.add_frame(frame | {"task": "Wave" if episode % 2 else "Point"})
+                shape, depth = features[f"observation.images.{camera}"]["shape"], "info" in cameras[camera]
+                level = 20 + 100 * k + 12 * episode + 4 * (step % 3)
+                frame[f"observation.images.{camera}"] = np.full(shape, level, dtype=np.uint16 if depth else np.uint8)
+            dataset.add_frame(frame | {"task": task(episode, step)})
         dataset.save_episode()
     dataset.finalize()
     return root

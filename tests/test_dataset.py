@@ -272,7 +272,7 @@ def test_full_disk_while_caching_is_one_clear_message(two_cameras: Path, tmp_pat
         "except ValueError as error: print('MESSAGE', error); import pathlib; print('LEFT', [f.name for f in pathlib.Path("
         f"{str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"
     )
-    for when, message in (("early", "free some or choose another place with data_dir=…"), ("late", "no space left on disk while writing")):
+    for when, message in (("early", "the frame cache will not fit into"), ("late", "cannot be written: no space left on disk")):
         mount = f'mount -t tmpfs -o size=400k tmpfs {small} && {sys.executable} -c "$CODE" {when}'
         done = subprocess.run(["unshare", "-Urm", "sh", "-c", mount], env=os.environ | {"CODE": code}, capture_output=True, text=True, cwd=ROOT, check=False)
         if "unshare" in done.stderr or "mount" in done.stderr:

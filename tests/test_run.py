@@ -390,3 +390,42 @@ def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
     assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
     assert _plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
     assert _plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (["dataset.val_fraction=0"], "dataset.val_fraction=0"),
+        (["dataset.episodes=1"], "dataset.val_fraction=0.34, and no instruction has two episodes"),
+        (["dataset.episodes=2"], "dataset.val_fraction=0.34, and no instruction has two episodes"),
+    ],
+)
+def test_training_goes_without_validation_and_says_so(changes: list[str], why: str, command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = command("train", *FAKE, *changes, f"hydra.run.dir={run}")
+    assert code == 0, err
+    assert f"no validation: no episode is held out ({why}); the objective is the training loss" in " ".join(out.split())
+    result = read(run)
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert result["objective"] == {"name": "train/loss", "value": float(last["train/loss"])}
+    assert result["skipped_episodes"] == []
+    code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert (code, "has nothing to be judged by" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("objective=trajectory_mse", "objective='trajectory_mse' is not measured by this run (no episode is held out for validation); valid: auto, train/loss"),
+        ("trainer.keep=best", "trainer.keep=best goes by validation, and no episode is held out (dataset.val_fraction=0)"),
+        ("trainer.patience=2", "trainer.patience=2 goes by validation"),
+        ("pruner=median", "goes by validation"),
+        ("sampler_steps=[1,2]", "sampler_steps=[1, 2] goes by validation"),
+    ],
+)
+def test_what_needs_validation_is_refused_where_there_is_none(change: str, message: str, command: Command, tmp_path: Path) -> None:
+    code, _, err = command("train", *FAKE, "dataset.val_fraction=0", change, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
