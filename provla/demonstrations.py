@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import sys
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
@@ -65,6 +66,11 @@ class MetaworldRecording:
     def name(self) -> str:
         return f"metaworld_{fingerprint(asdict(self))}"
 
+    @property
+    def room(self) -> int:
+        """Bytes that are enough: raw frames of 100 steps an episode."""
+        return len(self.tasks) * self.episodes_per_task * 100 * self.image_size**2 * 3 * len(self.cameras)
+
     def episodes(self) -> list[tuple[str, int]]:
         """(task, number within the task) in the order they are stored."""
         return [(task, i) for task in self.tasks for i in range(self.episodes_per_task)]
@@ -78,7 +84,7 @@ def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) 
     final = folder / recording.name
     if (final / RECORD).is_file():
         return final
-    with writing(final):
+    with writing(final, recording.room):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{recording.name}.lock"):
             if not (final / RECORD).is_file():
@@ -89,8 +95,7 @@ def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) 
 def _record(recording: MetaworldRecording, final: Path, workers: int) -> None:
     require_opengl()
     episodes = recording.episodes()
-    # Generous: raw frames of 100 steps an episode. Better to refuse now than to die in the middle.
-    check_space(final.parent, len(episodes) * 100 * recording.image_size**2 * 3 * len(recording.cameras), "the recording")
+    check_space(final.parent, recording.room, "the recording")  # better to refuse now than to die in the middle
     for stale in final.parent.glob(f".{final.name}-*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
     partial = final.parent / f".{final.name}-{uuid.uuid4().hex[:8]}.partial"
@@ -223,16 +228,22 @@ def _demonstrate(recording: MetaworldRecording, env: MetaworldEnv, number: int, 
 
 def _join(roots: list[Path], joined: Path) -> None:
     """Joins the shards in a process of its own, for the sake of `_hush`."""
-    process = multiprocessing.get_context("spawn").Process(target=_aggregate, args=(roots, joined))
+    context = multiprocessing.get_context("spawn")
+    news = context.SimpleQueue()
+    process = context.Process(target=_aggregate, args=(roots, joined, news))
     process.start()
     process.join()
     if process.exitcode:
-        check_space(joined.parent, 2 * sum(file.stat().st_size for root in roots for file in root.rglob("*.*")), "joining the recorded shards")
-        raise ValueError(f"joining the recorded shards failed (exit code {process.exitcode}); nothing was kept")
+        why = f"exit code {process.exitcode}" if news.empty() else news.get()
+        raise ValueError(f"joining the recorded shards failed ({why}); nothing was kept")
 
 
-def _aggregate(roots: list[Path], joined: Path) -> None:
+def _aggregate(roots: list[Path], joined: Path, news: Any) -> None:
     _hush()
     from lerobot.datasets.aggregate import aggregate_datasets
 
-    aggregate_datasets([REPO_ID] * len(roots), REPO_ID, roots=roots, aggr_root=joined)
+    try:
+        aggregate_datasets([REPO_ID] * len(roots), REPO_ID, roots=roots, aggr_root=joined)
+    except Exception as error:
+        news.put(f"{type(error).__name__}: {error}")
+        sys.exit(1)

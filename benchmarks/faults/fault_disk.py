@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import small
 
 from provla import cache, demonstrations
+from provla.build import build
 from provla.checkpoint import Checkpoints
 from provla.errors import NoSpace
 
@@ -84,11 +84,8 @@ def fault_full_during_a_run(place: Path) -> tuple[int, int, str]:
         error, _ = small.train(folder / "run", composed)
         if not all(word in error for word in (*WORDS, "the disk is read-only")):
             failed.append(f"read-only: {error}")
-    return (
-        len(shares) + 1,
-        len(shares) + 1 - len(failed),
-        "; ".join(failed) or f"disks of {', '.join(map(str, shares))} % of what a run takes, and a read-only one",
-    )
+    what = f"disks of {', '.join(map(str, shares))} % of what a run takes, and a read-only one"
+    return len(shares) + 1, len(shares) + 1 - len(failed), "; ".join(failed) or what
 
 
 def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
@@ -107,12 +104,11 @@ def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
                 if kilobytes == 140:
                     remount(folder, "size=20m")
                     recording = demonstrations.record_metaworld(asked, folder, 1)
-                    video = next(recording.rglob("*.mp4"))
-                    span = cache.VideoSpan(video, 0, 20, 0)
                     with disk(place / "cache", 40) as other:
-                        failed += _refused(lambda: cache.frame_cache(other, "front", [span], (32, 32)), other, "frames")  # noqa: B023
+                        node = small.compose("dataset=lerobot", f"dataset.root={recording}", f"data_dir={other}", "env=none")["dataset"]
+                        failed += _refused(build(node, "dataset").load, other / "frames", "frames")
                         remount(other, "size=20m")
-                        if np.asarray(cache.frame_cache(other, "front", [span], (32, 32))).shape != (20, 3, 32, 32):
+                        if len(build(node, "dataset").load().starts) != 3:
                             failed.append("frames on a larger disk")
     finally:
         demonstrations.check_space, cache.check_space = kept
@@ -124,7 +120,7 @@ def _refused(work: object, folder: Path, what: str) -> list[str]:
     try:
         work()  # type: ignore[operator]
     except NoSpace as error:
-        left = [path.name for path in folder.iterdir() if path.suffix != ".lock" and not path.name.endswith(".lock")]
+        left = [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
         return [f"{what} left {left}"] if left else [] if "no space left on disk" in str(error) else [f"{what}: {error}"]
     except Exception as error:
         return [f"{what}: {type(error).__name__} {error}"]
