@@ -102,6 +102,8 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
             if not container.streams.video:
                 raise ValueError("it holds no video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("its codec is unknown")
             stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
             stream.thread_type = "NONE" if careful else "AUTO"
             if reason := _misfit(stream, camera, fps):

@@ -163,6 +163,11 @@ def _other_video(change: str) -> Damage:
     return damage
 
 
+def _unknown_codec(root: Path) -> None:
+    file = _one(root, VIDEO)
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"zzzz"))
+
+
 def _swap_cameras(root: Path) -> None:
     videos = sorted(root.glob(VIDEO))
     if len(videos) == 1:  # one camera: another episode's pictures, of the same size on disk
@@ -180,6 +185,7 @@ DAMAGES: dict[str, Damage] = {
     "half a video": _cut(VIDEO, 0.5),
     "an empty video": _cut(VIDEO, 0.0),
     "no video": _drop(VIDEO),
+    "a video of an unknown codec": _unknown_codec,
     "a video at another rate": _other_video("rate"),
     "a video of another size": _other_video("size"),
     "a video that is three frames short": _other_video("short"),
