@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from provla.cache import Frames, frame_cache
+from provla.cache import Frames
 from provla.checksums import Checksums
 from provla.demonstrations import MetaworldRecording, record_metaworld
-from provla.files import fingerprint
-from provla.frames import Span
 from provla.hub import guarded
+from provla.inspection import Inspection, files, report
 from provla.lerobot_format import Camera, Info, Problem, read_info
 from provla.progress import console
 from provla.types import Batch, JointGroups, Observation, joint_groups_of
-from provla.verify import Contents, compare_pictures, read_contents
+from provla.verify import read_contents
 
 Array = NDArray[Any]
 
@@ -129,29 +127,6 @@ class Sampler:
         return self._epoch[1]
 
 
-@dataclass
-class Inspection:
-    """What was found in a data set: the episodes that are left, their frames by camera, what is wrong, what there is to say, which
-    frame caches had to be made again, and the checksums of its files."""
-
-    contents: Contents
-    cameras: list[Camera]
-    episodes: list[int]
-    problems: list[Problem]
-    frames: dict[str, Frames]
-    notes: list[str]
-    rebuilt: list[str]
-    sums: Checksums
-
-    @property
-    def source(self) -> str:
-        return str(self.contents.info.root)
-
-    @property
-    def bad(self) -> set[int]:
-        return {problem.episode for problem in self.problems if problem.episode is not None}
-
-
 class LeRobotSource:
     """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
 
@@ -198,7 +173,7 @@ class LeRobotSource:
             console.print(line)
         whole = [problem for problem in found.problems if problem.episode is None]
         if found.problems and (whole or not found.episodes or self.bad_episodes == "fail"):
-            raise ValueError(_report(found, whole if self.bad_episodes == "skip" else []))
+            raise ValueError(report(found, whole if self.bad_episodes == "skip" else []))
         if found.problems:
             console.print(f"{len(found.bad)} of {len(found.bad) + len(found.episodes)} episodes of {found.source} are left out (dataset.bad_episodes=skip):")
             for problem in found.problems:
@@ -220,48 +195,18 @@ class LeRobotSource:
         if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
             raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
         count = total if self.num_episodes is None else self.num_episodes
-        sums = Checksums(root, self.data_dir / "checked", _files(contents, cameras), fresh)
+        sums = Checksums(root, self.data_dir / "checked", files(contents, cameras), fresh)
         problems = [p for p in contents.problems if p.episode is None or p.episode < count]
         failed = bool(problems) and self.bad_episodes == "fail" and not thorough
         problems = [Problem(name, None, None, why) for name, why in sums.wrong.items()] + problems
         found = Inspection(contents, cameras, [], problems, {}, [*notes, *contents.notes], [], sums)
         while not failed:
             found.episodes = [e for e in range(count) if e not in found.bad]
-            worse = self._pictures(found, sums, fresh) if found.episodes else []
+            worse = found.decode(self.data_dir / "frames", self.image_size, fresh) if found.episodes else []
             problems += worse
             failed = not worse or self.bad_episodes == "fail"
         sums.remember()
         return found
-
-    def _pictures(self, found: Inspection, sums: Checksums, fresh: bool) -> list[Problem]:
-        """Fills in the frames of the episodes that are left; what is wrong with them."""
-        contents, worse = found.contents, []
-        info, lengths = contents.info, np.diff(contents.starts)[found.episodes]
-        rows = np.concatenate([[0], np.cumsum(lengths)])
-        for camera in found.cameras:
-            spans = []
-            for e, length, row in zip(found.episodes, lengths, rows, strict=False):
-                if camera.stored == "video":
-                    chunk, number, first = (int(x) for x in contents.videos[camera.key][e])
-                    file = info.video(camera.key, chunk, number)
-                else:
-                    file, first = contents.rows.place(int(contents.starts[e]))
-                spans.append(Span(e, file, first, int(length), int(row)))
-            folder = self.data_dir / "frames" / _identity(info.root, camera, spans, sums)
-            cached = frame_cache(folder, info.root, camera, spans, self.image_size or camera.size, info.fps, fresh)
-            worse += cached.problems
-            if cached.rebuilt:
-                found.rebuilt.append(f"{folder.name}, {camera.name}: {cached.rebuilt}")
-            if cached.frames is not None:
-                found.frames[camera.name] = cached.frames
-                told = fingerprint([sums[file] for file in contents.episodes.files], 32)
-                if fresh or not cached.compared or cached.compared["with"] != told:
-                    off = compare_pictures(contents, camera, found.episodes, cached.everywhere, cached.sampled)
-                    cached.remember({"with": told, "problems": [vars(problem) for problem in off]})
-                    worse += off
-                else:
-                    worse += [Problem(**problem) for problem in cached.compared["problems"]]
-        return worse
 
     def _demonstrations(self, found: Inspection) -> Demonstrations:
         contents, info = found.contents, found.contents.info
@@ -409,42 +354,3 @@ class FakeSource:
             fps=10.0,
             source="fake",
         )
-
-
-def _report(found: Inspection, whole: list[Problem]) -> str:
-    """What is wrong, and the ways out. whole: what concerns no single episode, where the others would be left out."""
-    shown = whole or found.problems
-    lines = "; ".join(str(problem) for problem in shown[:5])
-    more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
-    if whole:
-        return f"{found.source} is damaged, and not in single episodes that could be left out: {lines}{more}"
-    if found.problems and all(problem.episode is None for problem in found.problems):
-        return f"{found.source} is damaged: {lines}{more}"
-    return (
-        f"{found.source} is damaged: {lines}{more}. python -m provla.analyze check=true lists everything; dataset.bad_episodes=skip leaves these episodes out"
-    )
-
-
-def _files(contents: Contents, cameras: list[Camera]) -> list[Path]:
-    """Every file that is read."""
-    info = contents.info
-    found = [info.root / "meta" / name for name in ("info.json", "stats.json", "tasks.parquet")]
-    found += [*contents.rows.files, *contents.episodes.files]
-    for camera in cameras:
-        if camera.stored == "video":
-            found += {info.video(camera.key, int(chunk), int(file)): None for chunk, file, _ in contents.videos[camera.key]}
-        else:
-            found += sorted(file for file in (info.root / "images").rglob("*") if file.is_file())
-    return list(dict.fromkeys(found))
-
-
-def _identity(root: Path, camera: Camera, spans: list[Span], sums: Checksums) -> str:
-    """Name of a camera's cache: changes with the content of its files, not with where they lie."""
-    digest = hashlib.sha256(camera.key.encode())
-    files = {span.file for span in spans}
-    if camera.stored == "image":
-        files |= {file for file in (root / "images").rglob("*") if file.is_file()}
-    for file in sorted(files):
-        digest.update(f"{file.relative_to(root).as_posix()}:{sums[file]}".encode())
-    digest.update(repr([(span.episode, span.first, span.length) for span in spans]).encode())
-    return f"{root.name}_{digest.hexdigest()[:10]}"
