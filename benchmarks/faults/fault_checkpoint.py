@@ -18,8 +18,7 @@ import small
 
 from provla.checkpoint import Checkpoints
 from provla.files import fingerprint
-from provla.identity import identity
-from provla.manifest import MANIFEST, Damaged, check_manifest
+from provla.manifest import MANIFEST, Damaged, check_manifest, read_manifest
 from provla.policy_folder import load_policy
 
 CPU = torch.device("cpu")
@@ -31,7 +30,7 @@ def fault_flipped_bits(place: Path) -> tuple[int, int, str]:
     composed = small.config()
     assert not small.train(place / "run", composed)[0]
     step = place / "run" / "checkpoints" / "step_0000008"
-    checks: list[tuple[Path, Callable[[Path], Any]]] = [(step, _read(step, composed)), (place / "run" / "policy", lambda folder: load_policy(folder, CPU))]
+    checks: list[tuple[Path, Callable[[Path], Any]]] = [(step, _read(step)), (place / "run" / "policy", lambda folder: load_policy(folder, CPU))]
     for folder, load in checks:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         where.append(f"{len(files)} files of {folder.name}")
@@ -171,9 +170,9 @@ def _name(step: Path, name: str) -> None:
     (step / MANIFEST).write_text(json.dumps(manifest | {"sha256": fingerprint(manifest, 64)}))
 
 
-def _read(step: Path, composed: dict[str, Any]) -> Callable[[Path], Any]:
+def _read(step: Path) -> Callable[[Path], Any]:
     """Loads through `Checkpoints`, which sets a bad one aside; it is put back."""
-    place = Checkpoints(step.parent, identity(composed))
+    place = Checkpoints(step.parent, read_manifest(step)["identity"])
 
     def load(folder: Path) -> None:
         try:
