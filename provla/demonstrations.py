@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import signal
 import sys
 import traceback
 import uuid
@@ -147,6 +148,7 @@ def _next_news(news: Any, processes: list[Any]) -> tuple[str, str]:
 
 
 def _worker(recording: MetaworldRecording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the recording ends its workers
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one process per core already
     _hush()
     try:
@@ -232,7 +234,11 @@ def _join(roots: list[Path], joined: Path) -> None:
     news = context.SimpleQueue()
     process = context.Process(target=_aggregate, args=(roots, joined, news))
     process.start()
-    process.join()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
     if process.exitcode:
         why = f"exit code {process.exitcode}" if news.empty() else news.get()
         raise ValueError(f"joining the recorded shards failed ({why}); nothing was kept")

@@ -25,7 +25,7 @@ def fault_ckpt_chaos(place: Path) -> tuple[int, int, str]:
     job = [*client, *SMALL, "trainer.max_steps=2", "trainer.val_every=1", "trainer.log_every=1", "hydra.run.dir={out}"]
     asked = ["--modes", MODES, "--max-points", str(POINTS), "--jobs", str(os.cpu_count()), "--work", str(place / "work"), "--grace", "60"]
     asked += ["--result-file", "{out}/policy/weights.safetensors"]
-    asked += ["--checkpoint-glob", "{out}/checkpoints/step_*", "--step-regex", r"resuming from step (\d+)"]
+    asked += ["--ckpt-ignore-size", "--checkpoint-glob", "{out}/checkpoints/step_*", "--step-regex", r"resuming from step (\d+)"]
     try:
         with (place / "log.txt").open("w") as log:
             subprocess.run([sys.executable, "-m", "ckpt_chaos", "run", *asked, "--", *job], cwd=place, stdout=log, stderr=log, check=False)
