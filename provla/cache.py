@@ -92,7 +92,7 @@ def _known(path: Path, notes: Path) -> Cached | None:
             return Cached(None, [Problem(**problem) for problem in said["problems"]])
         if said["signature"] != signature(path):
             return None
-        return Cached(np.load(path, mmap_mode="r"), [], said["everywhere"], said["sampled"], notes, said.get("compared"))
+        return Cached(np.load(path, mmap_mode="r", allow_pickle=False), [], said["everywhere"], said["sampled"], notes, said.get("compared"))
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -101,7 +101,7 @@ def _damage(path: Path, notes: Path, spans: list[Span], size: tuple[int, int]) -
     """Why a file is not what was written; empty where it is."""
     try:
         digests = json.loads(notes.read_text())["sha256"]
-        frames = np.load(path, mmap_mode="r")
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read: {error}"
     if frames.shape != (sum(span.length for span in spans), 3, *size) or frames.dtype != np.uint8:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAKE, ROOT, compose
+from safetensors.torch import load_file
 from torch import nn
 
 from provla.build import build
@@ -142,3 +145,158 @@ def test_other_modules_run_when_their_names_are_given(run: Path, tmp_path: Path,
     change(run / "policy/config.json", "policy.fusion._target_", "our_ideas.Popen")
     with pytest.raises(ValueError, match="is a class of subprocess"):
         provla.load(run, device="cpu", trust=["our_ideas"])
+
+
+def part(group: str, *overrides: str, **sizes: Any) -> Any:
+    """A vision or text encoder, built from its node alone."""
+    return build({k: v for k, v in compose(*overrides)[group].items() if k not in ("adapter", "quant")}, group, nn.Module)(**sizes)
+
+
+def planted(canary: Path) -> str:
+    return f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "model", "processor"])
+def test_code_beside_a_model_neither_runs_nor_asks(tmp_path: Path, backbones: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """`auto_map`: transformers would ask on stdin, and a y would run it."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append("") or "y")
+    canary = tmp_path / "canary"
+    model = shutil.copytree(backbones / ("siglip" if place == "processor" else "bert"), tmp_path / "model")
+    (model / "evil.py").write_text(planted(canary) + "class Evil: pass\n")
+    if place == "tokenizer":
+        change(model / "tokenizer_config.json", "auto_map", {"AutoTokenizer": ["evil.Evil", None]})
+        change(model / "tokenizer_config.json", "tokenizer_class", "Evil")
+    elif place == "processor":
+        change(model / "preprocessor_config.json", "auto_map", {"AutoImageProcessor": "evil.Evil"})
+        change(model / "preprocessor_config.json", "image_processor_type", "Evil")
+    else:
+        change(model / "config.json", "auto_map", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
+    group, option = ("vision", "siglip_base") if place == "processor" else ("text", "minilm")
+    node = compose(*[o for o in FAKE if not o.startswith(group)], f"{group}={option}", f"{group}.name={model}")["policy"]
+    if place == "model":  # transformers' own class is asked for by name and reads it without that code
+        build(node, "policy", nn.Module, spec=spec, device=CPU)
+    else:
+        with pytest.raises(ValueError, match=r"cannot be loaded without running Python code that lies beside it \(auto_map\), and provla never runs that"):
+            build(node, "policy", nn.Module, spec=spec, device=CPU)
+    assert not asked
+    assert not canary.exists()
+
+
+class Bomb:
+    """A pickle that touches a file where it is loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.canary,)
+
+
+def test_pickled_weights(tmp_path: Path, backbones: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder never; of the Hub at a pinned commit where there is nothing else, and then its tensors alone."""
+    from huggingface_hub import constants
+
+    commit, canary = "1f" * 20, tmp_path / "canary"
+    hub = tmp_path / "hub" / "models--some--clip"
+    weights = load_file(backbones / "clip" / "model.safetensors")
+    for what in ("tensors", "bomb"):
+        folder = shutil.copytree(backbones / "clip", tmp_path / what / "clip")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights if what == "tensors" else {"a": Bomb(canary)}, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="the folder does not hold what is needed: .*safetensors"):
+            part("vision", "vision=clip_base", f"vision.name={folder}", num_images=1, image_size=(32, 32))
+        shutil.rmtree(hub, ignore_errors=True)
+        shutil.copytree(folder, hub / "snapshots" / commit)
+        for name in ("model.safetensors", "model.safetensors.index.json", "adapter_config.json"):
+            (hub / ".no_exist" / commit / name).parent.mkdir(parents=True, exist_ok=True)
+            (hub / ".no_exist" / commit / name).touch()
+        (hub / "refs").mkdir()
+        (hub / "refs" / "main").write_text(commit)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+        def read(revision: str) -> Any:
+            return part("vision", "vision=clip_base", "vision.name=some/clip", f"vision.revision={revision}", num_images=1, image_size=(32, 32))
+
+        with pytest.raises(ValueError, match=r"has no safetensors file on the Hugging Face Hub, only a pickle .*set vision\.revision to the commit"):
+            read("main")
+        if what == "tensors":
+            found = read(commit).model.state_dict()
+            assert all(torch.equal(found[name], weights[name]) for name in found if name in weights)
+            assert any(name in weights for name in found)
+        else:
+            with pytest.raises(ValueError, match="vision.name='some/clip'"):
+                read(commit)
+    assert not canary.exists()
+
+
+def test_a_baselines_pretrained_weights_are_tensors(tmp_path: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision unpickles what lies in torch's cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save({"a": Bomb(tmp_path / "canary")}, cache / "resnet18-f37072fd.pth")
+    node = compose(*FAKE, "policy=act", "policy.options.pretrained_backbone_weights=ResNet18_Weights.IMAGENET1K_V1")["policy"]
+    with pytest.raises(ValueError, match="holds more than tensors, and nothing of it was run"):
+        build(node, "policy", nn.Module, spec=replace(spec, n_obs_steps=1), device=CPU)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_attention_kernel_from_the_hub_is_refused(tmp_path: Path, backbones: Path) -> None:
+    model = shutil.copytree(backbones / "bert", tmp_path / "model")
+    change(model / "config.json", "attn_implementation", "kernels-community/evil")
+    for named in (f"text.name={model}", "+text.config.attn_implementation=a/b"):
+        overrides = [named, "text.pretrained=false"] if "config" in named else [named]
+        with pytest.raises(ValueError, match="which is code from the Hub"):
+            part("text", "text=minilm", *overrides, instructions=("a",))
+
+
+FORBIDDEN = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads", "joblib.load", "dill.load", "dill.loads", "marshal.load",
+    "marshal.loads", "shelve.open", "torch.load", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "eval", "exec",
+    "os.system", "os.popen", "pandas.read_pickle", "pd.read_pickle", "runpy.run_path",
+}  # fmt: skip
+OPTIONS = {"weights_only": False, "trust_remote_code": True, "allow_pickle": True, "shell": True, "use_safetensors": False}
+# use_safetensors=False: a pinned commit's tensors, see `load_weights`.
+EXCEPTIONS = {("provla/hub.py", "use_safetensors=False")}
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def forbidden(source: str) -> Iterator[str]:
+    """Calls that run what they read, and switches that allow it; words in strings and comments are none."""
+    tree = ast.parse(source)
+    named = {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = dotted(node)
+            if named.get(name, name) in FORBIDDEN:
+                yield named.get(name, name)
+        if isinstance(node, ast.keyword) and node.arg in OPTIONS and isinstance(node.value, ast.Constant) and node.value.value is OPTIONS[node.arg]:
+            yield f"{node.arg}={node.value.value}"
+        if isinstance(node, ast.Call) and dotted(node.func) in ("np.load", "numpy.load") and not any(k.arg == "allow_pickle" for k in node.keywords):
+            yield f"{dotted(node.func)} that does not say allow_pickle=False"
+        if isinstance(node, ast.Call) and dotted(node.func).endswith(".from_pretrained") and not any(k.arg == "trust_remote_code" for k in node.keywords):
+            yield f"{dotted(node.func)} that does not say trust_remote_code=False"
+
+
+def test_the_tree_loads_no_code() -> None:
+    tracked = [f for part in ("provla", "hydra_plugins", "benchmarks", "tests") for f in (ROOT / part).rglob("*.py")]
+    assert len(tracked) > 60
+    found = [(str(file.relative_to(ROOT)), what) for file in tracked for what in forbidden(file.read_text())]
+    ours = [(file, what) for file, what in found if not (file.startswith("tests/") and "from_pretrained" in what)]  # those load what they wrote
+    assert set(ours) == EXCEPTIONS
+
+
+def test_the_search_for_such_calls_finds_them() -> None:
+    for line in (
+        "import pickle; pickle.loads(b'')", "from pickle import loads as read; read(b'')", "torch.load('x')", "f = eval", "np.load('x')",
+        "subprocess.run('x', shell=True)", "AutoModel.from_pretrained('x')", "f(trust_remote_code=True)", "yaml.load(x, Loader=l)", "os.system('x')",
+    ):  # fmt: skip
+        assert list(forbidden(line)), line
+    for line in ("'torch.load(x)'", "# eval(x)", "policy.eval()", "yaml.safe_load(x)", "f(shell=False)", "np.load(x, allow_pickle=False)", "re.compile('x')"):
+        assert not list(forbidden(line)), line
