@@ -6,8 +6,14 @@ import csv
 import io
 import json
 import os
+import queue
+import shutil
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,16 +21,21 @@ from urllib.parse import urlparse
 from provla.files import write_json, write_text, writing
 from provla.progress import console
 from provla.secrets import hide, hide_in
+from provla.upload import Upload
 
 # Which W&B run a folder belongs to, so that a resumed run goes on in it.
 WANDB_RUN = "wandb_run.json"
+# Seconds that W&B has after the end of a run, and after one that failed or was interrupted.
+PATIENCE, HASTE = 30.0, 3.0
 
 
 class NoLogger:
     """Nothing is kept but the run's result."""
 
-    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
-        """history: the rows already logged before this start, where a run is resumed."""
+    def start(
+        self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]], tags: Sequence[str] = ()
+    ) -> None:
+        """history: the rows already logged before this start, where a run is resumed. tags: words to find the run by."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """metrics: name → number."""
@@ -32,14 +43,14 @@ class NoLogger:
     def media(self, plots: Sequence[Path], videos: Sequence[Path]) -> None:
         """Files to show."""
 
-    def chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Predicted and demonstrated chunks, a row per observation, joint and step."""
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of equal keys: `chunks`, predicted and demonstrated, a row per observation, joint and step; `episodes`."""
 
     def checkpoint(self, folder: Path, aliases: Sequence[str]) -> None:
         """A checkpoint that was written just now. aliases: what it is: latest, best."""
 
-    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
-        """summary: the run's final metrics."""
+    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
+        """result: of the run, as in result.json; of one that failed, what is known."""
 
 
 class CsvLogger(NoLogger):
@@ -49,7 +60,9 @@ class CsvLogger(NoLogger):
         self._rows: list[dict[str, float]] = []
         self._columns = ["step"]
 
-    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
+    def start(
+        self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]], tags: Sequence[str] = ()
+    ) -> None:
         self._path = folder / "metrics.csv"
         self._rows = [dict(row) for row in history]
         self._columns = list(dict.fromkeys(["step", *(key for row in self._rows for key in row)]))
@@ -78,8 +91,11 @@ class WandbLogger(CsvLogger):
 
     mode: online, offline, or auto: online when a key is set (WANDB_API_KEY, in the environment or in `.env`) and the
     service answers, else offline. artifacts: keep checkpoints as artifacts (aliases latest and best), from which
-    `resume=wandb://<entity>/<project>/<name>:<alias>` goes on elsewhere; auto: where the run is online. A run that is
-    resumed goes on in its W&B run. A service that fails later never stops the run.
+    `resume=wandb://<entity>/<project>/<name>:<alias>` goes on elsewhere; auto: where the run is online.
+
+    The run waits for W&B nowhere: every call is made in a thread, the record is written to disk as W&B's offline mode
+    does, and where the mode is online another process uploads it meanwhile. What that has not sent some seconds after the
+    run's end is left to `wandb sync`. A resumed run writes its record anew, whole and under the same id.
     """
 
     def __init__(self, project: str, entity: str | None, mode: str, artifacts: str | bool = "auto") -> None:
@@ -90,29 +106,40 @@ class WandbLogger(CsvLogger):
             raise ValueError(f"logger.artifacts={artifacts!r}; valid: auto, true, false")
         self._project, self._entity, self._mode, self._artifacts = project, entity, mode, artifacts
         self._run: Any = None
+        self._upload: Upload | None = None
+        self._calls: Background | None = None
 
-    def start(self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]]) -> None:
-        super().start(folder, config, name, group, history)
+    def start(
+        self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]], tags: Sequence[str] = ()
+    ) -> None:
+        super().start(folder, config, name, group, history, tags)
+        self._folder, self._calls = folder, Background("W&B")
+        options = {"config": hide_in(config), "name": hide(name), "group": group, "tags": [hide(tag)[:64] for tag in tags]}
+        rows = [dict(row) for row in history]
+        self._calls(lambda: self._open(options, rows))
+
+    def _open(self, options: dict[str, Any], history: Sequence[dict[str, float]]) -> None:
         import wandb
         from wandb.util import generate_id
 
-        mode = self._choose()
+        online = self._choose() == "online"
         # The command line stays out of the record: nobody's secret belongs there.
-        settings = wandb.Settings(silent=True, init_timeout=20, x_disable_meta=True, disable_git=True, console="off")
-        stored = folder / WANDB_RUN
+        settings = wandb.Settings(silent=True, x_disable_meta=True, disable_git=True, console="off")
+        stored = self._folder / WANDB_RUN
         run_id = json.loads(stored.read_text())["id"] if stored.is_file() else generate_id()
-        options = {"project": self._project, "entity": self._entity, "dir": str(folder), "config": hide_in(config), "name": hide(name), "group": group}
-        for attempt in (mode, "offline"):
-            try:
-                resume = "allow" if attempt == "online" else None  # offline, the same id joins them when they are synced
-                self._run = wandb.init(**options, id=run_id, resume=resume, mode=attempt, settings=settings, reinit="finish_previous")  # type: ignore[arg-type]
-                write_json(stored, {"id": run_id})
-                if self._artifacts == "auto":
-                    self._artifacts = attempt == "online"
-                return
-            except Exception as error:
-                console.print(f"W&B could not start in mode {attempt} ({type(error).__name__})")
-        console.print("W&B is off for this run; metrics.csv has everything")
+        place: dict[str, Any] = {"project": self._project, "entity": self._entity, "dir": str(self._folder)}
+        try:
+            self._run = wandb.init(**place, **options, id=run_id, mode="offline", settings=settings, reinit="finish_previous")
+            write_json(stored, {"id": run_id})
+        except Exception as error:
+            console.print(f"W&B could not start ({type(error).__name__}); it is off for this run, and metrics.csv has everything")
+            return
+        if self._artifacts == "auto":
+            self._artifacts = online
+        for row in history:
+            self._run.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        if online:
+            self._upload = Upload(Path(self._run.settings.sync_dir))
 
     def _choose(self) -> str:
         if self._mode != "auto":
@@ -130,48 +157,132 @@ class WandbLogger(CsvLogger):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         super().log(step, metrics)
-        self._safely(lambda: self._run.log(dict(metrics), step=step))
+        row = dict(metrics)
+        self._call(lambda: self._run.log(row, step=step))
 
     def media(self, plots: Sequence[Path], videos: Sequence[Path]) -> None:
-        import wandb
+        def show() -> None:
+            import wandb
 
-        self._safely(
-            lambda: self._run.log(
-                {f"plots/{p.stem}": wandb.Image(str(p)) for p in plots} | {f"videos/{v.stem}": wandb.Video(str(v), format="mp4") for v in videos}
-            )
-        )
+            pictures = {f"plots/{p.stem}": wandb.Image(str(p)) for p in plots}
+            self._run.log(pictures | {f"videos/{v.stem}": wandb.Video(str(v), format="mp4") for v in videos})
 
-    def chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        import wandb
+        self._call(show)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        def show() -> None:
+            import wandb
+
+            self._run.log({name: wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
 
         if rows:
-            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._safely(lambda: self._run.log({"chunks": table}))
+            self._call(show)
 
     def checkpoint(self, folder: Path, aliases: Sequence[str]) -> None:
-        import wandb
-
-        def upload() -> None:
-            artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"run": self._run.id, "step": folder.name})
-            artifact.add_dir(str(folder))
-            self._run.log_artifact(artifact, aliases=list(aliases))
-
-        if self._artifacts is True:
-            self._safely(upload)
-
-    def finish(self, summary: Mapping[str, float], failed: bool = False) -> None:
-        self._safely(lambda: self._run.summary.update(dict(summary)))
-        self._safely(lambda: self._run.finish(exit_code=int(failed)))
-        self._run = None
-
-    def _safely(self, call: Any) -> None:
-        if self._run is None:
+        if self._artifacts is False or self._calls is None:
             return
-        try:
-            call()
-        except Exception as error:
-            console.print(f"W&B failed ({type(error).__name__}: {error}); the run goes on without it")
-            self._run = None
+        copy = self._folder / "wandb" / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+        try:  # under another name, the files outlive their folder; a checkpoint's are never written to again
+            shutil.copytree(folder, copy, copy_function=_link)
+        except OSError as error:
+            console.print(f"W&B: {folder.name} is not kept as an artifact ({error})")
+            return
+
+        def keep() -> None:
+            import wandb
+
+            try:
+                if self._artifacts is True and self._run is not None:
+                    artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"run": self._run.id, "step": folder.name})
+                    for file in sorted(path for path in copy.rglob("*") if path.is_file()):  # `add_dir` talks
+                        artifact.add_file(str(file), name=file.relative_to(copy).as_posix())
+                    self._run.log_artifact(artifact, aliases=list(aliases))
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
+
+        self._calls(keep)
+
+    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
+        if self._calls is None:
+            return
+        found = summary(result)
+        self._call(lambda: self._run.summary.update(found))
+        self._call(lambda: self._run.finish(exit_code=int(failed)))
+        end = time.monotonic() + (HASTE if failed else PATIENCE)
+        whole = self._calls.finish(end - time.monotonic())
+        if not whole:
+            _end_service()
+        if self._upload is not None:
+            if not self._upload.finish(end - time.monotonic()):
+                problem = self._upload.problem()
+                console.print(
+                    f"W&B has not got everything{f' ({hide(problem)})' if problem else ''}; send the run later:  wandb sync {self._upload.files}",
+                    soft_wrap=True,
+                )
+        elif not whole:
+            console.print(f"W&B does not answer on this machine; its record of this run in {self._folder / 'wandb'} may lack the end, metrics.csv does not")
+        self._run = self._upload = self._calls = None
+
+    def _call(self, call: Callable[[], Any]) -> None:
+        """Makes a call of W&B in its thread, in its turn; none where W&B could not start."""
+        if self._calls is not None:
+            self._calls(lambda: call() if self._run is not None else None)
+
+
+class Background:
+    """Calls that are made in their order in a thread: who asks never waits, and an error there ends nothing here."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._complained = name, False
+        self._queue: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def __call__(self, call: Callable[[], Any]) -> None:
+        self._queue.put(call)
+
+    def finish(self, seconds: float) -> bool:
+        """Whether all calls were made, in the seconds that they are given."""
+        self._queue.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (call := self._queue.get()) is not None:
+            try:
+                call()
+            except Exception as error:
+                if not self._complained:
+                    console.print(f"{self._name} failed ({type(error).__name__}: {hide(str(error))}); the run goes on without what it was to keep")
+                self._complained = True
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs are filtered by, flat: metrics, success with its interval, parameters, and every plain value of a result."""
+    found: dict[str, Any] = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+    found |= result.get("metrics", {})
+    for name, cell in result.get("success", {}).items():
+        key = name if name == "success_rate" else f"success_rate/{name}"
+        found |= {key: cell["rate"], f"{key}/low": cell["low"], f"{key}/high": cell["high"], f"{key}/episodes": cell["episodes"]}
+    found |= {f"parameters/{key}": value for key, value in result.get("parameters", {}).items() if isinstance(value, int | float)}
+    return found
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _end_service() -> None:
+    """W&B waits for its service at the end of this process. One that does not answer is ended."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if child.name().startswith("wandb-core"):
+                child.kill()
 
 
 def download_checkpoint(uri: str, target: Path) -> Path:

@@ -25,7 +25,7 @@ from provla.checkpoint import Checkpoints, find_device
 from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace, NotFinite
 from provla.files import refuse_links_out, tidy, write_json, write_text
-from provla.identity import check_keys, identity
+from provla.identity import NODES, check_keys, identity
 from provla.limit import TimedOut, leave, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.loop import PRUNED, Fit, seed_everything, validate
@@ -41,7 +41,7 @@ from provla.secrets import hide
 from provla.sharing import Training, one_training
 from provla.signals import deferred, is_worker, telling
 from provla.statistics import wilson
-from provla.sweep import SWEEP, alone, check_config, read_result
+from provla.sweep import SWEEP, alone, check_config, load_sweep, read_result
 from provla.trainer import Trainer
 from provla.trust import check_stored, modules
 from provla.types import Spec, fake_batch, fake_observation
@@ -205,15 +205,14 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     metrics: dict[str, float] = {}
     total = trainer.total_steps(len(learn))
     group = config["study"] or (folder.parent.name if (folder.parent / SWEEP).is_file() else None)
-    logger.start(folder, config, _name(folder, choices), group, [] if training.anew else history)
+    logger.start(folder, config, _name(folder, choices), group, [] if training.anew else history, _tags(config, folder, choices))
     for row in history if training.anew else []:  # a tracker has seen none of it
         logger.log(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
-    failed = True
+    result: dict[str, Any] = {**common, "status": "failed"}
     try:
         pruner.open(folder, total)
         fit = trainer.fit(policy, learn, held, checkpoints, seed, device, logger.log, pruner.prune)
         if fit.stopped.startswith(PRUNED):
-            failed = False
             result = {**common, **_training(fit), "status": "pruned", "objective": None, "metrics": fit.history[-1] if fit.history else {}, "success": {}}
             pruner.close("pruned")
             return result
@@ -233,28 +232,32 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         latency = ms_per_chunk(policy, spec, device)
         steps = _judge_steps(config, folder)
         logger.media(plots, videos)
-        logger.chunks(chunks)
-        failed = False
+        logger.table("chunks", chunks)
+        logger.table("episodes", episode_rows(outcomes))
+        if training.foreign and trainer.monitor != "loss":
+            common["best_step"] = None  # this sampler has seen no step but the last
+        result = {
+            **_training(fit),
+            **common,
+            "status": "completed",
+            "trained_by": training.by,
+            "objective": _objective(config["objective"], metrics),
+            "metrics": metrics,
+            "success": success,
+            "faults": sum(bool(o.reason) for o in outcomes),
+            "ms_per_chunk": latency,
+            "sampler_steps": steps,
+        }
         pruner.close("completed")
+        return result
     except Exception:
         pruner.close("failed")
         raise
+    except Interrupted:
+        result["status"] = "interrupted"
+        raise
     finally:
-        logger.finish(metrics, failed)
-    if training.foreign and trainer.monitor != "loss":
-        common["best_step"] = None  # this sampler has seen no step but the last
-    return {
-        **_training(fit),
-        **common,
-        "status": "completed",
-        "trained_by": training.by,
-        "objective": _objective(config["objective"], metrics),
-        "metrics": metrics,
-        "success": success,
-        "faults": sum(bool(o.reason) for o in outcomes),
-        "ms_per_chunk": latency,
-        "sampler_steps": steps,
-    }
+        logger.finish({"metrics": metrics, **result, **environment(device)}, result["status"] in ("failed", "interrupted"))
 
 
 def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -420,13 +423,28 @@ def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
     return found
 
 
-def write_episodes(outcomes: list[Outcome], path: Path) -> None:
-    """episodes.csv: a row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
+def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
+    return [
+        {
+            "task": o.episode.task,
+            "instruction": o.episode.instruction,
+            "episode_seed": o.episode.seed,
+            "success": int(o.success),
+            "steps": o.steps,
+            "reason": o.reason,
+        }
+        for o in outcomes
+    ]
+
+
+def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
+    """episodes.csv."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["task", "instruction", "episode_seed", "success", "steps", "reason"])
-    for o in outcomes:
-        writer.writerow([o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason])
+    rows = episode_rows(outcomes)
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["task", "instruction", "episode_seed", "success", "steps", "reason"])
+    writer.writeheader()
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
@@ -543,6 +561,14 @@ def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     if value is not None and not math.isfinite(value):
         raise NotFinite(f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges (python -m provla.analyze)")
     return {"name": name, "value": value}
+
+
+def _tags(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> list[str]:
+    """What a tracker's runs are filtered by: study, arm, and every part's option."""
+    tags = [f"study={config['study']}"] if config["study"] else []
+    with contextlib.suppress(ValueError):  # not in a sweep, or in one whose file is damaged
+        tags += [f"arm={job.arm}" for job in load_sweep(folder.parent).jobs if job.folder == folder.name]
+    return tags + [f"{group}={option}" for group, option in choices.items() if group in NODES and group not in ("logger", "pruner")]
 
 
 def _name(folder: Path, choices: Mapping[str, str]) -> str:
