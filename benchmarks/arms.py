@@ -22,7 +22,7 @@ from torch import nn
 from provla.build import build
 from provla.command import ROOT
 from provla.policy import count_parameters
-from provla.run import flops_per_sample
+from provla.rehearsal import flops_per_sample
 from provla.types import Spec, Tokens, fake_batch, fake_observation
 
 SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, tuple(f"Do task {i}" for i in range(5)), {"all": [0, 1, 2, 3]}, 10.0)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from provla.backbone import blocks
-from provla.build import build
+from provla.build import build, first_line
+from provla.checks import Depth, Fraction, Names, Width, check
 
 Mode = Literal["full", "lora", "last_k", "frozen"]
+Bits = Literal["none", "8bit", "4bit"]
 
 
 def linear_layers(backbone: nn.Module) -> dict[str, nn.Linear]:
@@ -27,14 +29,8 @@ class Quant:
     """bits: 8 (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339), 4 (QLoRA's nf4, arXiv:2305.14314) or null."""
 
     bits: Literal[4, 8] | None = None
-    quant_type: str = "nf4"
+    quant_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
-
-    def __post_init__(self) -> None:
-        if self.bits not in (None, 4, 8):
-            raise ValueError(f"quant.bits={self.bits!r}; valid: 4, 8, null")
-        if self.quant_type not in ("nf4", "fp4"):
-            raise ValueError(f"quant.quant_type={self.quant_type!r}; valid: nf4, fp4")
 
 
 @dataclass
@@ -111,11 +107,9 @@ def own(value: Any, default: Mapping[str, Any], kind: type[Any], key: str) -> An
         return build(default, key, kind)
     if isinstance(value, Mapping):
         return build({**default, **value}, key, kind)
+    check(Mode if kind is Adapter else Bits, value, key)
     if kind is Quant:
-        bits = {"none": None, "8bit": 8, "4bit": 4}
-        if value not in bits:
-            raise ValueError(f"{key}={value!r}; valid: {', '.join(bits)}, or keys of quant such as {{bits: 4}}")
-        return Quant(bits[value])  # type: ignore[arg-type]
+        return Quant({"none": None, "8bit": 8, "4bit": 4}[value])
     return build({"_target_": default["_target_"], "mode": value}, key, kind)
 
 
@@ -190,24 +184,14 @@ class Adapter:
     """
 
     mode: Mode
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.05
-    target_modules: list[str] | None = None
+    r: Width = 16
+    alpha: Width = 32
+    dropout: Fraction = 0.05
+    target_modules: Names | None = None
     use_dora: bool = False
     use_rslora: bool = False
     peft: dict[str, Any] = field(default_factory=dict)
-    k: int = 2
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("full", "lora", "last_k", "frozen"):
-            raise ValueError(f"adapter.mode={self.mode!r}; valid: full, lora, last_k, frozen")
-        if self.mode == "lora":
-            for name, value in (("r", self.r), ("alpha", self.alpha)):
-                if not isinstance(value, int) or value < 1:
-                    raise ValueError(f"adapter.{name}={value!r}: must be a whole number of at least 1")
-        if self.k < 1:
-            raise ValueError(f"adapter.k={self.k}: must be at least 1")
+    k: Depth = 2
 
     def apply(self, backbone: nn.Module, key: str, pretrained: bool, quant: Quant, device: torch.device) -> QuantReport:
         """Changes `backbone` in place. key: its configuration key, for messages."""
@@ -248,8 +232,8 @@ class Adapter:
         try:
             config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=adapted, **options)
             inject_adapter_in_model(config, backbone)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"adapter: peft refuses this LoRA configuration: {error}") from error
+        except Exception as error:  # peft checks little of what it is given
+            raise ValueError(f"adapter.peft={self.peft}: peft refuses this LoRA configuration: {first_line(error)}") from error
         for name, parameter in backbone.named_parameters():  # peft freezes whatever it did not add
             added = "lora_" in name
             parameter.requires_grad_(added or name in trainable)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Inside
 from provla.types import Batch
 
 
@@ -21,10 +22,8 @@ class RandomCrop(nn.Module):
     All observation steps and cameras of a sample shift together, so that motion between steps stays true.
     """
 
-    def __init__(self, pad: int) -> None:
+    def __init__(self, pad: Depth) -> None:
         super().__init__()
-        if pad < 1:
-            raise ValueError(f"augmentation.pad={pad}: must be at least 1; augmentation=none leaves images alone")
         self.pad = pad
 
     def forward(self, batch: Batch) -> Tensor:
@@ -43,10 +42,8 @@ class RandomCrop(nn.Module):
 class CropColor(nn.Module):
     """`RandomCrop`, then brightness and contrast changed by up to `strength` (relative), one change per sample."""
 
-    def __init__(self, pad: int, strength: float) -> None:
+    def __init__(self, pad: Depth, strength: Inside) -> None:
         super().__init__()
-        if not 0 < strength < 1:
-            raise ValueError(f"augmentation.strength={strength}: must lie between 0 and 1")
         self.crop, self.strength = RandomCrop(pad), strength
 
     def forward(self, batch: Batch) -> Tensor:

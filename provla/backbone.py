@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
 
+from provla.build import first_line
 from provla.fingerprints import vectors_fingerprint, weights_fingerprint
 from provla.hub import from_pretrained, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Source:
     config: Mapping[str, Any]
     pretrained: bool
     layer: int | None
-    dtype: str
+    dtype: DType
     gradient_checkpointing: bool
     files: str | None
     key: str
@@ -81,8 +84,6 @@ class Source:
 
     def load(self, **options: Any) -> Any:
         """The model. options: arguments of its configuration that the caller insists on."""
-        if self.dtype not in DTYPES:
-            raise ValueError(f"{self.key}.dtype={self.dtype!r}; valid: {', '.join(DTYPES)}")
         cls, where = self.model_class(), f"{self.key}.name"
         if self.loads:
             assert self.name is not None
@@ -94,14 +95,16 @@ class Source:
             model, found = load_weights(cls, self.name, self.revision, where, **more, **_no_pooler(cls))
             _check_complete(found, self.name, cls, where)
         else:
-            config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files") if self.files is not None else cls.config_class(**self.config)
-            for option, value in options.items():
-                setattr(config, option, value)
-            _check_attention(config, f"{self.key}.config")
             try:
+                config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files") if self.files is not None else cls.config_class(**self.config)
+                for option, value in options.items():
+                    setattr(config, option, value)
+                _check_attention(config, f"{self.key}.config")
+                with torch.device("meta"):
+                    check_room(cls(config, **_no_pooler(cls)), f"{self.key}.config")
                 model = cls(config, **_no_pooler(cls)).to(DTYPES[self.dtype])
-            except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-                raise ValueError(f"{self.key}.config cannot be built as a {self.architecture}: {error}") from error
+            except Exception as error:  # transformers and what it is made of raise many kinds
+                raise ValueError(f"{self.key}.config cannot be built as a {self.architecture}: {first_line(error)}") from error
         if self.layer is not None:
             _truncate(model, self.layer, self.key)
         if self.gradient_checkpointing:
@@ -153,6 +156,16 @@ class Tower(nn.Module):
         """Configuration, and tokenizer or image processor, for `Source.files`."""
         self.model.config.save_pretrained(folder)
         self._processor.save_pretrained(folder)
+
+
+def check_room(module: nn.Module, key: str) -> None:
+    """`ValueError` where a module, as it stands on the meta device, could not be trained in this machine's memory: its weights take four times their size."""
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * size > memory:
+        raise ValueError(
+            f"{key}: weights of {size / 1e9:.1f} GB, and as much again for gradients and each of AdamW's two, do not fit into {memory / 1e9:.0f} GB"
+        )
 
 
 def towers(module: nn.Module) -> Iterator[tuple[str, Tower]]:

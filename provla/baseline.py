@@ -6,16 +6,17 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from provla.build import build
+from provla.build import build, check_node, first_line
+from provla.checks import Steps
 from provla.hub import from_pretrained, tensors_only
 from provla.interfaces import Generators
-from provla.normalize import Normalizer
+from provla.normalize import Normalization, Normalizer
 from provla.precision import deployed
 from provla.scheduler import Diffusion, masked_mean
 from provla.types import Batch, Observation, Spec, Tokens
@@ -29,6 +30,19 @@ ELSEWHERE = {
     "noise_scheduler_type": "training is the same for both, and DDIM samples",
     "objective": "only the diffusion objective has provla's sampler, with a generator per episode",
 }
+
+
+class Sampling(TypedDict, total=False):
+    """num_inference_steps of the DDIM sampler; ACT has none."""
+
+    num_inference_steps: Steps
+
+
+class Clip(TypedDict):
+    """Sizes of a CLIP with random weights, as transformers names them."""
+
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
 
 
 class LeRobotPolicy(nn.Module):
@@ -49,18 +63,16 @@ class LeRobotPolicy(nn.Module):
     def __init__(
         self,
         spec: Spec,
-        kind: str,
+        kind: Literal["act", "diffusion", "multi_task_dit"],
         options: Mapping[str, Any],
-        scheduler: Mapping[str, Any],
+        scheduler: Sampling,
         augmentation: Mapping[str, Any],
-        normalization: Mapping[str, str],
+        normalization: Normalization,
         device: torch.device,
-        clip: Mapping[str, Any] | None = None,
+        clip: Clip | None = None,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"policy.kind={kind!r}; valid: {', '.join(KINDS)}")
-        self.spec, self._kind, self._normalization = spec, kind, dict(normalization)
+        self.spec, self._kind, self._normalization = spec, kind, normalization
         self._keys = [f"observation.images.{camera}" for camera in spec.cameras]
         for option, way_out in ELSEWHERE.items():
             if option in options:
@@ -70,20 +82,27 @@ class LeRobotPolicy(nn.Module):
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
                 options = dict(options) | (_random_clip(clip, spec.image_size[0], Path(folder)) if clip is not None else {})
-                self._tokenizer = _tokenizer(str(options["text_encoder_name"]), clip is not None)
+                self._tokenizer = _tokenizer(str(options.get("text_encoder_name", "openai/clip-vit-base-patch16")), clip is not None)
             config = self._config(options)
             try:
                 with tensors_only():  # torchvision's weights are pickles
                     self.policy = _classes(kind)[1](config)
-            except (ValueError, TypeError, NotImplementedError) as error:
-                raise ValueError(f"policy={kind}: LeRobot refuses this data set or configuration: {error}") from error
+            except Exception as error:
+                raise ValueError(f"policy={kind}: LeRobot refuses this data set or policy.options: {first_line(error)}") from error
         self.sampler = None
         if kind != "act":
+            if "num_inference_steps" not in scheduler:
+                raise ValueError("policy.scheduler.num_inference_steps is missing: the steps of its sampler")
             theirs = self.policy.diffusion if kind == "diffusion" else self.policy.objective
-            self.sampler = Diffusion.ddim(theirs.noise_scheduler, int(scheduler["num_inference_steps"]))
+            self.sampler = Diffusion.ddim(theirs.noise_scheduler, scheduler["num_inference_steps"])
         self.register_buffer("_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.to(device)
+
+    @staticmethod
+    def check_parts(given: Mapping[str, Any], where: str) -> None:
+        """`ValueError` for what is wrong with the node of the augmentation."""
+        check_node(given["augmentation"], "augmentation", nn.Module)
 
     def _config(self, options: Mapping[str, Any]) -> Any:
         from lerobot.configs.types import FeatureType, PolicyFeature
@@ -103,8 +122,8 @@ class LeRobotPolicy(nn.Module):
                 output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.action_size,))},
                 **options,
             )
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise ValueError(f"policy={self._kind}: LeRobot refuses this data set or configuration: {error}") from error
+        except Exception as error:
+            raise ValueError(f"policy={self._kind}: LeRobot refuses this data set or policy.options: {first_line(error)}") from error
 
     def whole(self, node: dict[str, Any]) -> dict[str, Any]:
         """The node of an export: the stored weights stand for the pretrained ones, so nothing is fetched. `ValueError` where a CLIP is."""
@@ -213,8 +232,10 @@ def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str,
     from transformers import CLIPConfig, CLIPModel
 
     words = {**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}  # ByT5's
-    model = CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]}))
-    model.save_pretrained(folder)
+    try:
+        CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})).save_pretrained(folder)
+    except Exception as error:
+        raise ValueError(f"policy.clip: transformers makes no CLIP of these sizes: {first_line(error)}") from error
     return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
 
 

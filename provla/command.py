@@ -28,6 +28,7 @@ from hydra_plugins.provla_study import register
 from provla import signals
 from provla.errors import Interrupted, exit_code
 from provla.files import in_words
+from provla.help import command_help
 from provla.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.unread import check_read
 
@@ -83,6 +84,10 @@ def command(
 
         def run() -> None:
             failures.clear()
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(command_help(name, sys.modules[task.__module__].__doc__ or name, ROOT, sys.argv[1:]))
+                sys.exit(0)
+            refuse_several_processes()
             sys.argv[1:] = [_plain(argument, lists, paths, free) for argument in sys.argv[1:]]
             os.environ.setdefault("PROVLA_ROOT", str(ROOT))
             OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
@@ -145,6 +150,24 @@ def _keep(folder: Path, config: DictConfig, state: Any) -> None:
     if state.run.dir != "." and not kept.exists():
         write_text(kept / "config.yaml", hide(OmegaConf.to_yaml(config)))
         write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
+
+
+# What says how many processes were started side by side: torchrun and accelerate, srun, and MPI's starters. (SLURM_NTASKS is set in a batch
+# script too, where one process runs.)
+SIDE_BY_SIDE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def refuse_several_processes() -> None:
+    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same folder."""
+    several = [f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1]
+    ranks = [f"{key}={value}" for key in RANKS if (value := os.environ.get(key, "")).isdecimal()]
+    if several or any(int(rank.partition("=")[2]) > 0 for rank in ranks):
+        complain(
+            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process on one device so far; "
+            "start it by python -m provla.… alone, without accelerate launch, torchrun or several tasks of srun; several GPUs take the jobs of a sweep (-m)"
+        )
+        sys.exit(2)
 
 
 def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequence[str] = ()) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from provla.cache import Frames
+from provla.checks import Count, Depth, Edge, Extent, Fraction, Name, Names, NonNegative, Seed, Steps, Width
 from provla.checksums import Checksums
 from provla.demonstrations import MetaworldRecording, record_metaworld
 from provla.hub import guarded
@@ -57,8 +59,6 @@ class Demonstrations:
 
     def split(self, val_fraction: float, seed: int) -> tuple[Array, Array]:
         """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that has two."""
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"dataset.val_fraction={val_fraction}: must lie in [0, 1)")
         val: list[int] = []
         for task in range(len(self.instructions)):
             episodes = np.flatnonzero(self.task == task)
@@ -122,8 +122,7 @@ class Sampler:
 
     def _order(self, seed: int, epoch: int, size: int) -> Array:
         if self._epoch is None or self._epoch[0] != (seed, epoch):
-            order = np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
-            self._epoch = (seed, epoch), np.resize(order, max(size, len(order)))  # fewer samples than a batch: repeat them
+            self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
         return self._epoch[1]
 
 
@@ -138,18 +137,18 @@ class LeRobotSource:
 
     def __init__(
         self,
-        data_dir: str,
-        val_fraction: float,
-        split_seed: int,
-        repo_id: str | None = None,
-        root: str | None = None,
-        revision: str | None = None,
-        cameras: Sequence[str] | None = None,
-        state_key: str = "observation.state",
-        action_key: str = "action",
-        image_size: Sequence[int] | None = None,
+        data_dir: Name,
+        val_fraction: Fraction,
+        split_seed: Seed,
+        repo_id: Name | None = None,
+        root: Name | None = None,
+        revision: Name | None = None,
+        cameras: Names | None = None,
+        state_key: Name = "observation.state",
+        action_key: Name = "action",
+        image_size: Extent | None = None,
         joint_groups: JointGroups = None,
-        num_episodes: int | None = None,
+        num_episodes: Count | None = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
         if root is None and repo_id is None:
@@ -159,7 +158,7 @@ class LeRobotSource:
         self.data_dir = Path(data_dir).expanduser()
         self.repo_id, self.root, self.revision = repo_id, None if root is None else Path(root).expanduser(), revision
         self.wanted, self.state_key, self.action_key = cameras, state_key, action_key
-        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+        self.image_size = None if image_size is None else (image_size[0], image_size[1])
         self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
 
@@ -285,18 +284,18 @@ class MetaworldSource(LeRobotSource):
 
     def __init__(
         self,
-        data_dir: str,
-        val_fraction: float,
-        split_seed: int,
-        tasks: Sequence[str],
-        episodes_per_task: int,
-        cameras: Sequence[str],
-        image_size: int,
-        seed: int,
-        noise: float,
-        noise_correlation: float,
-        crf: int,
-        workers: int,
+        data_dir: Name,
+        val_fraction: Fraction,
+        split_seed: Seed,
+        tasks: Names,
+        episodes_per_task: Count,
+        cameras: Names,
+        image_size: Edge,
+        seed: Seed,
+        noise: NonNegative,
+        noise_correlation: Fraction,
+        crf: Annotated[int, Ge(0), Le(51)],
+        workers: Depth,
         joint_groups: JointGroups = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
@@ -319,15 +318,15 @@ class FakeSource:
 
     def __init__(
         self,
-        val_fraction: float,
-        split_seed: int,
-        episodes: int,
-        length: int,
-        image_size: int,
-        cameras: Sequence[str],
-        state_size: int,
-        action_size: int,
-        seed: int,
+        val_fraction: Fraction,
+        split_seed: Seed,
+        episodes: Steps,
+        length: Steps,
+        image_size: Edge,
+        cameras: Names,
+        state_size: Width,
+        action_size: Width,
+        seed: Seed,
         joint_groups: JointGroups = None,
     ) -> None:
         self.val_fraction, self.split_seed, self._groups = val_fraction, split_seed, joint_groups

@@ -21,6 +21,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from provla.checks import Count, Depth, Edge, Name, Names, Natural, Positive, Steps
+
 Array = NDArray[Any]
 
 if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
@@ -270,32 +272,20 @@ class MetaworldSuite:
 
     def __init__(
         self,
-        tasks: Sequence[str],
-        cameras: Sequence[str],
-        image_size: int,
-        episodes_per_task: int,
-        first_seed: int,
-        num_envs: int,
-        max_episode_steps: int,
-        videos_per_task: int,
-        video_size: int,
-        video_stride: int,
-        instructions: Mapping[str, str | Sequence[str]] | None = None,
-        timeout: float = 120.0,
-        workers: int | None = None,
+        tasks: Names,
+        cameras: Names,
+        image_size: Edge,
+        episodes_per_task: Steps,
+        first_seed: Natural,
+        num_envs: Depth,
+        max_episode_steps: Steps,
+        videos_per_task: Natural,
+        video_size: Edge,
+        video_stride: Count,
+        instructions: Mapping[str, Name | Names] | None = None,
+        timeout: Positive = 120.0,
+        workers: Depth | None = None,
     ) -> None:
-        for key, value in (
-            ("episodes_per_task", episodes_per_task),
-            ("num_envs", num_envs),
-            ("max_episode_steps", max_episode_steps),
-            ("workers", 1 if workers is None else workers),
-        ):
-            if value < 1:
-                raise ValueError(f"env.{key}={value}: must be at least 1")
-        if not timeout > 0:
-            raise ValueError(f"env.timeout={timeout}: must be above 0 seconds")
-        if not tasks:
-            raise ValueError("env.tasks is empty: name at least one Meta-World task")
         self.tasks, self.cameras, self.image_size = list(tasks), list(cameras), image_size
         self.num_envs = max(num_envs, len(self.tasks))
         self.max_episode_steps = max_episode_steps

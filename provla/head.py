@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from provla.checks import Channels, Depth, Even, Width
 from provla.types import Tokens
+
+Pooling = Literal["mean", "attention", "first"]
+Conditioning = Literal["pooled", "tokens"]
 
 
 class TimeEmbedding(nn.Module):
@@ -32,10 +38,8 @@ class TimeEmbedding(nn.Module):
 class Pool(nn.Module):
     """Context Tokens (B,K,D) → one vector (B,D): mean, first, or attention (softmax of a learned score per token)."""
 
-    def __init__(self, kind: str, width: int) -> None:
+    def __init__(self, kind: Pooling, width: int) -> None:
         super().__init__()
-        if kind not in ("mean", "attention", "first"):
-            raise ValueError(f"head.pooling={kind!r}; valid: mean, attention, first")
         self._kind = kind
         self.score = nn.Linear(width, 1) if kind == "attention" else None
 
@@ -87,16 +91,14 @@ class UNet1d(nn.Module):
         action_size: int,
         horizon: int,
         context_width: int,
-        channels: list[int],
-        kernel_size: int,
-        time_width: int,
-        conditioning: str = "pooled",
-        pooling: str = "mean",
+        channels: Annotated[list[Channels], MinLen(1)],
+        kernel_size: Depth,
+        time_width: Even,
+        conditioning: Conditioning = "pooled",
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
         check_conditioning(conditioning, ("pooled",), "a U-Net")
-        if any(c % 8 for c in channels):
-            raise ValueError(f"head.channels={channels}: each must be a multiple of 8 (GroupNorm)")
         if kernel_size % 2 == 0:
             raise ValueError(f"head.kernel_size={kernel_size}: must be odd")
         self.time = TimeEmbedding(time_width)
@@ -192,11 +194,11 @@ class DiT(nn.Module):
         action_size: int,
         horizon: int,
         context_width: int,
-        width: int,
-        depth: int,
-        num_heads: int,
-        conditioning: str = "pooled",
-        pooling: str = "mean",
+        width: Even,
+        depth: Depth,
+        num_heads: Width,
+        conditioning: Conditioning = "pooled",
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
         check_conditioning(conditioning, ("pooled", "tokens"), "dit")
@@ -238,11 +240,11 @@ class MLP(nn.Module):
         action_size: int,
         horizon: int,
         context_width: int,
-        width: int,
-        depth: int,
-        time_width: int,
-        conditioning: str = "pooled",
-        pooling: str = "mean",
+        width: Width,
+        depth: Depth,
+        time_width: Even,
+        conditioning: Conditioning = "pooled",
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
         check_conditioning(conditioning, ("pooled",), "an MLP")

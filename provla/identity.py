@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from provla.checks import Depth, Name, Seed, Steps, check_values, did_you_mean
 from provla.files import fingerprint
 from provla.secrets import hide_in
 
 NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
-VALUES = (
-    *("resume", "rerun", "trust", "seed", "threads", "study", "device", "data_dir", "horizon", "n_obs_steps"),
-    *("n_action_steps", "eval_episodes", "objective", "sampler_steps"),
-)
+
+
+@dataclass(frozen=True)
+class Root:
+    """The values at the root of a run's configuration; conf/train.yaml says what they do."""
+
+    resume: Name | None
+    rerun: Name | None
+    trust: list[Name]
+    seed: Seed
+    threads: Depth
+    study: Name | None
+    device: Name
+    data_dir: Name
+    horizon: Depth
+    n_obs_steps: Depth
+    n_action_steps: Depth
+    eval_episodes: Steps
+    objective: Name
+    sampler_steps: list[Steps]
+    question: str | None
+    arms: Mapping[str, Any] | None
+    baseline: Any
+
+
+VALUES = tuple(Root.__annotations__)
 STUDY = ("question", "arms", "baseline")
 # Keys that cannot change a result, and so are no part of a run's identity.
 NEUTRAL = ("resume", "rerun", "trust", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
@@ -87,17 +111,16 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """`ValueError` for a root key that nothing reads."""
-    unknown = [key for key in config if key not in NODES + VALUES + STUDY]
+    """`ValueError` for a root key that nothing reads, or whose value is not what `Root` says."""
+    valid = [*VALUES, *NODES]
+    unknown = [key for key in config if key not in valid]
     if unknown:
-        raise ValueError(f"nothing reads the key {unknown[0]!r}; valid: {', '.join(VALUES + STUDY + NODES)}")
+        raise ValueError(f"nothing reads the key {unknown[0]!r}{did_you_mean(unknown[0], valid)}; valid: {', '.join(valid)}")
     check_study(config.get("study"))
-    steps = config.get("sampler_steps") or []
-    if not isinstance(steps, list) or not all(isinstance(count, int) and count > 0 for count in steps):
-        raise ValueError(f"sampler_steps={steps!r}: expected a list of numbers of steps, such as [1,2,4,10]")
-    for key in ("seed", "threads", "horizon", "n_obs_steps", "n_action_steps"):
-        if not isinstance(config[key], int) or config[key] < 0:
-            raise ValueError(f"{key}={config[key]!r}: must be a whole number that is not negative")
+    check_values(Root, config, "")
+    missing = [key for key in valid if key not in config and key not in ("rerun", "trust")]  # which a run of an earlier version does not have
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; a run needs it")
 
 
 def check_study(name: Any) -> None:

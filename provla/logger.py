@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
+from provla.checks import Name
 from provla.files import write_json, write_text, writing
 from provla.progress import console
 from provla.secrets import hide, hide_in
@@ -98,12 +99,10 @@ class WandbLogger(CsvLogger):
     run's end is left to `wandb sync`. A resumed run writes its record anew, whole and under the same id.
     """
 
-    def __init__(self, project: str, entity: str | None, mode: str, artifacts: str | bool = "auto") -> None:
+    def __init__(
+        self, project: Name, entity: Name | None, mode: Literal["auto", "online", "offline"], artifacts: Literal["auto", True, False] = "auto"
+    ) -> None:
         super().__init__()
-        if mode not in ("auto", "online", "offline"):
-            raise ValueError(f"logger.mode={mode!r}; valid: auto, online, offline")
-        if artifacts not in ("auto", True, False):
-            raise ValueError(f"logger.artifacts={artifacts!r}; valid: auto, true, false")
         self._project, self._entity, self._mode, self._artifacts = project, entity, mode, artifacts
         self._run: Any = None
         self._upload: Upload | None = None

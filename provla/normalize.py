@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypedDict
+
 import torch
 from torch import Tensor, nn
 
-MODES = ("min_max", "mean_std", "quantiles")
+Mode = Literal["min_max", "mean_std", "quantiles"]
+
+
+class Normalization(TypedDict):
+    """How states and actions are normalised; see `Normalizer`."""
+
+    state: Mode
+    action: Mode
 
 
 class Normalizer(nn.Module):
@@ -23,10 +32,8 @@ class Normalizer(nn.Module):
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
 
-    def fit(self, values: Tensor, mode: str) -> None:
+    def fit(self, values: Tensor, mode: Mode) -> None:
         """values (N,D), in the robot's units."""
-        if mode not in MODES:
-            raise ValueError(f"policy.normalization={mode!r}; valid: {', '.join(MODES)}")
         values = values.double()
         if mode == "mean_std":
             centre, scale = values.mean(0), values.std(0, correction=0)

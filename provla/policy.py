@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from provla.adapter import Adapter, Quant, QuantReport, own
-from provla.backbone import towers
-from provla.build import build
+from provla.backbone import check_room, towers
+from provla.build import build, check_node
+from provla.checks import Count, Width, check
 from provla.interfaces import Generators
-from provla.normalize import Normalizer
+from provla.normalize import Normalization, Normalizer
 from provla.precision import deployed
 from provla.types import Batch, Observation, Spec, Tokens, fake_observation
 
@@ -38,18 +39,16 @@ class ProVLA(nn.Module):
         augmentation: Mapping[str, Any],
         adapter: Mapping[str, Any],
         quant: Mapping[str, Any],
-        normalization: Mapping[str, str],
+        normalization: Normalization,
         device: torch.device,
         compile: bool = False,
-        context_width: int | None = None,
+        context_width: Width | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self._normalization = dict(normalization)
-        own_ways = {key: {way: node.get(way) for way in ("adapter", "quant")} for key, node in (("vision", vision), ("text", text))}
-        vision, text = ({key: value for key, value in node.items() if key not in ("adapter", "quant")} for node in (vision, text))
-        self.vision = build(vision, "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
-        self.text = build(text, "text", nn.Module)(instructions=spec.instructions)
+        self._normalization = normalization
+        self.vision = build(_alone(vision), "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
+        self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
@@ -67,8 +66,8 @@ class ProVLA(nn.Module):
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.quant_report: dict[str, QuantReport] = {}
         for key, part, node in (("vision", self.vision, vision), ("text", self.text, text)):
-            how = own(own_ways[key]["adapter"], adapter, Adapter, f"{key}.adapter")
-            bits = own(own_ways[key]["quant"], quant, Quant, f"{key}.quant")
+            how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+            bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
             exact = self._probe(key) if bits.bits and node.get("files") is None else None  # where files are, weights come later
             report = how.apply(getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device)
             part.to(device)
@@ -79,6 +78,20 @@ class ProVLA(nn.Module):
         if compile:
             for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
                 network.compile()
+
+    @staticmethod
+    def check_parts(given: Mapping[str, Any], where: str) -> None:
+        """`ValueError` for what is wrong with the nodes of the parts, as far as it shows without data and weights."""
+        for key in ("vision", "text"):
+            check_node(_alone(given[key]), key, nn.Module)
+            for way, kind in (("adapter", Adapter), ("quant", Quant)):
+                own(given[key].get(way), given[way], kind, f"{key}.{way}")
+        fusion = build(unmatched(given["fusion"]), "fusion", nn.Module)
+        if given["fusion"].get("match_params") is None:
+            _stand_in(fusion, "fusion", ("vision_width", "text_width", "state_size"))
+        _stand_in(build(given["head"], "head", nn.Module), "head", ("action_size", "horizon", "context_width"))
+        for key in ("scheduler", "augmentation"):
+            build(given[key], key, nn.Module)
 
     @torch.no_grad()
     def _probe(self, key: str) -> Tensor:
@@ -123,6 +136,29 @@ class ProVLA(nn.Module):
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
 
+def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's node without its own ways to adapt and quantise it, which are read here."""
+    return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
+def unmatched(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node without `match_params`."""
+    check(Count | None, node.get("match_params"), "fusion.match_params")
+    return {key: value for key, value in node.items() if key != "match_params"}
+
+
+def _stand_in(part: Any, where: str, sizes: Sequence[str]) -> None:
+    """Builds a part without memory for its weights, with stand-ins for its sizes. `ValueError` for what it says, and for weights that no memory holds."""
+    try:
+        with torch.device("meta"):
+            module = part(**dict.fromkeys(sizes, 8))
+    except ValueError:
+        raise
+    except Exception:  # somebody's class that needs numbers: it is built for real soon
+        return
+    check_room(module, where)
+
+
 def count_parameters(module: nn.Module) -> dict[str, int]:
     """Trainable and total parameters, and the bytes they take; a quantised weight counts as the numbers it stands for."""
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -143,8 +179,7 @@ def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int],
     Widths are multiples of `num_heads`; where the part has a `hidden` of its own choosing (null: 4 × width, of the feed-forward
     networks), that makes up the rest. Errors: `ValueError` where no width comes within the tolerance.
     """
-    given = {key: value for key, value in node.items() if key != "match_params"}
-    wanted = node.get("match_params")
+    given, wanted = unmatched(node), node.get("match_params")
     if wanted is None:
         found: nn.Module = build(given, where, nn.Module)(**sizes)
         return found

@@ -10,9 +10,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from filelock import FileLock, Timeout
+
+from provla.checks import Count, Natural
 
 STORE = "pruning.db"
 PATIENCE = 20  # seconds to wait for a storage that another process holds
@@ -114,11 +117,8 @@ class Median(_OptunaPruner):
     none is.
     """
 
-    def __init__(self, n_startup_jobs: int, n_warmup_steps: int) -> None:
+    def __init__(self, n_startup_jobs: Natural, n_warmup_steps: Natural) -> None:
         super().__init__()
-        for key, value in (("n_startup_jobs", n_startup_jobs), ("n_warmup_steps", n_warmup_steps)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"pruner.{key}={value!r}: must be a whole number that is not negative")
         self.n_startup_jobs, self.n_warmup_steps = n_startup_jobs, n_warmup_steps
 
     def make(self, total: int) -> Any:
@@ -133,12 +133,8 @@ class Hyperband(_OptunaPruner):
     min_steps: training steps before the first rung; null: a ninth of the training.
     """
 
-    def __init__(self, min_steps: int | None, reduction_factor: int) -> None:
+    def __init__(self, min_steps: Count | None, reduction_factor: Annotated[int, Ge(2), Le(1000)]) -> None:
         super().__init__()
-        if reduction_factor < 2:
-            raise ValueError(f"pruner.reduction_factor={reduction_factor}: must be at least 2")
-        if min_steps is not None and min_steps < 1:
-            raise ValueError(f"pruner.min_steps={min_steps}: must be at least 1, or null")
         self.min_steps, self.reduction_factor = min_steps, reduction_factor
 
     def make(self, total: int) -> Any:

@@ -20,12 +20,13 @@ import torch
 from rich.table import Table
 
 from provla import attempts
-from provla.build import build
+from provla.build import build, check_node
 from provla.checkpoint import Checkpoints, find_device
+from provla.checks import check_values
 from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace, NotFinite
 from provla.files import refuse_links_out, tidy, write_json, write_text
-from provla.identity import NODES, check_keys, identity
+from provla.identity import NODES, Root, check_keys, identity
 from provla.limit import TimedOut, leave, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.loop import PRUNED, Fit, seed_everything, validate
@@ -36,6 +37,7 @@ from provla.policy_folder import find_policy, load_policy, save_policy
 from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
+from provla.rehearsal import rehearse_policy
 from provla.rollout import Outcome, check_fit, rollout, write_videos
 from provla.secrets import hide
 from provla.sharing import Training, one_training
@@ -44,7 +46,7 @@ from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, load_sweep, read_result
 from provla.trainer import Trainer
 from provla.trust import check_stored, modules
-from provla.types import Spec, fake_batch, fake_observation
+from provla.types import Spec, check_steps, fake_observation
 from provla.worlds import check_suite, rehearse
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps", "bad_batches")  # what a run writes beside its files
@@ -160,11 +162,13 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device, training: Training) -> dict[str, Any]:
     seed = config["seed"]
     # Everything cheap that can be wrong is looked at before anything slow begins.
+    check_steps(config["horizon"], config["n_action_steps"])
     trainer: Trainer = build(config["trainer"], "trainer")
     suite = build(config["env"], "env")
     logger = build(config["logger"], "logger")
     pruner: NoPruner = build(config["pruner"], "pruner")
     source = build(config["dataset"], "dataset")
+    check_node(config["policy"], "policy", torch.nn.Module, ("spec", "device"))
     if suite.episodes:
         check_suite(suite)
     data: Demonstrations = source.load()
@@ -177,10 +181,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     if not len(val_episodes):
         check_unvalidated(config, source.val_fraction, bool(suite.episodes))
     learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
+    trainer.check_samples(len(learn))
     seed_everything(seed)
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
     rows = learn.rows
     policy.fit_normalization(torch.from_numpy(data.state[rows]), torch.from_numpy(data.actions[rows]))
+    flops = rehearse_policy(policy, spec, device)
     parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     _announce(policy, parameters, data, len(train_episodes), len(val_episodes), device)
 
@@ -196,7 +202,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         "choices": dict(choices),
         "seed": seed,
         "parameters": parameters,
-        "flops_per_sample": flops_per_sample(policy, spec, device),
+        "flops_per_sample": flops,
         "precision": describe_precision(policy),
         "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
         "judged": trainer.keep,
@@ -355,8 +361,7 @@ def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) ->
     """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for what nothing reads."""
     env, root = dict(changes["env"]), changes.get("root", {})
     for key, value in root.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{key}={value!r}: expected a whole number of at least 1")
+        check_values(Root, {key: value}, "")
         if "episodes_per_task" not in config["env"]:
             raise ValueError(f"{key}={value}: only closed-loop episodes read it, and this run has no simulation (env={config['env'].get('_target_')})")
         config[key] = value
@@ -458,17 +463,6 @@ def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7
         policy.act(observation, torch.Generator().manual_seed(0)).cpu()
         times.append(time.perf_counter() - begun)
     return 1000 * float(np.median(times))
-
-
-def flops_per_sample(policy: Any, spec: Spec, device: torch.device) -> int:
-    """Floating-point operations of the objective's forward pass on one sample, as torch counts them (a multiply-add is two)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    policy.eval()
-    with counter:  # under no_grad its hooks fail on a learned token
-        policy.loss(fake_batch(spec, 1).to(device))
-    return int(counter.get_total_flops())
 
 
 def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:

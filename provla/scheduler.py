@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Inside, Steps
 from provla.interfaces import Generators, Head
 from provla.types import Tokens
 
@@ -41,9 +42,6 @@ def _in_float32(head: Head) -> Head:
     return lambda actions, time, context: head(actions, time, context).float()
 
 
-SAMPLERS = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
-
-
 class Diffusion(nn.Module):
     """DDPM training (Ho et al. 2020, arXiv:2006.11239) with any of diffusers' samplers.
 
@@ -58,25 +56,19 @@ class Diffusion(nn.Module):
 
     def __init__(
         self,
-        sampler: str,
-        num_train_timesteps: int,
-        num_inference_steps: int,
-        beta_schedule: str,
-        prediction_type: str,
+        sampler: Literal["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler"],
+        num_train_timesteps: Steps,
+        num_inference_steps: Steps,
+        beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"],
+        prediction_type: Literal["epsilon", "sample", "v_prediction"],
         clip_sample: bool = False,
-        timestep_spacing: str = "leading",
+        timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading",
     ) -> None:
         super().__init__()
-        if not 1 <= num_inference_steps <= num_train_timesteps:
+        if num_inference_steps > num_train_timesteps:
             raise ValueError(f"scheduler.num_inference_steps={num_inference_steps}: must lie between 1 and scheduler.num_train_timesteps={num_train_timesteps}")
-        if prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ValueError(f"scheduler.prediction_type={prediction_type!r}; valid: epsilon, sample, v_prediction")
-        if timestep_spacing not in ("leading", "linspace", "trailing"):
-            raise ValueError(f"scheduler.timestep_spacing={timestep_spacing!r}; valid: leading, linspace, trailing")
         import diffusers
 
-        if sampler not in SAMPLERS:
-            raise ValueError(f"scheduler.sampler={sampler!r}; valid: {', '.join(SAMPLERS)}")
         # The paper's steps, even in log signal-to-noise: those of timestep_spacing leave half of its advantage.
         options = {"use_lu_lambdas": True} if sampler == "DPMSolverMultistepScheduler" else {"clip_sample": clip_sample}
         if clip_sample and "clip_sample" not in options:
@@ -135,14 +127,8 @@ class Flow(nn.Module):
 
     SCALE = 100  # the head's clock runs from 0 to 100, as in diffusion
 
-    def __init__(self, num_inference_steps: int, solver: str, time_sampling: str) -> None:
+    def __init__(self, num_inference_steps: Steps, solver: Literal["euler", "midpoint"], time_sampling: Literal["uniform", "beta"]) -> None:
         super().__init__()
-        if num_inference_steps < 1:
-            raise ValueError(f"scheduler.num_inference_steps={num_inference_steps}: must be at least 1")
-        if solver not in ("euler", "midpoint"):
-            raise ValueError(f"scheduler.solver={solver!r}; valid: euler, midpoint")
-        if time_sampling not in ("uniform", "beta"):
-            raise ValueError(f"scheduler.time_sampling={time_sampling!r}; valid: uniform, beta")
         self.num_inference_steps, self._solver, self._time_sampling = num_inference_steps, solver, time_sampling
 
     def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
@@ -193,10 +179,8 @@ class MIP(nn.Module):
     SCALE = 100
     num_inference_steps = 2
 
-    def __init__(self, t_star: float, weighted: bool) -> None:
+    def __init__(self, t_star: Inside, weighted: bool) -> None:
         super().__init__()
-        if not 0 < t_star < 1:
-            raise ValueError(f"scheduler.t_star={t_star}: must lie between 0 and 1")
         self._t = t_star
         self._weights = (1 / t_star**2, 1 / (1 - t_star) ** 2) if weighted else (1.0, 1.0)
 

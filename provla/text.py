@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from provla.backbone import Source, Tower
+from provla.backbone import DType, Source, Tower
+from provla.checks import Name, Width
 from provla.hub import from_pretrained
 from provla.types import Tokens
 
@@ -30,7 +31,7 @@ class NoText(nn.Module):
 class TaskEmbedding(nn.Module):
     """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown instruction."""
 
-    def __init__(self, instructions: Sequence[str], width: int) -> None:
+    def __init__(self, instructions: Sequence[str], width: Width) -> None:
         super().__init__()
         self.width = width
         self._row = {text: i for i, text in enumerate(instructions)}
@@ -59,21 +60,19 @@ class TextTower(Tower):
     def __init__(
         self,
         instructions: Sequence[str],
-        architecture: str,
+        architecture: Name,
         config: Mapping[str, Any],
-        max_length: int,
-        name: str | None = None,
-        revision: str | None = None,
+        max_length: Width,
+        name: Name | None = None,
+        revision: Name | None = None,
         pretrained: bool = True,
-        pool: str = "tokens",
+        pool: Literal["tokens", "mean", "last"] = "tokens",
         layer: int | None = None,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         gradient_checkpointing: bool = False,
-        pad_token: str | None = None,
-        files: str | None = None,
+        pad_token: Name | None = None,
+        files: Name | None = None,
     ) -> None:
-        if pool not in ("tokens", "mean", "last"):
-            raise ValueError(f"text.pool={pool!r}; valid: tokens, mean, last")
         source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, "text")
         tokenizer = _tokenizer(source, pad_token)
         if source.from_scratch:

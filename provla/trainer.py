@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from provla.checkpoint import Checkpoints
+from provla.checks import Count, Fraction, Name, Natural, NonNegative, Positive
 from provla.dataset import Sampler
 from provla.loop import UNLIMITED, Fit, LogRow, Loop, Prune
 
@@ -33,67 +34,33 @@ class Trainer:
 
     def __init__(
         self,
-        batch_size: int,
-        grad_accumulation: int,
-        max_steps: int | None,
-        max_epochs: int | None,
-        max_minutes: float | None,
-        lr: float,
-        lr_schedule: str,
-        warmup_steps: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        grad_clip: float,
-        ema_decay: float,
-        precision: str,
-        log_every: int,
-        val_every: int,
-        val_every_epochs: int | None,
-        save_every: int | None,
-        val_samples: int,
-        monitor: str,
-        patience: int | None,
-        keep: str,
+        batch_size: Count,
+        grad_accumulation: Count,
+        max_steps: Natural | None,
+        max_epochs: Count | None,
+        max_minutes: Positive | None,
+        lr: NonNegative,
+        lr_schedule: Literal["cosine", "constant"],
+        warmup_steps: NonNegative,
+        weight_decay: NonNegative,
+        betas: tuple[Fraction, Fraction],
+        grad_clip: Positive,
+        ema_decay: Fraction,
+        precision: Literal["auto", "none", "bf16", "fp16"],
+        log_every: Count,
+        val_every: Count,
+        val_every_epochs: Count | None,
+        save_every: Count | None,
+        val_samples: Count,
+        monitor: Name,
+        patience: Count | None,
+        keep: Literal["latest", "best"],
         deterministic: bool,
-        on_nan: str = "stop",
-        max_skipped: int = 10,
+        on_nan: Literal["stop", "skip"] = "stop",
+        max_skipped: Natural = 10,
     ) -> None:
-        for key, value, least in (
-            ("batch_size", batch_size, 1),
-            ("grad_accumulation", grad_accumulation, 1),
-            ("log_every", log_every, 1),
-            ("val_every", val_every, 1),
-            ("val_every_epochs", 1 if val_every_epochs is None else val_every_epochs, 1),
-            ("save_every", 1 if save_every is None else save_every, 1),
-            ("val_samples", val_samples, 1),
-            ("patience", 1 if patience is None else patience, 1),
-            ("max_steps", 0 if max_steps is None else max_steps, 0),
-            ("max_epochs", 1 if max_epochs is None else max_epochs, 1),
-            ("max_skipped", max_skipped, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"trainer.{key}={value!r}: must be a whole number of at least {least}")
         if max_steps is None and max_epochs is None and max_minutes is None:
             raise ValueError("trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never end; set one")
-        if max_minutes is not None and not max_minutes > 0:
-            raise ValueError(f"trainer.max_minutes={max_minutes!r}: must be above 0, or null")
-        for key, name, valid in (
-            ("lr_schedule", lr_schedule, ("cosine", "constant")),
-            ("precision", precision, ("auto", "none", "bf16", "fp16")),
-            ("keep", keep, ("latest", "best")),
-            ("on_nan", on_nan, ("stop", "skip")),
-        ):
-            if name not in valid:
-                raise ValueError(f"trainer.{key}={name!r}; valid: {', '.join(valid)}")
-        for key, number, low, high in (
-            ("lr", lr, 0.0, math.inf),
-            ("warmup_steps", warmup_steps, 0.0, math.inf),
-            ("weight_decay", weight_decay, 0.0, math.inf),
-            ("grad_clip", grad_clip, 1e-12, math.inf),
-            ("ema_decay", ema_decay, 0.0, 1 - 1e-12),
-        ):
-            if not low <= number <= high:
-                raise ValueError(f"trainer.{key}={number}: must lie between {low:g} and {high:g}")
         self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
         self.max_steps, self.max_epochs = max_steps, max_epochs
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
@@ -104,6 +71,16 @@ class Trainer:
         self.val_every, self.val_every_epochs = val_every, val_every_epochs
         self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
         self.on_nan, self.max_skipped = on_nan, max_skipped
+
+    def check_samples(self, samples: int) -> None:
+        """`ValueError` where a step wants more samples than there are: it would see some of them twice."""
+        size = self.batch_size * self.grad_accumulation
+        if size > samples:
+            accumulated = f" × trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size}{accumulated}: expected at most {samples} samples a step, which is all there are to train on; "
+                "lower it, or give more episodes"
+            )
 
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of the whole training; more than anybody takes where only minutes limit it.

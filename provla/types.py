@@ -121,11 +121,13 @@ class Spec:
     fps: float
 
     def __post_init__(self) -> None:
-        for key in ("horizon", "n_obs_steps", "n_action_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        if self.n_action_steps > self.horizon:
-            raise ValueError(f"n_action_steps={self.n_action_steps} exceeds horizon={self.horizon}: a policy cannot execute more actions than it predicts")
+        check_steps(self.horizon, self.n_action_steps)
+
+
+def check_steps(horizon: int, n_action_steps: int) -> None:
+    """`ValueError` for more actions executed than predicted."""
+    if n_action_steps > horizon:
+        raise ValueError(f"n_action_steps={n_action_steps} exceeds horizon={horizon}: a policy cannot execute more actions than it predicts")
 
 
 def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:

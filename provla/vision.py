@@ -5,17 +5,27 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from provla.backbone import Source, Tower
-from provla.build import build
+from provla.backbone import DType, Source, Tower
+from provla.build import build, check_node
+from provla.checks import Channels, Edge, Extent, Name, Positive, Width
 from provla.hub import from_pretrained
 from provla.types import Tokens
 
 Pool = Literal["spatial_softmax", "cells"]
+
+
+class Processor(TypedDict, total=False):
+    """What an image processor would say: the edge of the images, and what their pixels in [0, 1] are normalised with."""
+
+    size: Edge
+    image_mean: tuple[float, float, float]
+    image_std: tuple[Positive, Positive, Positive]
 
 
 def _flatten(images: Tensor) -> Tensor:
@@ -33,8 +43,6 @@ class Tokenizer2d(nn.Module):
 
     def __init__(self, channels: int, width: int, pool: Pool, num_keypoints: int) -> None:
         super().__init__()
-        if pool not in ("spatial_softmax", "cells"):
-            raise ValueError(f"vision.pool={pool!r}; valid: spatial_softmax, cells")
         self.pool = pool
         self.feature = nn.Linear(channels, width)
         if pool == "spatial_softmax":
@@ -74,12 +82,12 @@ class ConvSmall(nn.Module):
     Each stage but the last halves the resolution; the last keeps it.
     """
 
-    def __init__(self, num_images: int, image_size: tuple[int, int], width: int, channels: list[int], pool: Pool, num_keypoints: int) -> None:
+    def __init__(
+        self, num_images: int, image_size: tuple[int, int], width: Width, channels: Annotated[list[Channels], MinLen(1)], pool: Pool, num_keypoints: Width
+    ) -> None:
         super().__init__()
         if min(image_size) < 2 ** len(channels):
             raise ValueError(f"vision.channels={channels} halves images of {image_size} too often")
-        if any(c % 8 for c in channels):
-            raise ValueError(f"vision.channels={channels}: each must be a multiple of 8 (GroupNorm)")
         self.width = width
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip([3, *channels], channels, strict=False)):
@@ -110,22 +118,20 @@ class ImageTower(Tower):
         self,
         num_images: int,
         image_size: tuple[int, int],
-        architecture: str,
+        architecture: Name,
         config: Mapping[str, Any],
-        processor: Mapping[str, Any],
-        name: str | None = None,
-        revision: str | None = None,
+        processor: Processor,
+        name: Name | None = None,
+        revision: Name | None = None,
         pretrained: bool = True,
-        pool: str = "patches",
+        pool: Literal["patches", "mean", "pooler"] = "patches",
         layer: int | None = None,
-        input_size: tuple[int, int] | None = None,
-        dtype: str = "float32",
+        input_size: Extent | None = None,
+        dtype: DType = "float32",
         gradient_checkpointing: bool = False,
-        files: str | None = None,
+        files: Name | None = None,
         key: str = "vision",
     ) -> None:
-        if pool not in ("patches", "mean", "pooler"):
-            raise ValueError(f"{key}.pool={pool!r}; valid: patches, mean, pooler")
         source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key)
         options = {"vision_use_head": pool == "pooler"} if architecture.startswith("Siglip") else {}
         super().__init__(source, source.load(**options), _image_processor(source, processor))
@@ -174,13 +180,15 @@ class Pixels(nn.Module):
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
-def _image_processor(source: Source, given: Mapping[str, Any]) -> Any:
+def _image_processor(source: Source, given: Processor) -> Any:
     from transformers import AutoImageProcessor, SiglipImageProcessor
 
     if source.files is not None:
         return from_pretrained(AutoImageProcessor, source.files, None, f"{source.key}.files")
     if source.loads:
         return from_pretrained(AutoImageProcessor, str(source.name), source.revision, f"{source.key}.name")
+    if "size" not in given:
+        raise ValueError(f"{source.key}.processor.size is missing: the edge of the images that the model sees")
     return SiglipImageProcessor(**{**given, "size": {"height": given["size"], "width": given["size"]}})
 
 
@@ -204,10 +212,15 @@ class SideBySide(nn.Module):
         self.towers = nn.ModuleDict()
         for name, node in towers.items():
             where = f"{key}.towers.{name}"
-            given = {k: v for k, v in node.items() if k not in ("adapter", "quant")}  # one way for both, the part's
-            self.towers[name] = build(given, where, nn.Module, key=where)(num_images=num_images, image_size=image_size)
+            self.towers[name] = build(_tower(node), where, nn.Module, key=where)(num_images=num_images, image_size=image_size)
         self.pretrained = all(bool(tower.pretrained) for tower in self.towers.values())
         self.width = sum(int(tower.width) for tower in self.towers.values())  # type: ignore[arg-type, misc]
+
+    @staticmethod
+    def check_parts(given: Mapping[str, Any], where: str) -> None:
+        """`ValueError` for what is wrong with a tower's node."""
+        for name, node in given["towers"].items():
+            check_node(_tower(node), f"{where}.towers.{name}", nn.Module, ("key",))
 
     @property
     def adaptable(self) -> nn.Module:
@@ -222,6 +235,11 @@ class SideBySide(nn.Module):
         return Tokens.full(torch.cat([tokens.features for tokens in found.values()], -1))
 
 
+def _tower(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's node without a way to adapt or quantise it: there is one for all, the part's."""
+    return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
 class ResNet18(Tower):
     """ResNet-18 (He et al. 2016, arXiv:1512.03385), its feature map at 1/32 resolution as keypoints or cells.
 
@@ -233,16 +251,16 @@ class ResNet18(Tower):
         self,
         num_images: int,
         image_size: tuple[int, int],
-        width: int,
+        width: Width,
         pool: Pool,
-        num_keypoints: int,
-        name: str | None,
-        revision: str | None,
+        num_keypoints: Width,
+        name: Name | None,
+        revision: Name | None,
         config: Mapping[str, Any],
-        processor: Mapping[str, Any],
+        processor: Processor,
         pretrained: bool = False,
-        dtype: str = "float32",
-        files: str | None = None,
+        dtype: DType = "float32",
+        files: Name | None = None,
     ) -> None:
         source = Source("ResNetModel", name if pretrained else None, revision, config, pretrained, None, dtype, False, files, "vision")
         super().__init__(source, source.load(), _image_processor(source, {**processor, "size": image_size[0]}))

@@ -11,6 +11,7 @@ from test_policy import make
 from torch import nn
 
 from provla.adapter import Adapter, Quant, linear_layers
+from provla.build import build
 from provla.policy_folder import load_policy, save_policy
 from provla.types import Spec, fake_batch, fake_observation
 
@@ -69,10 +70,10 @@ def test_bad_combinations_are_refused() -> None:
         Adapter("full").apply(Backbone(), "vision", True, Quant(4), CPU)
     with pytest.raises(ValueError, match=r"'v_proj' matches no linear layer of vision; its layers end in: k_proj, q_proj"):
         Adapter("lora", target_modules=["v_proj"]).apply(Backbone(), "vision", True, Quant(), CPU)
-    with pytest.raises(ValueError, match="valid: 4, 8, null"):
-        Quant(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="valid: full, lora, last_k, frozen"):
-        Adapter("half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected one of: 4, 8, null"):
+        build({"_target_": "provla.adapter.Quant", "bits": 3}, "quant")
+    with pytest.raises(ValueError, match="expected one of: full, lora, last_k, frozen"):
+        build({"_target_": "provla.adapter.Adapter", "mode": "half"}, "adapter")
 
 
 @pytest.mark.parametrize("quant", ["none", "8bit", "4bit"])

@@ -254,7 +254,11 @@ def test_policies_of_other_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"tasks": []}, "env.tasks is empty"), ({"episodes_per_task": 0}, "env.episodes_per_task=0"), ({"tasks": ["cook"]}, "unknown Meta-World task 'cook'")],
+    [
+        ({"tasks": []}, r"env.tasks=\[\]: expected a list of names \(at least one\)"),
+        ({"episodes_per_task": 0}, "env.episodes_per_task=0"),
+        ({"tasks": ["cook"]}, "unknown Meta-World task 'cook'"),
+    ],
 )
 def test_bad_suites_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -89,10 +89,10 @@ def test_noise_and_steps_are_float32_whatever_the_head_computes_in(option: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0: expected a whole number from 1 to 100,000"),
         ({"num_inference_steps": 101}, "between 1 and scheduler.num_train_timesteps=100"),
-        ({"prediction_type": "noise"}, "valid: epsilon, sample, v_prediction"),
-        ({"sampler": "Magic"}, "valid: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler"),
+        ({"prediction_type": "noise"}, "expected one of: epsilon, sample, v_prediction"),
+        ({"sampler": "Magic"}, "expected one of: DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler"),
     ],
 )
 def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:

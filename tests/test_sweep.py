@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import FAKE, ROOT
 
+from provla.build import build
 from provla.pruner import Hyperband, Median, opened
 from provla.sweep import find_baseline, load_sweep, name_arms, read_result, slot
 
@@ -119,7 +120,7 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
         ([OPTUNA, "fusion=choice(film,flim)"], "unknown option fusion=flim"),
         ([OPTUNA, "fusion=choice(film,add)", "hydra.sweeper.n_trials=0"], "n_trials=0: must be at least 1"),
         ([OPTUNA, "fusion=choice(film,add)", "hydra.sweeper.storage=mysql://x"], "expected sqlite:///<file>"),
-        (["pruner=median", "pruner.n_startup_jobs=-1", "seed=0,1"], "pruner.n_startup_jobs=-1: must be a whole number"),
+        (["pruner=median", "pruner.n_startup_jobs=-1", "seed=0,1"], "pruner.n_startup_jobs=-1: expected a whole number"),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_said_before_any_job(asked: list[str], said: str, command: Command, tmp_path: Path) -> None:
@@ -362,8 +363,8 @@ def test_hyperband_keeps_the_best_of_each_rung(tmp_path: Path) -> None:
         ends.append(pruned)
     assert not ends[0]
     assert sum(ends[6:]) > sum(ends[:6])
-    with pytest.raises(ValueError, match="reduction_factor=1: must be at least 2"):
-        Hyperband(None, 1)
+    with pytest.raises(ValueError, match="reduction_factor=1: expected a whole number from 2 to"):
+        build({"_target_": "provla.pruner.Hyperband", "min_steps": None, "reduction_factor": 1}, "pruner")
 
 
 def test_a_grid_prunes_says_so_and_counts_it(command: Command, tmp_path: Path) -> None:

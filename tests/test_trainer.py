@@ -302,12 +302,12 @@ def test_a_run_that_ends_with_its_best_weights_needs_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.batch_size=0", "trainer.batch_size=0: must be a whole number of at least 1"),
+        ("trainer.batch_size=0", "trainer.batch_size=0: expected a whole number from 1 to"),
         ("trainer.batch_size=1.5", "trainer.batch_size=1.5"),
         ("trainer.max_steps=null", "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null"),
-        ("trainer.lr=-1", "trainer.lr=-1: must lie between"),
-        ("trainer.lr_schedule=step", "valid: cosine, constant"),
-        ("trainer.precision=fp8", "valid: auto, none, bf16, fp16"),
+        ("trainer.lr=-1", "trainer.lr=-1: expected a number of at least 0"),
+        ("trainer.lr_schedule=step", "expected one of: cosine, constant"),
+        ("trainer.precision=fp8", "expected one of: auto, none, bf16, fp16"),
         ("trainer.ema_decay=1", "trainer.ema_decay=1"),
     ],
 )

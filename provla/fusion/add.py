@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from provla.checks import Width
 from provla.types import Tokens
 
 
@@ -12,7 +13,7 @@ class Add(nn.Module):
 
     vector = True
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width) -> None:
         super().__init__()
         self.width = width
         self.norm = nn.LayerNorm(vision_width)  # the mean of many tokens is small beside the state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Width
 from provla.types import Tokens
 
 
@@ -16,7 +17,7 @@ class Bilinear(nn.Module):
 
     vector = True
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, rank: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, rank: Width) -> None:
         super().__init__()
         self.width = width
         self.norm = nn.LayerNorm(vision_width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 from provla.types import Tokens
 
@@ -16,7 +17,15 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(
-        self, vision_width: int, text_width: int, state_size: int, width: int, num_bottlenecks: int, depth: int, num_heads: int, hidden: int | None = None
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: Width,
+        num_bottlenecks: Width,
+        depth: Depth,
+        num_heads: Width,
+        hidden: Width | None = None,
     ) -> None:
         super().__init__()
         self.width = width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Width
 from provla.types import Tokens
 
 
@@ -13,7 +14,7 @@ class ConcatMLP(nn.Module):
 
     vector = True
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, hidden: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, hidden: Width) -> None:
         super().__init__()
         self.width = width
         self.norm = nn.LayerNorm(vision_width)  # the mean of many tokens is small beside the state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 from provla.types import Tokens
 
@@ -14,7 +15,7 @@ class CrossAttention(nn.Module):
     The state stands beside the text. The context is all tokens.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int, hidden: int | None = None) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, depth: Depth, num_heads: Width, hidden: Width | None = None) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 from provla.types import Tokens
 
@@ -15,7 +16,7 @@ class GatedCrossAttention(nn.Module):
     With gates at 0 the context is text and state as they came in: the identity at the start.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, depth: int, num_heads: int, hidden: int | None = None) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, depth: Depth, num_heads: Width, hidden: Width | None = None) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

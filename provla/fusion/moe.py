@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Modalities, side_by_side
 from provla.types import Tokens
 
@@ -15,7 +16,7 @@ class MoE(nn.Module):
     The context is the vision tokens the experts made, and the state.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, num_experts: int) -> None:
+    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, num_experts: Depth) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 from provla.types import Tokens
 
@@ -20,12 +21,12 @@ class Perceiver(nn.Module):
         vision_width: int,
         text_width: int,
         state_size: int,
-        width: int,
-        num_latents: int,
-        depth: int,
-        num_heads: int,
-        state_hidden: int | None = None,
-        hidden: int | None = None,
+        width: Width,
+        num_latents: Width,
+        depth: Depth,
+        num_heads: Width,
+        state_hidden: Width | None = None,
+        hidden: Width | None = None,
     ) -> None:
         super().__init__()
         self.width = width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from provla.checks import Depth, Width
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 from provla.types import Tokens
 
@@ -13,7 +14,7 @@ class QFormer(nn.Module):
     """Learned queries that read the instruction, then the image (BLIP-2, Li et al. 2023, arXiv:2301.12597). The context is the queries."""
 
     def __init__(
-        self, vision_width: int, text_width: int, state_size: int, width: int, num_queries: int, depth: int, num_heads: int, hidden: int | None = None
+        self, vision_width: int, text_width: int, state_size: int, width: Width, num_queries: Width, depth: Depth, num_heads: Width, hidden: Width | None = None
     ) -> None:
         super().__init__()
         self.width = width
