@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import math
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +16,33 @@ import torch
 from rich.table import Table
 
 from provla import attempts
+from provla.again import evaluate_steps
 from provla.build import build, check_node
 from provla.checkpoint import Checkpoints, find_device
-from provla.checks import check_values
 from provla.dataset import Demonstrations, Sampler
-from provla.errors import Interrupted, NoSpace, NotFinite
-from provla.files import refuse_links_out, tidy, write_json, write_text
-from provla.identity import NODES, Root, check_keys, identity
+from provla.errors import Interrupted, NoSpace
+from provla.files import refuse_links_out, tidy, write_json
+from provla.identity import NODES, check_keys, identity
+from provla.judging import episode_rows, ms_per_chunk, objective_of, show, summarize, write_episodes
 from provla.limit import TimedOut, leave, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.loop import PRUNED, Fit, seed_everything, validate
 from provla.machine import environment, forget_peak_memory, reproducible
 from provla.metrics import chunk_metrics, measured
 from provla.policy import count_parameters, parameters_by_part
-from provla.policy_folder import find_policy, load_policy, save_policy
+from provla.policy_folder import save_policy
 from provla.precision import describe_precision
 from provla.progress import console
 from provla.pruner import NoPruner
 from provla.rehearsal import rehearse_policy
-from provla.rollout import Outcome, check_fit, rollout, write_videos
+from provla.rollout import check_fit, rollout, write_videos
 from provla.secrets import hide
 from provla.sharing import Training, one_training
 from provla.signals import deferred, is_worker, telling
-from provla.statistics import wilson
 from provla.sweep import SWEEP, alone, check_config, load_sweep, read_result
 from provla.trainer import Trainer
-from provla.trust import check_stored, modules
-from provla.types import Spec, check_steps, fake_observation
+from provla.trust import modules
+from provla.types import Spec, check_steps
 from provla.worlds import check_suite, rehearse
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps", "bad_batches")  # what a run writes beside its files
@@ -66,18 +62,6 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
         joint_groups=data.joint_groups,
         fps=data.fps,
     )
-
-
-def check_data(data: Demonstrations, spec: Spec) -> None:
-    """`ValueError` where a policy's sizes or cameras are not those of a data set."""
-    for what, has, needs in (
-        ("action size", spec.action_size, data.actions.shape[1]),
-        ("state size", spec.state_size, data.state.shape[1]),
-        ("image size", tuple(spec.image_size), data.image_size),
-        ("cameras", list(spec.cameras), list(data.frames)),
-    ):
-        if has != needs:
-            raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
 
 
 def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], minutes: float | None = None) -> float:
@@ -247,7 +231,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
             **common,
             "status": "completed",
             "trained_by": training.by,
-            "objective": _objective(config["objective"], metrics),
+            "objective": objective_of(config["objective"], metrics),
             "metrics": metrics,
             "success": success,
             "faults": sum(bool(o.reason) for o in outcomes),
@@ -293,176 +277,6 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
         checkpoints.adopt(download_checkpoint(resume, Path(place) / "artifact"))
     # The artifact is named after its W&B run, which goes on.
     write_json(folder / WANDB_RUN, {"id": resume.rpartition("/")[2].partition(":")[0].removeprefix("checkpoint-")})
-
-
-def evaluate(
-    checkpoint: Path,
-    device_name: str,
-    changes: Mapping[str, Mapping[str, Any]],
-    folder: Path,
-    bases: Mapping[str, str] | None = None,
-    trust: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
-
-    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see `load_policy`.
-    Writes into `folder` and leaves the run's own folder alone.
-    """
-    device = find_device(device_name)
-    alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
-    run, stored = (checkpoint.parent, checkpoint) if alone else (checkpoint, find_policy(checkpoint))
-    if not (run / "config.json").is_file():
-        raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
-    check_stored(config, run / "config.json", trust)
-    _change(config, changes)
-    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust)
-    spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
-    suite = build(config["env"], "env")
-    started = time.monotonic()
-    if suite.episodes:
-        check_suite(suite)
-        check_fit(suite, spec)
-        rehearse(suite, spec)
-        outcomes = rollout(policy, suite, spec, config["seed"], device)
-        success, faults = summarize(outcomes), sum(bool(o.reason) for o in outcomes)
-        metrics = {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
-        write_episodes(outcomes, folder / "episodes.csv")
-        write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
-    else:
-        source, success, faults = build(config["dataset"], "dataset"), {}, 0
-        data = source.load()
-        check_data(data, spec)
-        held = data.split(source.val_fraction, source.split_seed)[1]
-        if not len(held):
-            raise ValueError(
-                f"checkpoint={str(checkpoint)!r} has nothing to be judged by: it was trained without a simulation (env=none) and without held-out episodes"
-            )
-        val = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps)
-        metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
-    result = {
-        "status": "completed",
-        "checkpoint": str(checkpoint),
-        "config_hash": identity(config),
-        "objective": _objective(config["objective"], metrics),
-        "metrics": metrics,
-        "success": success,
-        "precision": describe_precision(policy),
-        "faults": faults,
-        "ms_per_chunk": ms_per_chunk(policy, spec, device),
-        "wall_seconds": time.monotonic() - started,
-    } | environment(device)
-    write_json(folder / "result.json", result)
-    show(result, folder)
-    return result
-
-
-def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for what nothing reads."""
-    env, root = dict(changes["env"]), changes.get("root", {})
-    for key, value in root.items():
-        check_values(Root, {key: value}, "")
-        if "episodes_per_task" not in config["env"]:
-            raise ValueError(f"{key}={value}: only closed-loop episodes read it, and this run has no simulation (env={config['env'].get('_target_')})")
-        config[key] = value
-    if "eval_episodes" in root:
-        env.setdefault("episodes_per_task", root["eval_episodes"])
-    config["env"] = {**config["env"], **env}
-    for node in (config, config["policy"]):
-        if isinstance(node.get("scheduler"), Mapping):
-            node["scheduler"] = {**node["scheduler"], **changes["scheduler"]}
-
-
-def evaluate_steps(
-    checkpoint: Path,
-    device_name: str,
-    changes: Mapping[str, Mapping[str, Any]],
-    folder: Path,
-    bases: Mapping[str, str] | None,
-    trust: Sequence[str],
-    steps: Sequence[int],
-) -> dict[str, Any]:
-    """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a picture."""
-    from provla.plots import plot_steps
-
-    rows = []
-    for count in steps:
-        console.print(f"num_inference_steps={count}")
-        scheduler = {**changes["scheduler"], "num_inference_steps": count}
-        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust)
-        row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
-        cell = found["success"].get("success_rate", {})
-        rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "steps.csv", text.getvalue())
-    quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
-    plot_steps(rows, quality, folder / "plots" / "steps.png")
-    table = Table(title="quality against sampler steps", title_justify="left")
-    for column in ("steps", quality, "ms per chunk"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
-    console.print(table)
-    best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
-    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | environment(
-        find_device(device_name)
-    )
-    write_json(folder / "result.json", result)
-    console.print(f"written to {folder}")
-    return result
-
-
-def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
-    """Per task and over all (`success_rate`): rate, its 95 % Wilson interval (low, high), episodes, successes."""
-    cells: dict[str, list[bool]] = {}
-    for outcome in outcomes:
-        cells.setdefault(outcome.episode.task, []).append(outcome.success)
-        cells.setdefault("success_rate", []).append(outcome.success)
-    found = {}
-    for name, wins in cells.items():
-        low, high = wilson(sum(wins), len(wins))
-        found[name] = {"rate": sum(wins) / len(wins), "low": low, "high": high, "episodes": len(wins), "successes": sum(wins)}
-    return found
-
-
-def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
-    return [
-        {
-            "task": o.episode.task,
-            "instruction": o.episode.instruction,
-            "episode_seed": o.episode.seed,
-            "success": int(o.success),
-            "steps": o.steps,
-            "reason": o.reason,
-        }
-        for o in outcomes
-    ]
-
-
-def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
-    """episodes.csv."""
-    text = io.StringIO()
-    rows = episode_rows(outcomes)
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["task", "instruction", "episode_seed", "success", "steps", "reason"])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7) -> float:
-    """Median milliseconds of `act` on one observation: what a robot would wait."""
-    policy.eval()
-    observation = fake_observation(spec, 1).to(device)
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        policy.act(observation, torch.Generator().manual_seed(0)).cpu()
-        times.append(time.perf_counter() - begun)
-    return 1000 * float(np.median(times))
 
 
 def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:
@@ -548,15 +362,6 @@ def check_unvalidated(config: Mapping[str, Any], fraction: float, simulated: boo
     console.print(f"no validation: no episode is held out ({why}){judged}")
 
 
-def _objective(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-    if name == "auto":
-        name = next((name for name in ("success_rate", "trajectory_mse") if name in metrics), "train/loss")
-    value = metrics.get(name)
-    if value is not None and not math.isfinite(value):
-        raise NotFinite(f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges (python -m provla.analyze)")
-    return {"name": name, "value": value}
-
-
 def _tags(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -> list[str]:
     """What a tracker's runs are filtered by: study, arm, and every part's option."""
     tags = [f"study={config['study']}"] if config["study"] else []
@@ -582,29 +387,3 @@ def _announce(policy: Any, parameters: Mapping[str, Any], data: Demonstrations, 
             note += "" if report.error is None else f", error {report.error:.1%}"
         table.add_row(name, f"{count['trainable']:,}", f"{count['total']:,}", f"{count['bytes'] / 1e6:.1f}", note)
     console.print(table)
-
-
-def show(result: Mapping[str, Any], folder: Path) -> None:
-    """The short table a run ends with."""
-    if result["success"]:
-        table = Table(title="closed loop", title_justify="left")
-        for column, justify in (("task", "left"), ("success", "right"), ("95 % Wilson interval", "right"), ("episodes", "right")):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for name, cell in sorted(result["success"].items(), key=lambda item: item[0] == "success_rate"):
-            label = "all tasks" if name == "success_rate" else name
-            table.add_row(label, f"{cell['rate']:.0%}", f"{cell['low']:.0%} – {cell['high']:.0%}", f"{cell['episodes']}", end_section=False)
-        console.print(table)
-        if result.get("faults"):
-            console.print(f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` in episodes.csv")
-    offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
-    if offline:
-        table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for name, value in offline.items():
-            table.add_row(name, f"{value:.4f}")
-        console.print(table)
-    console.print(
-        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB"
-    )
-    console.print(f"written to {folder}")

@@ -172,7 +172,7 @@ def test_a_world_that_hangs_costs_its_episode_alone(kind: str) -> None:
 
 
 def test_actions_that_are_not_finite_fail_the_episode_and_never_reach_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from provla.run import write_episodes
+    from provla.judging import write_episodes
 
     calm, _ = toy({})
     outcomes, _ = toy({}, bad=2)

@@ -14,7 +14,7 @@ from conftest import FAKE
 
 from provla.errors import NotFinite
 from provla.finite import Gauge, not_finite
-from provla.run import _objective
+from provla.judging import objective_of
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -56,5 +56,5 @@ def test_a_run_whose_numbers_are_not_finite_has_failed(command: Command, tmp_pat
 
 def test_an_objective_that_is_nan_is_no_result() -> None:
     with pytest.raises(NotFinite, match="the objective smoothness is nan: this run has no result"):
-        _objective("smoothness", {"smoothness": math.nan})
-    assert _objective("auto", {}) == {"name": "trajectory_mse", "value": None}  # neither simulation nor held-out demonstrations
+        objective_of("smoothness", {"smoothness": math.nan})
+    assert objective_of("auto", {}) == {"name": "trajectory_mse", "value": None}  # neither simulation nor held-out demonstrations

@@ -1,0 +1,92 @@
+"""Every mistake ends in one message: the key, what was found, what is expected. More of them: benchmarks/faults/fault_words.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import FAKE
+
+from provla.checks import Channels, Count, Fraction, check, check_values
+
+Command = Callable[..., tuple[int, str, str]]
+
+# An override → what the message has to hold besides the key.
+MISTAKES = {
+    "trainer.lr=abc": "'abc': expected a number",
+    "trainer.betas=0.9": "0.9: expected a list of 2",
+    "trainer.max_steps=true": "true: expected a whole number",
+    "trainer.keep=lates": "did you mean",
+    "trainer.batch_size=100000": "100000",
+    "dataset.val_fraction=abc": "'abc': expected a number",
+    "head.channels=64": "64: expected a list",
+    "fusion.width=a": "'a': expected a whole number",
+    "scheduler.num_inference_steps=a": "'a': expected a whole number",
+    "text.config.hidden_size=63": "look at the values of text",
+    "horizon=0": "0: expected a whole number",
+    "eval_episodes=-1": "-1: expected a whole number",
+    "seed=1.5": "1.5: expected a whole number",
+    "threads=0": "0: expected a whole number",
+}
+
+
+def test_every_wrong_value_gets_one_message_before_anything_slow(command: Command, tmp_path: Path) -> None:
+    for number, (line, said) in enumerate(MISTAKES.items()):
+        key = line.partition("=")[0]
+        fake = [one for one in FAKE if one.partition("=")[0] != key]
+        code, out, err = command("train", *fake, line, f"hydra.run.dir={tmp_path / str(number)}")
+        assert code == 2, (line, out, err)
+        assert len(re.findall(r"^error: ", err, re.MULTILINE)) == 1, (line, err)
+        assert "Traceback" not in err + out, line
+        assert key.removesuffix(".config.hidden_size") in err, (line, err)
+        assert said in err, (line, err)
+        assert "training  " not in out, line
+
+
+def test_a_type_says_what_it_expects() -> None:
+    for kind, wrong, said in (
+        (Count, 0, "expected a whole number from 1 to 1,000,000,000"),
+        (Count, True, "k=true: expected a whole number"),
+        (Count, "3", "k='3': expected a whole number"),
+        (Fraction, 1.0, "expected a number of at least 0 and below 1"),
+        (Fraction, float("nan"), "expected a number"),
+        (Channels, 12, "divisible by 8"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            check(kind, wrong, "k")
+    check(Fraction, 0, "k")  # a whole number is a number
+
+
+def test_an_objects_own_signature_is_what_is_checked() -> None:
+    class Mine:
+        def __init__(self, size: Count, scale: float | None = None) -> None: ...
+
+    check_values(Mine, {"size": 3, "scale": None}, "mine")
+    with pytest.raises(ValueError, match=r"mine\.scale='x': expected a number, or null"):
+        check_values(Mine, {"size": 3, "scale": "x"}, "mine")
+
+
+def test_several_processes_are_refused(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "WORLD_SIZE" in err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_each_command_has_its_name_and_its_help(command: Command) -> None:
+    for name, example in (
+        ("train", "python -m provla.train fusion=perceiver"),
+        ("evaluate", "python -m provla.evaluate checkpoint="),
+        ("report", "python -m provla.report study="),
+        ("record", "python -m provla.record"),
+        ("analyze", "python -m provla.analyze"),
+        ("export", "python -m provla.export checkpoint="),
+    ):
+        code, out, err = command(name, "--help")
+        assert code == 0, err
+        assert example in out, name
+        assert "powered by Hydra" not in out
