@@ -474,7 +474,7 @@ def test_a_baseline_samples_each_row_as_if_alone(kind: str, spec: Spec) -> None:
 @pytest.mark.parametrize(
     ("overrides", "changes", "message"),
     [
-        (["policy=act"], {"n_obs_steps": 2}, r"policy=act: LeRobot refuses this data set or configuration: Multiple observation steps not handled"),
+        (["policy=act"], {"n_obs_steps": 2}, r"policy=act: LeRobot refuses this data set or policy.options: Multiple observation steps not handled"),
         (["policy=diffusion"], {"n_obs_steps": 1, "horizon": 12}, r"policy=diffusion: LeRobot refuses .*horizon should be an integer multiple"),
         (["policy=act"], {"n_obs_steps": 1, "cameras": ()}, r"policy=act: LeRobot refuses .*at least one image"),
         (["policy=act", "+policy.options.colour=3"], {"n_obs_steps": 1}, r"nothing reads policy\.options\.colour; LeRobot's act has: .*dim_model"),

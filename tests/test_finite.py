@@ -57,4 +57,4 @@ def test_a_run_whose_numbers_are_not_finite_has_failed(command: Command, tmp_pat
 def test_an_objective_that_is_nan_is_no_result() -> None:
     with pytest.raises(NotFinite, match="the objective smoothness is nan: this run has no result"):
         objective_of("smoothness", {"smoothness": math.nan})
-    assert objective_of("auto", {}) == {"name": "trajectory_mse", "value": None}  # neither simulation nor held-out demonstrations
+    assert objective_of("auto", {}) == {"name": "train/loss", "value": None}  # neither simulation nor held-out demonstrations

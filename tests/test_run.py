@@ -102,7 +102,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     for wrong, said in (
         (["+foo=1"], "nothing reads foo=1; valid: checkpoint, n_action_steps, eval_episodes, env, "),
         (["n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
-        (["+n_action_steps=4", "+foo=1"], "remove + prefix: 'n_action_steps=4'"),
+        (["+n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
         (["env.foo=1"], "nothing reads env.foo=1"),
         (["scheduler.foo=1"], "the stored policy has no scheduler.foo"),
         (["n_action_steps=99"], "n_action_steps=99 exceeds horizon="),
@@ -184,7 +184,7 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
         (["trainer.batchsize=3"], r"unknown key 'trainer.batchsize'; did you mean trainer.batch_size?"),
         (["fusoin=film"], "unknown"),
         (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
-        (["+speed=3"], "nothing reads the key 'speed'; valid: resume, seed, "),
+        (["+speed=3"], "nothing reads the key 'speed'; did you mean seed?; valid: resume, rerun, "),
         (["trainer.batch_size=0"], "trainer.batch_size=0: expected a whole number from 1 to"),
         (["dataset=lerobot"], "the data set has no source: give dataset.root=<folder>"),
         (["dataset=lerobot", "dataset.root=/nowhere"], "dataset.root='/nowhere': no such folder"),
