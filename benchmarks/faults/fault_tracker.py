@@ -27,8 +27,8 @@ TINY = [
 # Runs a command and says when its first training step was taken, seconds after the tracker was started.
 TIMED = """
 import sys, time
-from provla import logger, trainer
-start, step, begun = logger.WandbLogger.start, trainer._Loop._step, []
+from provla import logger, loop
+start, step, begun = logger.WandbLogger.start, loop.Loop._step, []
 def started(*arguments, **options):
     begun.append(time.monotonic())
     return start(*arguments, **options)
@@ -37,7 +37,7 @@ def stepped(*arguments, **options):
     if begun:
         print(f"FIRST {time.monotonic() - begun.pop():.2f}", flush=True)
     return found
-logger.WandbLogger.start, trainer._Loop._step = started, stepped
+logger.WandbLogger.start, loop.Loop._step = started, stepped
 from provla.train import main
 sys.argv[0] = "provla.train"
 main()
