@@ -68,6 +68,11 @@ def _check_members(kind: Any, node: Mapping[str, Any], key: str) -> None:
             raise ValueError(f"{key}.{name} is missing")
 
 
+def value_in(node: Any, key: str) -> Any:
+    """What stands under a key of a node that nobody has checked yet; None where there is none."""
+    return node.get(key) if isinstance(node, Mapping) else None
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: as in YAML, and not longer than a line."""
     text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)

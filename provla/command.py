@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hydra_plugins.provla_study import register
 from provla import signals
@@ -101,7 +102,7 @@ def command(
                 _check(sys.argv[1:])
                 with _shown():
                     hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 complain(explain(error, name))
                 sys.exit(2)
             except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
@@ -111,7 +112,10 @@ def command(
                 way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"
                 complain(f"{str(error) or 'interrupted'}; {way}")
                 sys.exit(getattr(error, "exit_code", 130))
-            except Exception:
+            except Exception as error:
+                if isinstance(error, RecursionError) and any(step.name == "_create_defaults_tree_impl" for step in traceback.extract_tb(error.__traceback__)):
+                    complain("the defaults lists of the configuration files go round in a circle: an option names itself, or one that names it")
+                    sys.exit(2)
                 print(hide(traceback.format_exc()), file=sys.stderr)
                 sys.exit(1)
             sys.exit(failures[0] if failures else 0)
@@ -237,6 +241,8 @@ def complain(message: str) -> None:
 def explain(error: Exception, name: str) -> str:
     """A composition error in the user's terms: what was found, what is valid."""
     text = str(error).strip()
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML that can be read: {text}"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = match[1] or match[2]
         return f"unknown key {key!r}{_suggest(key, name)}"

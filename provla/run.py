@@ -19,6 +19,7 @@ from provla import attempts
 from provla.again import evaluate_steps
 from provla.build import build, check_node
 from provla.checkpoint import Checkpoints, find_device
+from provla.checks import value_in
 from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace
 from provla.files import refuse_links_out, tidy, write_json
@@ -75,7 +76,7 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
     check_config(folder, config)
     refuse_links_out(folder, *FOLDERS)
     device = find_device(config["device"])
-    with alone(folder), reproducible(config["threads"], device, config["trainer"]["deterministic"]):
+    with alone(folder), reproducible(config["threads"], device, value_in(config["trainer"], "deterministic") is True):
         stored = _claim(folder, config)
         if stored["status"] in ("completed", "pruned"):
             console.print(f"this run is {stored['status']} already: {folder}")
@@ -138,7 +139,7 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the folder holds of this run; `ValueError` where it holds another."""
     check_config(folder, config)
     stored = read_result(folder)
-    if stored["status"] == "pruned" and config["pruner"]["_target_"] == "provla.pruner.NoPruner":
+    if stored["status"] == "pruned" and value_in(config["pruner"], "_target_") == "provla.pruner.NoPruner":
         return {**stored, "status": "interrupted"}  # nobody prunes any more: the run goes on
     return stored
 

@@ -190,17 +190,22 @@ def _fitting(line: str) -> list[str]:
     return [override for override in FAKE if override.partition(".")[0] not in changed]
 
 
-GROUPS = {"fusion": "film", "head": "mlp", "vision": "conv_small", "scheduler": "flow", "trainer": "default", "dataset": "fake"}  # what is made wrong
+# Group → the option that is made wrong.
+GROUPS = {
+    "fusion": "film",
+    "head": "mlp",
+    "vision": "conv_small",
+    "scheduler": "flow",
+    "trainer": "default",
+    "dataset": "fake",
+    "pruner": "median",
+    "augmentation": "crop",
+}
 
 
 def malformed(group: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """What is wrong, and the files, in a folder for `--config-dir`, that make `<group>=bad` wrong in this way."""
-    good = (
-        ROOT
-        / "conf"
-        / group
-        / f"{ {'fusion': 'film', 'head': 'mlp', 'vision': 'conv_small', 'scheduler': 'flow', 'trainer': 'default', 'dataset': 'fake'}[group] }.yaml"
-    ).read_text()
+    good = (ROOT / "conf" / group / f"{GROUPS[group]}.yaml").read_text()
     node = "\n".join(line for line in good.splitlines() if not line.startswith(("#", "defaults", "  - ")))
     node = "\n".join(line[2:] for line in node.splitlines() if line.startswith("  ")) if group == "dataset" else node
     target = next(line for line in node.splitlines() if line.startswith("_target_"))
