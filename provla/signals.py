@@ -86,13 +86,14 @@ def working() -> Iterator[None]:
 def deferred(forward: Callable[[], None] | None = None) -> Iterator[None]:
     """In this block a signal waits for `check`, or for the block's end. forward: called when one comes."""
     check()
-    _state.deferred += 1
-    outer, _state.forward = _state.forward, forward or _state.forward
+    state = _state  # that of this block: another one may begin and end inside
+    state.deferred += 1
+    outer, state.forward = state.forward, forward or state.forward
     try:
         yield
     finally:
-        _state.forward = outer
-        _state.deferred -= 1
+        state.forward = outer
+        state.deferred -= 1
     check()
 
 

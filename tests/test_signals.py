@@ -78,7 +78,7 @@ def test_elsewhere_a_signal_ends_at_once_and_a_block_may_hold_it_back() -> None:
 
     def work(number: int) -> None:
         for _ in range(number):  # at the same moment they are the same request
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         done.append(number)
 
