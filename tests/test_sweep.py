@@ -296,6 +296,25 @@ def test_a_search_whose_space_changed(command: Command, tmp_path: Path) -> None:
     assert stamps(sweep) == before
 
 
+@pytest.mark.parametrize("planted", ["logger._target_=evil_idea.Thing", "hydra.job.env_set={EVIL: 1}"])
+def test_a_trial_that_somebody_wrote_into_the_storage_runs_no_code(planted: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = tmp_path / "s"
+    asked = ["train", "-m", OPTUNA, *QUICK, "fusion=choice(film,add)", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={sweep}"]
+    assert command(*asked)[0] == 0
+    (tmp_path / "evil_idea.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with sqlite3.connect(sweep / "optuna.db") as storage:
+        row, stored = storage.execute("SELECT rowid, value_json FROM trial_user_attributes WHERE key = 'overrides'").fetchone()
+        own = [one for one in json.loads(stored) if not one.startswith("logger")]
+        storage.execute("UPDATE trial_user_attributes SET value_json = ? WHERE rowid = ?", (json.dumps([*own, planted]), row))
+        storage.execute("UPDATE trials SET state = 'RUNNING'")
+    storage.close()
+    code, _, err = command(*asked)
+    assert code == 2, err
+    assert planted.partition("=")[0] in err
+    assert not (tmp_path / "canary").exists()
+
+
 def test_nan_is_a_failed_trial(command: Command, tmp_path: Path) -> None:
     # At an absurd rate, the loss is NaN after a step.
     sweep = tmp_path / "s"

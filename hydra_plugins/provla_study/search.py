@@ -77,7 +77,7 @@ class SearchSweeper(GridSweeper):
         )
         self.impl.config = self.composed
         self._storage = [str(path) if given else STORE, name]  # its own moves with the folder
-        self._check_space(space, fixed)
+        self._trusted = self._check_space(space, fixed)
         with opened(path) as storage:
             self._search(storage, name, space, fixed, direction)
             jobs = [job for _, job in self._queue.values()]
@@ -118,6 +118,7 @@ class SearchSweeper(GridSweeper):
             if overrides is None and not earlier.state.is_finished():  # killed before it had drawn its values
                 self._void(study, optuna.trial.Trial(study, earlier._trial_id), "nothing drawn")
             elif overrides is not None:
+                self._check_stored(overrides, fixed)
                 job = self._one(overrides, space, earlier.number)
                 self._check_base(overrides, {*space, *earlier.distributions}, fixed)
                 self._queue[earlier.number], seen[job.config_hash] = (overrides, job), earlier.number
@@ -203,12 +204,27 @@ class SearchSweeper(GridSweeper):
         sweep.n_trials, sweep.storage = self.n_trials, self._storage
         save_sweep(self.folder, sweep)
 
-    def _check_space(self, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-        """Composes one point per option of every axis, so that a wrong group, key or option is said before any job starts."""
+    def _check_stored(self, overrides: Overrides, fixed: Mapping[str, Any]) -> None:
+        """`ValueError` where a trial in the storage, which anybody can have written, names code that this start does not, or changes Hydra."""
+        from provla.trust import check_stored
+
+        known = {f"{key}={value}" for key, value in fixed.items()}
+        for one in overrides:
+            if one.lstrip("+~").startswith("hydra") and one not in known:
+                raise ValueError(f"{one}: a trial stored in {self._storage[0]} of {self.folder} changes Hydra itself, which this start does not")
+        check_stored(self.files.plain(overrides), f"{self._storage[0]} of {self.folder}", self._trusted)
+
+    def _check_space(self, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[str]:
+        """Composes one point per option of every axis, so that a wrong group, key or option is said before any job starts. Returns the
+        modules that these name: what whoever starts the search trusts."""
+        from provla.trust import modules
+
+        named: set[str] = set()
         first = {key: _options(distribution)[0] for key, distribution in space.items()}
         for key, distribution in space.items():
             for option in _options(distribution):
-                self.files.plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))
+                named |= set(modules(self.files.plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))))
+        return sorted(named)
 
     def _check_unchanged(self, there: Sequence[Any], space: Mapping[str, Any]) -> None:
         """`ValueError` where an axis' options are others than those that the trials there were drawn from, which Optuna cannot go on with."""
