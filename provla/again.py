@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +16,9 @@ from provla.build import build
 from provla.checkpoint import find_device
 from provla.checks import check_values
 from provla.dataset import Demonstrations, Sampler
-from provla.files import write_json, write_text
+from provla.files import csv_text, write_json, write_text
 from provla.identity import Root, identity
-from provla.judging import ms_per_chunk, objective_of, show, summarize, write_episodes
+from provla.judging import ms_per_chunk, objective_of, rates, show, summarize, write_episodes
 from provla.loop import validate
 from provla.machine import environment, reproducible
 from provla.policy_folder import find_policy, load_policy
@@ -58,8 +56,8 @@ def evaluate(
     Writes into `folder` and leaves the run's own folder alone.
     """
     device = find_device(device_name)
-    alone = (checkpoint / "weights.safetensors").is_file()  # a policy folder: policy/ of the run, or an export beside it
-    run, stored = (checkpoint.parent, checkpoint) if alone else (checkpoint, find_policy(checkpoint))
+    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
+    run = stored.parent
     if not (run / "config.json").is_file():
         raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
     try:
@@ -87,7 +85,7 @@ def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, dev
         rehearse(suite, spec)
         outcomes = rollout(policy, suite, spec, config["seed"], device)
         success, faults = summarize(outcomes), sum(bool(o.reason) for o in outcomes)
-        metrics = {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+        metrics = rates(success)
         write_episodes(outcomes, folder / "episodes.csv")
         write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
     else:
@@ -148,11 +146,7 @@ def evaluate_steps(
         row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
         cell = found["success"].get("success_rate", {})
         rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "steps.csv", text.getvalue())
+    write_text(folder / "steps.csv", csv_text(rows, list(rows[0])))
     quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
     plot_steps(rows, quality, folder / "plots" / "steps.png")
     table = Table(title="quality against sampler steps", title_justify="left")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from provla.checksums import signature
 from provla.errors import NoSpace
 from provla.files import atomic, check_space, write_json, writing
-from provla.frames import Image, Span, read_spans
+from provla.frames import Image, Span, read_spans, thinning
 from provla.lerobot_format import Camera, Problem
 from provla.progress import console, progress_bars
 
@@ -168,9 +168,7 @@ def statistics(images: list[Image]) -> tuple[list[list[float]], list[list[float]
     """Mean and standard deviation of each channel [0..1] over all pictures, and over those that LeRobot's `sample_images` takes."""
     import cv2
 
-    h, w = images[0].shape[:2]
-    # As LeRobot thins out large pictures.
-    step = 1 if max(h, w) < 300 else int((w if w > h else h) / 150)
+    step = thinning(*images[0].shape[:2])
     sums = np.empty((len(images), 2, 3))
     for i, image in enumerate(images):
         mean, std = cv2.meanStdDev(np.ascontiguousarray(image[::step, ::step]))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from provla.errors import NoSpace
 from provla.secrets import hide_in
 
+SWEEP = "sweep.json"  # what a sweep asked, in its folder; the folders beside it are its jobs
 REFUSALS = {
     errno.ENOSPC: "no space left on disk",
     errno.EDQUOT: "the quota of this disk is used up",
@@ -177,6 +180,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically, and no secret with it."""
     write_text(path, json.dumps(hide_in(value), indent=2, default=str) + "\n")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), end: str = "\r\n") -> str:
+    """Rows as CSV, under the columns given, or every column that any row has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(dict.fromkeys(key for row in rows for key in row)), lineterminator=end)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """For `shutil.copytree`: a hard link where the disk has them, for files that nobody ever writes into."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def refuse_links_out(folder: Path, *names: str) -> None:

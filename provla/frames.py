@@ -16,6 +16,11 @@ from provla.lerobot_format import Camera, Problem
 Image = NDArray[np.uint8]  # (h,w,3)
 
 
+def thinning(height: int, width: int) -> int:
+    """Of large pictures LeRobot takes every so many-th row and column for its statistics."""
+    return 1 if max(height, width) < 300 else int((width if width > height else height) / 150)
+
+
 @dataclass(frozen=True)
 class Span:
     """Where an episode's pictures lie: `first` … `first + length - 1` of a video's frames or a table's rows. row: the first one's

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ import torch
 from rich.table import Table
 
 from provla.errors import NotFinite
-from provla.files import write_text
+from provla.files import csv_text, write_text
 from provla.progress import console
 from provla.rollout import Outcome
 from provla.statistics import wilson
@@ -35,29 +33,23 @@ def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
     return found
 
 
+def rates(success: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of `summarize`'s cells: success_rate, and success_rate/<task>."""
+    return {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+
+
+EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
+
+
 def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
-    return [
-        {
-            "task": o.episode.task,
-            "instruction": o.episode.instruction,
-            "episode_seed": o.episode.seed,
-            "success": int(o.success),
-            "steps": o.steps,
-            "reason": o.reason,
-        }
-        for o in outcomes
-    ]
+    found = ((o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason) for o in outcomes)
+    return [dict(zip(EPISODE, values, strict=True)) for values in found]
 
 
 def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
     """episodes.csv."""
-    text = io.StringIO()
-    rows = episode_rows(outcomes)
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["task", "instruction", "episode_seed", "success", "steps", "reason"])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(episode_rows(outcomes), EPISODE))
 
 
 def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7) -> float:
@@ -73,6 +65,7 @@ def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7
 
 
 def objective_of(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Name and value of a run's objective; the value is None where nothing measured it. `NotFinite` for a number that is none."""
     if name == "auto":
         name = next((name for name in ("success_rate", "trajectory_mse") if name in metrics), "train/loss")
     value = metrics.get(name)

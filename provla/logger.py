@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import queue
@@ -19,7 +18,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from provla.checks import Name
-from provla.files import write_json, write_text, writing
+from provla.files import csv_text, link_or_copy, write_json, write_text, writing
 from provla.progress import console
 from provla.secrets import hide, hide_in
 from provla.upload import Upload
@@ -80,11 +79,7 @@ class CsvLogger(NoLogger):
             self._write()
 
     def _write(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self._path, text.getvalue())
+        write_text(self._path, csv_text(self._rows, self._columns))
 
 
 class WandbLogger(CsvLogger):
@@ -182,7 +177,7 @@ class WandbLogger(CsvLogger):
             return
         copy = self._folder / "wandb" / f".{folder.name}-{uuid.uuid4().hex[:8]}"
         try:  # under another name, the files outlive their folder; a checkpoint's are never written to again
-            shutil.copytree(folder, copy, copy_function=_link)
+            shutil.copytree(folder, copy, copy_function=link_or_copy)
         except OSError as error:
             console.print(f"W&B: {folder.name} is not kept as an artifact ({error})")
             return
@@ -265,13 +260,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         found |= {key: cell["rate"], f"{key}/low": cell["low"], f"{key}/high": cell["high"], f"{key}/episodes": cell["episodes"]}
     found |= {f"parameters/{key}": value for key, value in result.get("parameters", {}).items() if isinstance(value, int | float)}
     return found
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
 
 
 def _end_service() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from provla import pictures
-from provla.files import write_bytes, write_text
+from provla.files import csv_text, write_bytes, write_text
 from provla.search import Trial, load_trials
 from provla.study import Run, points
 from provla.verdict import BETTER, COSTS, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Arm, Rate, Verdict, reason_of, sentence
@@ -338,11 +336,7 @@ def latex(table: Table) -> str:
 
 def comma_separated(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as CSV, with every column that any of them has; numbers as they are."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, end="\n")
 
 
 def arm_rows(verdict: Verdict) -> list[dict[str, Any]]:

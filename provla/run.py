@@ -22,9 +22,9 @@ from provla.checkpoint import Checkpoints, find_device
 from provla.checks import value_in
 from provla.dataset import Demonstrations, Sampler
 from provla.errors import Interrupted, NoSpace
-from provla.files import refuse_links_out, tidy, write_json
+from provla.files import SWEEP, refuse_links_out, tidy, write_json
 from provla.identity import NODES, check_keys, identity
-from provla.judging import episode_rows, ms_per_chunk, objective_of, show, summarize, write_episodes
+from provla.judging import episode_rows, ms_per_chunk, objective_of, rates, show, summarize, write_episodes
 from provla.limit import TimedOut, leave, limited
 from provla.logger import WANDB_RUN, download_checkpoint
 from provla.loop import PRUNED, Fit, seed_everything, validate
@@ -40,7 +40,7 @@ from provla.rollout import check_fit, rollout, write_videos
 from provla.secrets import hide
 from provla.sharing import Training, one_training
 from provla.signals import deferred, is_worker, telling
-from provla.sweep import SWEEP, alone, check_config, load_sweep, read_result
+from provla.sweep import alone, check_config, load_sweep, read_result
 from provla.trainer import Trainer
 from provla.trust import modules
 from provla.types import Spec, check_steps
@@ -216,7 +216,7 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
             logger.log(fit.step, row)
         outcomes = rollout(policy, suite, spec, seed, device) if suite.episodes else []
         success = summarize(outcomes)
-        metrics |= {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+        metrics |= rates(success)
         plots, chunks = _plots(policy, fit, held, data, folder / "plots", device)
         videos = write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride) if outcomes else []
         write_episodes(outcomes, folder / "episodes.csv")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from provla.files import atomic, fingerprint, write_json
+from provla.files import SWEEP, atomic, fingerprint, link_or_copy, write_json
 from provla.identity import sampler_steps, training_identity
 from provla.progress import console
 
 MARK = "training.json"  # in a run's folder: its training is done, and who did it
-SWEEP = "sweep.json"
 
 
 class Training:
@@ -82,7 +80,7 @@ class Training:
         """Its checkpoints, as hard links where the disk has them: nothing ever writes into a checkpoint's file."""
         with atomic(self._folder / "checkpoints") as partial:
             ignore = shutil.ignore_patterns(".*", "*.damaged*")
-            shutil.copytree(sibling / "checkpoints", partial, symlinks=True, ignore=ignore, copy_function=_link)
+            shutil.copytree(sibling / "checkpoints", partial, symlinks=True, ignore=ignore, copy_function=link_or_copy)
 
 
 @contextmanager
@@ -108,10 +106,3 @@ def one_training(folder: Path, config: Mapping[str, Any]) -> Iterator[Training]:
         yield training
     finally:
         training.release()
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -14,10 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from provla import attempts
-from provla.files import fingerprint, write_json, writing
+from provla.files import SWEEP, fingerprint, write_json, writing
 from provla.identity import differences, essence, identity
 
-SWEEP = "sweep.json"
 ATTEMPTS = 2  # a job that failed is tried once more
 
 
@@ -204,7 +203,7 @@ def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Map
     if wanted is None:
         return next(iter(arms))
     if isinstance(wanted, Mapping):
-        asked = {str(key): _plain(value) for key, value in wanted.items()}
+        asked = {str(key): spelled(value) for key, value in wanted.items()}
         fits = [name for name, axes in arms.items() if all(axes.get(key) == value for key, value in asked.items())]
         shown = ", ".join(f"{key}={value}" for key, value in asked.items())
     else:
@@ -216,7 +215,8 @@ def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Map
     raise ValueError(f"baseline={shown!r} {problem}; the arms are: {'; '.join(arms)}")
 
 
-def _plain(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value as Hydra's command line has it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.frames import thinning
 from provla.lerobot_format import Camera, Info, Problem, Table, read_table, read_tasks, read_vector
 
 Array = NDArray[Any]
@@ -275,7 +276,7 @@ def compare_pictures(found: Contents, camera: Camera, episodes: Sequence[int], e
     """
     columns = [f"stats/{camera.key}/{name}" for name in STATISTICS]
     stats, lengths = _statistics(read_table(found.info.root, "meta/episodes", [], columns), camera.key), np.diff(found.starts)
-    count, step = stats["count"], 1 if max(camera.size) < 300 else int((camera.size[1] if camera.size[1] > camera.size[0] else camera.size[0]) / 150)
+    count, step = stats["count"], thinning(*camera.size)
     pixels = len(range(0, camera.size[0], step)) * len(range(0, camera.size[1], step))
     bad: dict[int, str] = {}
     for at, name, least in ((0, "mean", 0.5), (1, "std", 1.0)):

@@ -61,10 +61,12 @@ class Composer:
 
     def value(self, overrides: Overrides, key: str) -> str:
         """What a job has on an axis that its overrides do not name: the option of a group, or a value."""
+        from provla.sweep import spelled
+
         config, plain = self.compose(overrides), key.lstrip("+~")
         choice = config.hydra.runtime.choices.get(plain)
         found = OmegaConf.select(config, plain) if choice is None else choice
-        return "null" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
+        return spelled(found)
 
     def place(self, overrides: Overrides, folder: str) -> None:
         """Makes `folder` that of a job, whatever its overrides would call it."""
