@@ -66,6 +66,15 @@ def check_node(node: Any, where: str, kind: type | None = None, extra: Collectio
     return target, given
 
 
+def check_nodes(config: Mapping[str, Any]) -> None:
+    """`check_node` for everything that a run is made of, in a second or two and with nothing built."""
+    from torch import nn
+
+    for key in ("trainer", "env", "logger", "pruner", "dataset"):
+        check_node(config[key], key)
+    check_node(config["policy"], "policy", nn.Module, ("spec", "device"))
+
+
 def _parameters(target: Any, where: str) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named parameters of a class or function, and whether it takes any others."""
     try:

@@ -26,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 _deterministic: Any = torch.utils.deterministic
 
 
+def _choose(deterministic: bool, lenient: bool) -> None:
+    # As torch.use_deterministic_algorithms, which imports torch's compiler first: 1.6 s of every start.
+    torch.set_deterministic_debug_mode(("warn" if lenient else "error") if deterministic else "default")
+
+
 @contextmanager
 def reproducible(threads: int, device: torch.device, deterministic: bool) -> Iterator[None]:
     """Inside, equal computations give equal bits on one machine, in any process and whatever it was started with.
@@ -39,13 +44,13 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
     torch.set_num_threads(threads)
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(deterministic or device.type == "cpu", warn_only=not deterministic)
+    _choose(deterministic or device.type == "cpu", lenient=not deterministic)
     _deterministic.fill_uninitialized_memory = False  # a guard for debugging: nothing here reads what it has not written
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=lenient)
+        _choose(before[1], lenient)
         _deterministic.fill_uninitialized_memory = filled
 
 

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from provla.files import write_bytes
@@ -31,10 +32,17 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+class _Plain(LogFormatter):
+    """0.3 on a logarithmic axis, where the default has 3 × 10⁻¹."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
     """Training and validation loss and the learning rate over the steps."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), gridspec_kw={"wspace": 0.25})
         for axes, series in (
             (left, (("train/loss", "training", BLUE), ("val/loss", "validation, averaged weights", ORANGE))),
             (right, (("val/trajectory_mse", "trajectory MSE of sampled chunks", ORANGE),)),
@@ -45,12 +53,13 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
                     steps, values = zip(*rows, strict=True)
                     axes.plot(steps, values, color=colour, label=label, lw=1.4, marker="o" if key.startswith("val") else None, ms=3)
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_Plain())
+            axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
             axes.set_xlabel("step")
             if axes.lines:
                 axes.legend()
         left.set_ylabel("objective's loss")
         right.set_ylabel("validation, robot's units²")
-        figure.tight_layout(w_pad=2)
         return save(figure, path)
 
 
@@ -61,7 +70,8 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
     """
     rows, joints = len(actions), list(joints)[:6]
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(rows, 1 + len(joints), figsize=(2.0 * (1 + len(joints)), 1.7 * rows), squeeze=False)
+        size, room = (2.0 * (1 + len(joints)), 1.7 * rows), {"wspace": 0.3, "hspace": 0.25}
+        figure, grid = plt.subplots(rows, 1 + len(joints), sharex="col", figsize=size, squeeze=False, gridspec_kw=room)
         for r in range(rows):
             grid[r, 0].imshow(images[r])
             grid[r, 0].set_axis_off()
@@ -73,21 +83,20 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
                     axes.plot(steps, sample[:, j], color=BLUE, lw=0.9, alpha=0.6)
                 axes.plot(steps[valid], actions[r, valid, j], color=ORANGE, lw=1.8)
                 if r == 0:
-                    axes.set_title(joint)
+                    axes.set_title(joint, fontsize=8)
                 axes.tick_params(labelsize=6)
                 low, high = actions[..., j].min(), actions[..., j].max()  # one scale per joint: a wiggle of a thousandth is none
                 axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
         grid[0, -1].plot([], [], color=BLUE, label="predicted")
         grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
-        figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="lower center", ncols=2, bbox_to_anchor=(0.5, -0.03))
-        figure.tight_layout()
+        figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.11 - 0.25 / size[1]))
         return save(figure, path)
 
 
 def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
     """A quality, with its interval where it has one, and the time of a chunk against the number of sampler steps."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), gridspec_kw={"wspace": 0.25})
         steps = [row["num_inference_steps"] for row in rows]
         left.plot(steps, [row[quality] for row in rows], color=BLUE, marker="o", ms=4)
         if all("low" in row for row in rows):
@@ -101,7 +110,6 @@ def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path
             axes.set_xscale("log", base=2)
             axes.set_xticks(steps, [str(s) for s in steps])
             axes.set_xlabel("sampler steps")
-        figure.tight_layout(w_pad=2)
         return save(figure, path)
 
 

@@ -76,6 +76,7 @@ class ProVLA(nn.Module):
             self.quant_report[key] = report
         self.to(device)
         if compile:
+            _repeatable_compiler()
             for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
                 network.compile()
 
@@ -208,3 +209,10 @@ def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int],
         )
     matched: nn.Module = build({**given, "width": best}, where, nn.Module)(**sizes)
     return matched
+
+
+def _repeatable_compiler() -> None:
+    """Where computations must repeat, torch's compiler chooses no kernel by timing."""
+    from torch._inductor import config
+
+    config.deterministic = torch.are_deterministic_algorithms_enabled()

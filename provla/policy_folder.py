@@ -77,6 +77,7 @@ def load_policy(
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
     check_stored({"policy": node}, folder / "config.json", trust)
+    _check_no_files(node, folder)
     for key, value in (changes or {}).items():
         _set(node, key, value)
     unknown = [path for path in bases or {} if path not in wanted]
@@ -110,6 +111,14 @@ def _check(folder: Path) -> None:
         check_manifest(folder)
     elif (folder / WEIGHTS).exists():
         console.print(f"{folder} has no {MANIFEST} (an earlier provla wrote it), so nobody can say whether its files are what was written")
+
+
+def _check_no_files(node: Any, folder: Path) -> None:
+    """A backbone's files lie in the folder, and only `load_policy` says where; a stored place could be anywhere."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        if key == "files" and value is not None:
+            raise ValueError(f"{folder}/config.json names files={str(value)!r} for a backbone: a policy keeps them in its own folder and stores no place")
+        _check_no_files(value, folder)
 
 
 def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:

@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from filelock import FileLock, Timeout
 
 from provla.checks import Count, Natural
+from provla.files import writing
 
 STORE = "pruning.db"
 PATIENCE = 20  # seconds to wait for a storage that another process holds
@@ -40,7 +41,8 @@ def opened(path: Path) -> Iterator[Any]:
     except (DatabaseError, optuna.exceptions.StorageInternalError, Timeout) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         held = "another process holds it; stop that one, or wait" if "lock" in reason else "it is damaged; delete it to start the study's bookkeeping anew"
-        raise ValueError(f"the storage {path} cannot be used ({reason}): {held}") from error
+        with writing(path):  # a full disk is no damage
+            raise ValueError(f"the storage {path} cannot be used ({reason}): {held}") from error
 
 
 class NoPruner:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from provla import attempts
 from provla.again import evaluate_steps
-from provla.build import build, check_node
+from provla.build import build, check_nodes
 from provla.checkpoint import Checkpoints, find_device
 from provla.checks import value_in
 from provla.dataset import Demonstrations, Sampler
@@ -148,12 +148,12 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     seed = config["seed"]
     # Everything cheap that can be wrong is looked at before anything slow begins.
     check_steps(config["horizon"], config["n_action_steps"])
+    check_nodes(config)
     trainer: Trainer = build(config["trainer"], "trainer")
     suite = build(config["env"], "env")
     logger = build(config["logger"], "logger")
     pruner: NoPruner = build(config["pruner"], "pruner")
     source = build(config["dataset"], "dataset")
-    check_node(config["policy"], "policy", torch.nn.Module, ("spec", "device"))
     if suite.episodes:
         check_suite(suite)
     data: Demonstrations = source.load()

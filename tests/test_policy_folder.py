@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import nn
 
 import provla
 from provla.build import build
+from provla.manifest import write_manifest
 from provla.policy_folder import load_policy, save_policy
 from provla.types import Spec, fake_observation
 
@@ -56,6 +58,15 @@ def test_missing_and_added_files_are_named(run: Path, capsys: pytest.CaptureFixt
     assert "has no manifest.json (an earlier provla wrote it), so nobody can say whether" in " ".join(capsys.readouterr().out.split())
     observation = fake_observation(found.spec, 2)
     assert torch.equal(*(policy.act(observation, torch.Generator().manual_seed(0)) for policy in (expected, found)))
+
+
+def test_a_stored_place_of_a_backbones_files_is_refused(run: Path) -> None:
+    stored = json.loads((run / "policy" / "config.json").read_text())
+    stored["policy"]["text"]["files"] = "/elsewhere"
+    (run / "policy" / "config.json").write_text(json.dumps(stored))
+    write_manifest(run / "policy", identity="me", step=4)  # whoever plants it can write a manifest too
+    with pytest.raises(ValueError, match=r"config.json names files='/elsewhere' for a backbone: a policy keeps them in its own folder"):
+        load_policy(run / "policy", CPU)
 
 
 def test_links_out_are_refused(run: Path, tmp_path: Path) -> None:

@@ -35,14 +35,8 @@ def metaworld(recording: Path, tmp_path: Path) -> list[str]:
     datasets.mkdir(parents=True)
     (datasets / recording.name).symlink_to(recording)
     tiny = [o for o in FAKE if not o.startswith(("dataset", "logger", "horizon", "n_action"))]
-    dataset = [
-        "dataset.tasks=[drawer-close,window-open]",
-        "dataset.episodes_per_task=2",
-        "dataset.image_size=32",
-        "dataset.noise=0.05",
-        "dataset.noise_correlation=0",
-        "dataset.crf=12",
-    ]
+    recorded = json.loads((recording / "recording.json").read_text())
+    dataset = [f"dataset.{key}={json.dumps(value)}" for key, value in recorded.items() if key not in ("version", "sha256")]
     return [*tiny, *dataset, "eval_episodes=2", "env.num_envs=4", "env.max_episode_steps=24", "env.videos_per_task=1", "dataset.val_fraction=0.5", "logger=csv"]
 
 
@@ -280,20 +274,21 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
         assert identity(compose(override)) != identity(base)
 
 
-def test_interrupted_run_resumes_in_its_folder(tmp_path: Path) -> None:
-    """kill -9 in the middle of a real process; the same command ends with the weights of an uninterrupted run."""
+def test_interrupted_run_resumes_in_its_folder(command: Command, tmp_path: Path) -> None:
+    """kill -9 in the middle of a real process; the same command, in another one, ends with the weights of an uninterrupted run."""
     from safetensors.torch import load_file
 
-    arguments = [sys.executable, "-m", "provla.train", *FAKE, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
-    run = lambda folder: [*arguments, f"hydra.run.dir={tmp_path / folder}"]  # noqa: E731
-    process = subprocess.Popen(run("killed"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [*FAKE, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
+    asked = [sys.executable, "-m", "provla.train", *arguments, f"hydra.run.dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen(asked, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "checkpoints" / "latest").exists():
         assert process.poll() is None
     process.kill()
     process.wait()
     assert not (tmp_path / "killed" / "policy").exists()
     for folder in ("killed", "whole"):
-        subprocess.run(run(folder), cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        code, _, err = command("train", *arguments, f"hydra.run.dir={tmp_path / folder}")
+        assert code == 0, err
     killed, whole = (load_file(tmp_path / folder / "policy" / "weights.safetensors") for folder in ("killed", "whole"))
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
     rows = [list(csv.DictReader((tmp_path / folder / "metrics.csv").open())) for folder in ("killed", "whole")]

@@ -93,6 +93,7 @@ class GridSweeper(Sweeper):
         for overrides, job in zip(points, self._jobs(points), strict=True):
             if unique.setdefault(job.config_hash, job) is job:  # equal points run once
                 asked[overrides] = job
+        self._check_built(list(asked))
         joined = join_jobs(list(asked.values()), earlier)
         return self._describe(joined, [job for job in others if job.config_hash not in unique]), asked
 
@@ -165,6 +166,18 @@ class GridSweeper(Sweeper):
             shared = training_identity(config)
             jobs.append(Job(folder, named, axes, config["seed"], digest, "", None, name, cell_of(config), shared))
         return jobs
+
+    def _check_built(self, points: Sequence[Overrides]) -> None:
+        """`ValueError` where none of the points can be built, with what is wrong with the first. One among others is a failed row."""
+        from provla.build import check_nodes
+
+        problems: list[ValueError] = []
+        for overrides in points:
+            try:
+                return check_nodes(self.files.plain(overrides))
+            except ValueError as error:
+                problems.append(error)
+        raise problems[0]
 
     def _check_distinct(self, first: tuple[str, Overrides], second: tuple[str, Overrides], folder: str) -> None:
         both = f"{' '.join(first[1])} and {' '.join(second[1])}"

@@ -220,10 +220,13 @@ class SearchSweeper(GridSweeper):
         from provla.trust import modules
 
         named: set[str] = set()
+        points: list[Overrides] = []
         first = {key: _options(distribution)[0] for key, distribution in space.items()}
         for key, distribution in space.items():
             for option in _options(distribution):
-                named |= set(modules(self.files.plain(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))))
+                points.append(tuple(f"{k}={v}" for k, v in {**first, key: option, **fixed}.items()))
+                named |= set(modules(self.files.plain(points[-1])))
+        self._check_built(points)
         return sorted(named)
 
     def _check_unchanged(self, there: Sequence[Any], space: Mapping[str, Any]) -> None:
