@@ -22,7 +22,7 @@ def fault_ckpt_chaos(place: Path) -> tuple[int, int, str]:
         return 0, 0, "not done: ckpt-chaos is not installed (pip install ckpt-chaos==0.1.8)"
     server = serve(str(place / "address"))
     client = [sys.executable, "-E", "-S", str(Path(__file__).parent / "client.py"), str(place / "address")]
-    job = [*client, *SMALL, "trainer.max_steps=2", "trainer.val_every=1", "trainer.log_every=1", "hydra.run.dir={out}"]
+    job = [*client, *SMALL, "threads=1", "trainer.max_steps=2", "trainer.val_every=1", "trainer.log_every=1", "hydra.run.dir={out}"]
     asked = ["--modes", MODES, "--max-points", str(POINTS), "--jobs", str(os.cpu_count()), "--work", str(place / "work"), "--grace", "60"]
     asked += ["--result-file", "{out}/policy/weights.safetensors"]
     asked += ["--ckpt-ignore-size", "--checkpoint-glob", "{out}/checkpoints/step_*", "--step-regex", r"resuming from step (\d+)"]

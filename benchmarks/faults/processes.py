@@ -9,13 +9,21 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# What a training imports when it comes to it.
+import accelerate.state  # noqa: F401
+from diffusers import DDIMScheduler  # noqa: F401
+from torch.utils.flop_counter import FlopCounterMode  # noqa: F401
+from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, Qwen2Model  # noqa: F401
+
+import provla.plots
 import provla.run
-import provla.train  # noqa: F401
+import provla.train
 
 # A policy that trains in seconds and has all the parts of the default one.
 SMALL = [
@@ -23,6 +31,10 @@ SMALL = [
     "fusion.width=16", "head.channels=[16,32]", "head.time_width=16", "horizon=8", "n_action_steps=4", "trainer.batch_size=8",
     "trainer.val_samples=8", "device=cpu", "threads=2",
 ]  # fmt: skip
+
+
+with tempfile.TemporaryDirectory() as place:  # the first picture of a process reads its fonts
+    provla.plots.plot_losses([{"step": 1, "train/loss": 1.0, "val/loss": 2.0}], Path(place) / "loss.png")
 
 
 def start(arguments: Sequence[str], folder: Path, command: str = "train", prepare: Callable[[], None] | None = None) -> int:

@@ -18,6 +18,9 @@ import traceback
 from datetime import date
 from pathlib import Path
 
+# Several processes share the cores: none waits in a loop. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -25,6 +28,8 @@ ROOT = HERE.parents[1]
 def main(wanted: list[str]) -> int:
     sys.path.insert(0, str(HERE))
     rows, lost = [], 0
+    told = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
+    commit = told.stdout.strip()
     for file in sorted(HERE.glob("fault_*.py")):
         for name, fault in inspect.getmembers(importlib.import_module(file.stem), inspect.isfunction):
             if not name.startswith("fault_") or (wanted and not any(one in f"{file.stem} {name}" for one in wanted)):
@@ -37,19 +42,20 @@ def main(wanted: list[str]) -> int:
                     tried, survived, note = 1, 0, traceback.format_exc().strip().splitlines()[-1]
             lost += survived < tried
             what = (inspect.getdoc(fault) or name).splitlines()[0]
-            rows.append(f"| {what} | {tried} | {survived} | {note} | {time.monotonic() - begun:.0f} |")
+            rows.append(f"| {what} | {tried} | {survived} | {note.replace('|', '¦')} | {time.monotonic() - begun:.0f} | {commit} |")
             print(rows[-1], flush=True)
-    if not wanted:
-        write(rows)
+            write(rows[-1:])
     return int(bool(lost))
 
 
 def write(rows: list[str]) -> None:
-    """RESULTS.md beside this file."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
-    head = f"Made by `make faults` on {date.today()}, {os.cpu_count()} cores, {platform.machine()}, commit {commit.stdout.strip()}."
-    table = ["| what was done | tried | survived | note | seconds |", "|---|---|---|---|---|", *rows]
-    (HERE / "RESULTS.md").write_text("\n".join(["# Faults, injected for real", "", head, "", *table, ""]))
+    """Into RESULTS.md beside this file; a fault that was not tried now keeps its row."""
+    file = HERE / "RESULTS.md"
+    earlier = [line for line in file.read_text().splitlines() if line.startswith("| ")][1:] if file.exists() else []
+    of = {row.split(" | ")[0]: row for row in [*earlier, *rows]}
+    head = f"Made by `make faults`, last on {date.today()}, {os.cpu_count()} cores, {platform.machine()}."
+    table = ["| what was done | tried | survived | note | seconds | commit |", "|---|---|---|---|---|---|", *of.values()]
+    file.write_text("\n".join(["# Faults, injected for real", "", head, "", *table, ""]))
 
 
 if __name__ == "__main__":
