@@ -19,11 +19,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from provla.build import build
-from provla.command import ROOT
-from provla.policy import count_parameters
-from provla.rehearsal import flops_per_sample
-from provla.types import Spec, Tokens, fake_batch, fake_observation
+from provla.command.entry import ROOT
+from provla.core.build import build
+from provla.core.types import Spec, Tokens, fake_batch, fake_observation
+from provla.policy.matched import count_parameters
+from provla.run.rehearsal import flops_per_sample
 
 SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, tuple(f"Do task {i}" for i in range(5)), {"all": [0, 1, 2, 3]}, 10.0)
 BATCH, ROUNDS = 64, 15

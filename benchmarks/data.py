@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from omegaconf import OmegaConf
 
-from provla.build import build
-from provla.command import ROOT
-from provla.dataset import Sampler
+from provla.command.entry import ROOT
+from provla.core.build import build
+from provla.dataset.sampler import Sampler
 
 HORIZON, SECONDS = 16, 8.0
 

@@ -12,7 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
-from provla.command import ROOT
+from provla.command.entry import ROOT
 
 SIZE, STRIDE = 160, 2
 

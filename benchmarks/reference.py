@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from aloha import write
 
-from provla.command import ROOT
+from provla.command.entry import ROOT
 
 OUT = ROOT / "outputs" / "reference"
 CSV = ROOT / "benchmarks" / "reference.csv"

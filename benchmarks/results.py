@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 
-from provla.command import ROOT
+from provla.command.entry import ROOT
 
 COLUMNS = (
     "run",

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from provla.command import ROOT
+from provla.command.entry import ROOT
 
 OUT = ROOT / "outputs" / "rewording"
 WORDINGS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from provla.types import Observation as Observation
+    from provla.core.types import Observation as Observation
 
 __all__ = ["Observation", "load"]
 
@@ -20,8 +20,8 @@ def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None
     folder or Hub id with its frozen weights, where they are no longer where the training found them. trust: modules whose
     classes the policy may use besides provla's own, such as `["my_ideas"]`; their code runs. Errors: `ValueError`.
     """
-    from provla.checkpoint import find_device
-    from provla.policy_folder import find_policy, load_policy
+    from provla.core.machine import find_device
+    from provla.policy.folder import find_policy, load_policy
 
     policy, _ = load_policy(find_policy(Path(path).expanduser()), find_device(device), bases=bases, trust=trust)
     return policy
@@ -29,7 +29,7 @@ def load(path: str | Path, device: str = "auto", bases: Mapping[str, str] | None
 
 def __getattr__(name: str) -> Any:
     if name == "Observation":
-        from provla.types import Observation
+        from provla.core.types import Observation
 
         return Observation
     raise AttributeError(f"module 'provla' has no attribute {name!r}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.command import command
+from provla.command.entry import command
 
 
 def check(source: Any, name: str) -> None:
     """Reads every file and frame cache again and lists what is wrong; `ValueError` where there is something."""
     from rich.table import Table
 
-    from provla.progress import console
+    from provla.core.progress import console
 
     if not hasattr(source, "inspect"):
         raise ValueError(f"dataset={name} has no files to check")
@@ -52,9 +52,9 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     import numpy as np
     from rich.table import Table
 
-    from provla.build import build
-    from provla.plots import plot_dataset
-    from provla.progress import console
+    from provla.core.build import build
+    from provla.core.progress import console
+    from provla.run.plots import plot_dataset
 
     source = build(config["dataset"], "dataset")
     if config["check"]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from provla.checks import Depth, Inside
-from provla.types import Batch
+from provla.core.checks import Depth, Inside
+from provla.core.types import Batch
 
 
 class NoAugmentation(nn.Module):

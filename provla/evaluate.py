@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.signals import early
+from provla.core.signals import early
 
 if __name__ == "__main__":
     early()  # before the imports that take long
 
-from provla.command import command
+from provla.command.entry import command
 
 KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "bases", "trust", "device", "data_dir")
 
@@ -18,7 +18,7 @@ KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "ba
 @command("evaluate", free=("env", "scheduler", "bases"), lists=("scheduler.num_inference_steps",), paths=("checkpoint",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
-    from provla.again import evaluate, evaluate_steps
+    from provla.run.evaluate import evaluate, evaluate_steps
 
     if unknown := [key for key in config if key not in KEYS]:
         raise ValueError(f"nothing reads {unknown[0]}={config[unknown[0]]!r}; valid: {', '.join(key for key in KEYS if key in config)}, env.…, scheduler.…")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.command import command
+from provla.command.entry import command
 
 
 @command("export", paths=("checkpoint",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
-    from provla.checkpoint import find_device
-    from provla.policy_folder import export_policy, find_policy
-    from provla.progress import console
+    from provla.core.machine import find_device
+    from provla.core.progress import console
+    from provla.policy.folder import export_policy, find_policy
 
     source = find_policy(Path(config["checkpoint"]).expanduser())
     target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from filelock import FileLock, Timeout
 
-from provla.checks import Count, Natural
-from provla.files import writing
+from provla.core.checks import Count, Natural
+from provla.core.files import writing
 
 STORE = "pruning.db"
 PATIENCE = 20  # seconds to wait for a storage that another process holds

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.signals import early
+from provla.core.signals import early
 
 if __name__ == "__main__":
     early()  # before the imports that take long
 
-from provla.command import command
+from provla.command.entry import command
 
 
 @command("record")
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/record.yaml."""
-    from provla.build import build
-    from provla.progress import console
+    from provla.core.build import build
+    from provla.core.progress import console
 
     source = build(config["dataset"], "dataset")
     if not hasattr(source, "record"):

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from provla.command import ROOT, command
-from provla.identity import check_study
-from provla.progress import console
-from provla.study import load_study, plan_sweep
-from provla.sweep import Sweep
-from provla.verdict import judge
+from provla.command.entry import command
+from provla.core.files import ROOT
+from provla.core.identity import check_study
+from provla.core.progress import console
+from provla.jobs.sweep import Sweep
+from provla.study.study import load_study, plan_sweep
+from provla.study.verdict import judge
 
 
 @command("report", paths=("folder", "pilot"), studies=True)
@@ -33,7 +34,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
 
 def _report(config: Mapping[str, Any], place: Path) -> None:
-    from provla.page import compose_report, draw, publish, write_report
+    from provla.study.page import compose_report, draw, publish, write_report
 
     if not place.is_dir():
         raise ValueError(
@@ -57,7 +58,7 @@ def _plan(config: Mapping[str, Any]) -> tuple[Sweep, int]:
     """What the study's YAML asks for, composed as the sweep would, and the closed-loop episodes of a run."""
     from hydra import compose
 
-    from hydra_plugins.provla_study import plan
+    from provla.study.register import plan
 
     if not config["study"]:
         raise ValueError(f"plan=true needs study=<name>; experiments/ holds: {', '.join(_studies())}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.signals import early
+from provla.core.signals import early
 
 if __name__ == "__main__":
     early()  # before the imports that take long
 
-from provla.command import command, time_limit
+from provla.command.entry import command, time_limit
 
 
 @command("train", paths=("resume", "rerun", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
@@ -19,10 +19,10 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
     if config["rerun"]:
         from hydra.core.hydra_config import HydraConfig
 
-        from provla.rerun import rerun
+        from provla.run.rerun import rerun
 
         return rerun(config, list(HydraConfig.get().overrides.task), folder)
-    from provla.run import train
+    from provla.run.train import train
 
     return train(config, folder, choices, time_limit())
 

@@ -24,8 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
-from provla.demonstrations import MetaworldRecording, record_metaworld  # noqa: E402
-from provla.types import Batch, Spec, fake_batch  # noqa: E402
+from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
+from provla.dataset.recording import MetaworldRecording, record_metaworld  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [

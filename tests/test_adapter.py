@@ -10,10 +10,11 @@ import torch
 from test_policy import make
 from torch import nn
 
-from provla.adapter import Adapter, Quant, linear_layers
-from provla.build import build
-from provla.policy_folder import load_policy, save_policy
-from provla.types import Spec, fake_batch, fake_observation
+from provla.adapter import Adapter
+from provla.core.build import build
+from provla.core.types import Spec, fake_batch, fake_observation
+from provla.policy.folder import load_policy, save_policy
+from provla.quant import Quant, linear_layers
 
 CPU = torch.device("cpu")
 
@@ -71,7 +72,7 @@ def test_bad_combinations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'v_proj' matches no linear layer of vision; its layers end in: k_proj, q_proj"):
         Adapter("lora", target_modules=["v_proj"]).apply(Backbone(), "vision", True, Quant(), CPU)
     with pytest.raises(ValueError, match="expected one of: 4, 8, null"):
-        build({"_target_": "provla.adapter.Quant", "bits": 3}, "quant")
+        build({"_target_": "provla.quant.Quant", "bits": 3}, "quant")
     with pytest.raises(ValueError, match="expected one of: full, lora, last_k, frozen"):
         build({"_target_": "provla.adapter.Adapter", "mode": "half"}, "adapter")
 
@@ -80,7 +81,7 @@ def test_bad_combinations_are_refused() -> None:
 def test_quantised_policies_learn_save_and_load(quant: str, spec: Spec, tmp_path: Path) -> None:
     from conftest import compose
 
-    from provla.build import build
+    from provla.core.build import build
 
     node = compose("vision=siglip_tiny", f"quant={quant}", "adapter=lora", "fusion.width=32", "head.channels=[16,32]")["policy"]
     torch.manual_seed(1)

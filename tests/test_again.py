@@ -9,10 +9,10 @@ from pathlib import Path
 
 from conftest import FAKE, compose
 
-from provla.files import write_json
-from provla.identity import identity
-from provla.study import load_study
-from provla.sweep import Job, find_runs, join_jobs, load_sweep
+from provla.core.files import write_json
+from provla.core.identity import identity
+from provla.jobs.sweep import Job, find_runs, join_jobs, load_sweep
+from provla.study.study import load_study
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = [o for o in FAKE if not o.startswith("trainer.max_steps")]

@@ -16,9 +16,9 @@ from conftest import FAKE, ROOT, check_split, compose, drawn_batch
 from torch import Tensor, nn
 
 import provla
-from provla.build import build
-from provla.policy import build_matched, count_parameters
-from provla.types import Spec, Tokens, fake_batch, fake_observation
+from provla.core.build import build
+from provla.core.types import Spec, Tokens, fake_batch, fake_observation
+from provla.policy.matched import build_matched, count_parameters
 
 CPU = torch.device("cpu")
 Command = Callable[..., tuple[int, str, str]]
@@ -192,7 +192,7 @@ def test_dit_starts_as_the_identity() -> None:
 
 @pytest.mark.parametrize("kind", ["mean", "attention", "first"])
 def test_pooling(kind: str) -> None:
-    from provla.head import Pool
+    from provla.head.parts import Pool
 
     torch.manual_seed(0)
     pool = Pool(kind, 6)

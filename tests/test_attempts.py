@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import FAKE, ROOT, compose
 
-from provla import attempts
-from provla.limit import TimedOut, limited
-from provla.run import train
-from provla.sweep import alone, read_result
+from provla.jobs import attempts
+from provla.jobs.limit import TimedOut, limited
+from provla.jobs.sweep import alone, read_result
+from provla.run.train import train
 
 Command = Callable[..., tuple[int, str, str]]
 KILLED = "import os, sys; from pathlib import Path; from provla import attempts; attempts.begin(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
@@ -50,7 +50,8 @@ def test_a_kill_counts_unless_the_job_got_further(tmp_path: Path) -> None:
 ASKED = """
 import os, sys, time
 from pathlib import Path
-from provla import attempts, signals
+from provla.jobs import attempts
+from provla.core import signals
 folder = Path(sys.argv[1])
 attempts.begin(folder)
 with signals.listening(), signals.deferred(), signals.telling(lambda: attempts.forgive(folder)):
@@ -122,7 +123,7 @@ def test_a_job_has_a_time_limit(tmp_path: Path) -> None:
 HANGS = """
 import ctypes, sys
 from pathlib import Path
-from provla import limit
+from provla.jobs import limit
 limit.restart[:] = [sys.executable, "-c", "print('the others go on')"] if sys.argv[2] == "sweep" else []
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with limit.limited(0.01, Path(sys.argv[1]).write_text):

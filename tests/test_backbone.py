@@ -23,14 +23,13 @@ from safetensors.torch import load_file, save_file
 from test_policy import SMALL
 from torch import nn
 
-from provla import fingerprints
-from provla.adapter import linear_layers
-from provla.backbone import Source, Tower, towers
-from provla.build import build
-from provla.checkpoint import own_state
-from provla.files import write_json
-from provla.policy_folder import export_policy, load_policy, save_policy
-from provla.types import Batch, Spec, fake_batch, fake_observation
+from provla.backbone.tower import Source, Tower, fingerprints, towers
+from provla.core.build import build
+from provla.core.files import write_json
+from provla.core.types import Batch, Spec, fake_batch, fake_observation
+from provla.policy.folder import export_policy, load_policy, save_policy
+from provla.policy.weights import own_state
+from provla.quant import linear_layers
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -306,7 +305,7 @@ def test_load_in_three_lines_without_hydra(spec: Spec, backbones: Path, tmp_path
 import sys, torch
 import provla
 policy = provla.load({str(tmp_path / "run")!r}, device="cpu")
-from provla.types import fake_observation
+from provla.core.types import fake_observation
 found = policy.act(fake_observation(policy.spec, 2), torch.Generator().manual_seed(0))
 expected = torch.load({str(tmp_path / "expected.pt")!r})
 torch.testing.assert_close(found, expected)
@@ -382,7 +381,7 @@ def test_minilm_s_real_weights_understand_other_words(spec: Spec) -> None:
     """Five actions learned from five sentences are found again from sentences that no training has shown."""
     from rewording import WORDINGS, minilm
 
-    from provla.env import metaworld_instruction
+    from provla.env.metaworld import metaworld_instruction
 
     said = [metaworld_instruction(task) for task in WORDINGS]
     sizes = replace(spec, cameras=("front",), instructions=tuple(said), n_obs_steps=1)
@@ -505,7 +504,7 @@ def hub(backbones: Path) -> Iterator[str]:
 
 def test_a_hub_is_read_at_the_pinned_revision_and_its_refusals_are_explained(hub: str, tmp_path: Path) -> None:
     program = """
-from provla.text import TextTower
+from provla.text.text_tower import TextTower
 pinned = "c0ffee0000000000000000000000000000000000"
 def build(name, revision=pinned):
     return TextTower(["a"], "Qwen2Model", {}, 16, name=name, revision=revision)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from provla.checkpoint import Checkpoints
-from provla.files import write_text
-from provla.manifest import Damaged, check_manifest, write_manifest
+from provla.core.files import write_text
+from provla.core.manifest import Damaged, check_manifest, write_manifest
+from provla.trainer.checkpoint import Checkpoints
 
 CALLS = [(os, name) for name in ("replace", "rename", "symlink", "unlink", "remove", "rmdir", "mkdir")] + [(shutil, "rmtree")]
 
@@ -176,7 +176,7 @@ def reseal(folder: Path, **facts: Any) -> None:
 
 def rename(folder: Path, name: str) -> None:
     """As if somebody had made the manifest."""
-    from provla.files import fingerprint
+    from provla.core.files import fingerprint
 
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sha256"]

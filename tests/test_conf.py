@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import FAKE, ROOT, compose, local
 
-from provla.build import build
-from provla.dataset import FakeSource, LeRobotSource, MetaworldSource
-from provla.run import check_keys
-from provla.trainer import Trainer
-from provla.types import Spec, fake_batch, fake_observation
+from provla.core.build import build
+from provla.core.types import Spec, fake_batch, fake_observation
+from provla.dataset.fake import FakeSource
+from provla.dataset.lerobot import LeRobotSource
+from provla.dataset.metaworld import MetaworldSource
+from provla.run.train import check_keys
+from provla.trainer.options import Trainer
 
 OPTIONS = [(f.parent.name, f.stem) for f in sorted((ROOT / "conf").glob("*/*.yaml")) if f.parent.name != "backbone"]
 POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy")

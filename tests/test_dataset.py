@@ -18,9 +18,11 @@ import pytest
 import torch
 from conftest import ROOT, compose
 
-from provla.build import build
-from provla.dataset import Demonstrations, LeRobotSource, Sampler
-from provla.demonstrations import MetaworldRecording, record_metaworld
+from provla.core.build import build
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.lerobot import LeRobotSource
+from provla.dataset.recording import MetaworldRecording, record_metaworld
+from provla.dataset.sampler import Sampler
 
 TASKS = ("drawer-close", "window-open")
 
@@ -54,7 +56,7 @@ def test_recording_opens_in_lerobot_with_the_same_numbers(recording: Path, tmp_p
 
 
 def test_recorded_frames_are_what_the_simulator_shows(recording: Path, tmp_path: Path) -> None:
-    from provla.env import MetaworldEnv
+    from provla.env.metaworld import MetaworldEnv
 
     ours = source(recording, tmp_path).load()
     env = MetaworldEnv("drawer-close", ["corner2"], 32)
@@ -265,8 +267,8 @@ def test_full_disk_while_caching_is_one_clear_message(two_cameras: Path, tmp_pat
     small = tmp_path / "small"
     small.mkdir()
     code = (
-        "import sys; from provla.dataset import LeRobotSource; import provla.cache\n"
-        "if sys.argv[1] == 'late': provla.cache.check_space = lambda *a: None\n"  # somebody else filled the disk meanwhile
+        "import sys; from provla.dataset import LeRobotSource; import provla.dataset.cache\n"
+        "if sys.argv[1] == 'late': provla.dataset.cache.check_space = lambda *a: None\n"  # somebody else filled the disk meanwhile
         f"try: LeRobotSource({str(small)!r}, 0.4, 0, root={str(two_cameras)!r}).load()\n"
         "except ValueError as error: print('MESSAGE', error); import pathlib; print('LEFT', [f.name for f in pathlib.Path("
         f"{str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"

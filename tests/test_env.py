@@ -15,12 +15,13 @@ import torch
 from conftest import ROOT, compose
 from worlds import Blind, ToySuite, ToyWorld
 
-from provla import worlds
-from provla.build import build
-from provla.env import ChunkEnv, MetaworldEnv, MetaworldExpert, MetaworldSuite
-from provla.rollout import Outcome, rollout, write_videos
-from provla.types import Observation, Spec
-from provla.worlds import check_suite, rehearse
+from provla.core.build import build
+from provla.core.types import Observation, Spec
+from provla.env import worlds
+from provla.env.chunk import ChunkEnv
+from provla.env.metaworld import MetaworldEnv, MetaworldExpert, MetaworldSuite
+from provla.env.rollout import Outcome, rollout, write_videos
+from provla.env.worlds import check_suite, rehearse
 
 CPU = torch.device("cpu")
 
@@ -172,7 +173,7 @@ def test_a_world_that_hangs_costs_its_episode_alone(kind: str) -> None:
 
 
 def test_actions_that_are_not_finite_fail_the_episode_and_never_reach_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from provla.judging import write_episodes
+    from provla.run.judging import write_episodes
 
     calm, _ = toy({})
     outcomes, _ = toy({}, bad=2)
@@ -208,7 +209,7 @@ def test_what_a_world_lacks_is_found_by_a_rehearsal() -> None:
 
 
 def test_workers_end_with_an_interrupted_evaluation() -> None:
-    from provla.errors import Interrupted
+    from provla.core.errors import Interrupted
 
     class Impatient(Noise):
         def act(self, observation: Observation, generator: Any) -> torch.Tensor:
@@ -223,7 +224,7 @@ def children() -> list[str]:
     """Worker processes of this process that neither ended nor are idle."""
     idle = {worker.process.pid for worker in worlds._idle}
     mine = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in mine if int(pid) not in idle and "provla.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in mine if int(pid) not in idle and "provla.env.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def test_rollout_plays_meta_world(tmp_path: Path) -> None:

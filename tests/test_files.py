@@ -17,9 +17,9 @@ from conftest import FAKE
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from provla.checkpoint import Checkpoints
-from provla.errors import NoSpace, exit_code
-from provla.files import atomic, check_space, refuse_links_out, tidy, write_json, write_text, writing
+from provla.core.errors import NoSpace, exit_code
+from provla.core.files import atomic, check_space, refuse_links_out, tidy, write_json, write_text, writing
+from provla.trainer.checkpoint import Checkpoints
 
 Command = Callable[..., tuple[int, str, str]]
 

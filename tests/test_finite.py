@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import FAKE
 
-from provla.errors import NotFinite
-from provla.finite import Gauge, not_finite
-from provla.judging import objective_of
+from provla.core.errors import NotFinite
+from provla.run.judging import objective_of
+from provla.trainer.finite import Gauge, not_finite
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from servers import Wandb, closed, serving, silent
 
-from provla import logger, upload
-from provla.logger import Background, WandbLogger, summary
+from provla import logger
+from provla.logger import upload
+from provla.logger.wandb import Background, WandbLogger, summary
 
 RESULT = {
     "status": "completed",

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from provla.metrics import chunk_metrics, measured
+from provla.core.types import joint_groups_of
 from provla.statistics import wilson
-from provla.types import joint_groups_of
+from provla.trainer.metrics import chunk_metrics, measured
 
 
 def test_chunk_metrics_by_hand() -> None:

@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT, compose, local
 from torch import nn
 
-from provla.build import build
-from provla.policy import build_matched
-from provla.types import Spec, Tokens, fake_observation
+from provla.core.build import build
+from provla.core.types import Spec, Tokens, fake_observation
+from provla.policy.matched import build_matched
 
 
 def options(group: str, *without: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_convolutional_tokens(option: str, pool: str) -> None:
 
 
 def test_spatial_softmax_finds_a_bright_spot() -> None:
-    from provla.vision import Tokenizer2d
+    from provla.vision.parts import Tokenizer2d
 
     torch.manual_seed(0)
     tokens = Tokenizer2d(1, 2, "spatial_softmax", 1)

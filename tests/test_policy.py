@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import check_split, compose, drawn_batch
 
-from provla.build import build
-from provla.normalize import Mode, Normalizer
-from provla.policy import ProVLA, count_parameters
-from provla.types import Batch, Observation, Spec, Tokens, fake_batch, fake_observation
+from provla.core.build import build
+from provla.core.types import Batch, Observation, Spec, Tokens, fake_batch, fake_observation
+from provla.policy.matched import count_parameters
+from provla.policy.normalize import Mode, Normalizer
+from provla.policy.provla import ProVLA
 
 SMALL = ["vision.channels=[8,16]", "vision.width=16", "fusion.width=32", "head.channels=[16,32]", "head.time_width=16"]
 

@@ -14,10 +14,10 @@ from conftest import FAKE, compose
 from torch import nn
 
 import provla
-from provla.build import build
-from provla.manifest import write_manifest
-from provla.policy_folder import load_policy, save_policy
-from provla.types import Spec, fake_observation
+from provla.core.build import build
+from provla.core.manifest import write_manifest
+from provla.core.types import Spec, fake_observation
+from provla.policy.folder import load_policy, save_policy
 
 CPU = torch.device("cpu")
 

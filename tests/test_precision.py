@@ -14,12 +14,12 @@ from conftest import FAKE, compose
 from torch import nn
 
 import provla
-from provla.build import build
-from provla.dataset import Sampler
-from provla.loop import validate
-from provla.precision import describe_precision
-from provla.run import check_objective, make_spec
-from provla.types import fake_observation
+from provla.core.build import build
+from provla.core.precision import describe_precision
+from provla.core.types import fake_observation
+from provla.dataset.sampler import Sampler
+from provla.run.train import check_objective, make_spec
+from provla.trainer.loop import validate
 
 CPU = torch.device("cpu")
 Command = Callable[..., tuple[int, str, str]]

@@ -16,8 +16,8 @@ import torch
 from conftest import ROOT, compose, local
 
 import provla
-from provla.build import build
-from provla.trainer import Trainer
+from provla.core.build import build
+from provla.trainer.options import Trainer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from aloha import JOINTS, write
@@ -56,7 +56,7 @@ def test_the_preset_is_the_experiment_as_described() -> None:
     data = config["dataset"]
     assert (data["repo_id"], data["cameras"], data["val_fraction"], data["split_seed"]) == ("lerobot/aloha_mobile_cabinet", ["cam_high"], 0.1, 42)
     assert compose("experiments=reference", "quant=4bit")["adapter"] == lora
-    from provla.dataset import Demonstrations
+    from provla.dataset.demonstrations import Demonstrations
 
     blank = Demonstrations({}, np.zeros(0), np.zeros(0), np.arange(86), np.zeros(85, dtype=int), ["Open"], [], {}, 50.0, "")
     train, val = blank.split(data["val_fraction"], data["split_seed"])

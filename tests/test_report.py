@@ -18,11 +18,11 @@ from conftest import FAKE
 from scipy import stats
 
 from provla import report as report_command
-from provla.files import write_json
-from provla.rollout import Outcome, write_videos
-from provla.study import load_study
-from provla.sweep import Job, Sweep, save_sweep
-from provla.verdict import BETTER, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Verdict, judge
+from provla.core.files import write_json
+from provla.env.rollout import Outcome, write_videos
+from provla.jobs.sweep import Job, Sweep, save_sweep
+from provla.study.study import load_study
+from provla.study.verdict import BETTER, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Verdict, judge
 
 Command = Callable[..., tuple[int, str, str]]
 TASKS = ("drawer-open", "window-close")
@@ -373,7 +373,7 @@ def test_a_search_ready_to_run_composes(command: Command) -> None:
 @pytest.fixture
 def filmed(tmp_path: Path) -> Path:
     """A study whose runs have videos."""
-    from provla.env import Episode
+    from provla.env.episode import Episode
 
     folder = make_study(tmp_path / "s", {"concat_mlp": 0.5, "film": 0.8, "a_b & 10%": 0.4})
     for run in folder.glob("fusion*"):

@@ -17,8 +17,8 @@ import pytest
 import torch
 from conftest import FAKE, ROOT, compose
 
-from provla.identity import identity
-from provla.manifest import write_manifest
+from provla.core.identity import identity
+from provla.core.manifest import write_manifest
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -112,8 +112,8 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
 
 
 def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_path: Path) -> None:
-    from provla.policy_folder import load_policy
-    from provla.types import fake_observation
+    from provla.core.types import fake_observation
+    from provla.policy.folder import load_policy
 
     assert command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")[0] == 0
     policy, spec = load_policy(tmp_path / "run" / "policy", torch.device("cpu"))
@@ -256,7 +256,7 @@ def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Pa
 
 
 def test_job_folders_are_named_by_their_overrides() -> None:
-    from provla.command import job_folder
+    from provla.command.entry import job_folder
 
     assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
     assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
@@ -379,7 +379,7 @@ def test_readme_and_makefile_name_the_same_commands() -> None:
 
 
 def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
-    from provla.command import _plain
+    from provla.command.entry import _plain
 
     assert _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",)) == "checkpoint='outputs/fusion/fusion=film,seed=0'"
     assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"

@@ -9,9 +9,9 @@ import torch
 from conftest import compose
 from torch import Tensor
 
-from provla.build import build
-from provla.scheduler import masked_mean
-from provla.types import Tokens
+from provla.core.build import build
+from provla.core.types import Tokens
+from provla.scheduler.parts import masked_mean
 
 CONTEXT = Tokens.full(torch.zeros(2, 1, 1))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import FAKE, compose
 
-from provla.files import write_json
-from provla.identity import differences, identity
-from provla.secrets import hide, hide_in
+from provla.core.files import write_json
+from provla.core.identity import differences, identity
+from provla.core.secrets import hide, hide_in
 
 Command = Callable[..., tuple[int, str, str]]
 WANDB, TOKEN, PASSWORD = "c0ffee1234" * 4, "planted-Token-8c1f", "hunter2hunter2"

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from conftest import FAKE, compose
 
-from provla.checkpoint import load_tensors
-from provla.files import write_json
-from provla.identity import training_identity
-from provla.run import train
-from provla.sharing import MARK, Training, one_training
-from provla.study import load_study
-from provla.sweep import read_result
-from provla.verdict import judge
+from provla.core.files import write_json
+from provla.core.identity import training_identity
+from provla.jobs.sharing import MARK, Training, one_training
+from provla.jobs.sweep import read_result
+from provla.policy.weights import load_tensors
+from provla.run.train import train
+from provla.study.study import load_study
+from provla.study.verdict import judge
 
 Command = Callable[..., tuple[int, str, str]]
 TIMES = {"train_seconds", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "trained_by", "attempts"}

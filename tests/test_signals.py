@@ -15,9 +15,9 @@ import torch
 from conftest import FAKE
 from test_trainer import CPU, fit, setup
 
-from provla import signals
-from provla.checkpoint import Checkpoints
-from provla.errors import Interrupted
+from provla.core import signals
+from provla.core.errors import Interrupted
+from provla.trainer.checkpoint import Checkpoints
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from conftest import FAKE, ROOT
 
-from provla.build import build
-from provla.errors import NoSpace
+from provla.core.build import build
+from provla.core.errors import NoSpace
+from provla.jobs.sweep import find_baseline, load_sweep, name_arms, read_result, slot
 from provla.pruner import Hyperband, Median, opened
-from provla.sweep import find_baseline, load_sweep, name_arms, read_result, slot
 
 Command = Callable[..., tuple[int, str, str]]
 QUICK = [o for o in FAKE if not o.startswith("logger")] + ["logger=csv"]
@@ -217,7 +217,7 @@ def test_a_grid_killed_anywhere_goes_on_and_edits_change_nothing(tmp_path: Path,
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(command: Command, tmp_path: Path) -> None:
-    from provla.sweep import held
+    from provla.jobs.sweep import held
 
     with held(tmp_path / "s"):
         code, _, err = command("train", "-m", *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}")
@@ -480,7 +480,7 @@ def children(pid: int) -> list[int]:
 def test_a_run_waits_for_the_process_that_is_in_its_folder(command: Command, tmp_path: Path) -> None:
     import threading
 
-    from provla.sweep import alone
+    from provla.jobs.sweep import alone
 
     inside, leave = threading.Event(), threading.Event()
 
@@ -513,9 +513,7 @@ def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
 def test_slots_are_given_back_by_the_dead(tmp_path: Path) -> None:
     with slot(tmp_path, 2) as first, slot(tmp_path, 2) as second:
         assert {first, second} == {0, 1}
-    script = (
-        "import sys, time; from pathlib import Path; from provla.sweep import slot\nwith slot(Path(sys.argv[1]), 1):\n print('in', flush=True)\n time.sleep(60)"
-    )
+    script = "import sys, time; from pathlib import Path; from provla.jobs.sweep import slot\nwith slot(Path(sys.argv[1]), 1):\n print('in', flush=True)\n time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -525,7 +523,7 @@ def test_slots_are_given_back_by_the_dead(tmp_path: Path) -> None:
 
 
 def test_a_jobs_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from provla import sweep
+    from provla.jobs import sweep
 
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.setattr(sweep, "gpus", lambda: 2)

@@ -14,14 +14,14 @@ import torch
 from conftest import FAKE, compose
 from torch import Tensor, nn
 
-from provla.build import build
-from provla.checkpoint import Checkpoints
-from provla.dataset import Sampler
-from provla.errors import NotFinite
-from provla.logger import CsvLogger
-from provla.loop import UNLIMITED, Fit, make_accelerator
-from provla.run import make_spec, seed_everything
-from provla.trainer import Trainer
+from provla.core.build import build
+from provla.core.errors import NotFinite
+from provla.dataset.sampler import Sampler
+from provla.logger.csv import CsvLogger
+from provla.run.train import make_spec, seed_everything
+from provla.trainer.checkpoint import Checkpoints
+from provla.trainer.loop import UNLIMITED, Fit, make_accelerator
+from provla.trainer.options import Trainer
 
 CPU = torch.device("cpu")
 

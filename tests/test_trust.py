@@ -18,11 +18,11 @@ from conftest import FAKE, ROOT, compose
 from safetensors.torch import load_file
 from torch import nn
 
-from provla.build import build
-from provla.manifest import MANIFEST, write_manifest
-from provla.policy_folder import load_policy, save_policy
-from provla.trust import check_stored, modules, targets
-from provla.types import Spec
+from provla.core.build import build
+from provla.core.manifest import MANIFEST, write_manifest
+from provla.core.trust import check_stored, modules, targets
+from provla.core.types import Spec
+from provla.policy.folder import load_policy, save_policy
 
 Command = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
@@ -101,10 +101,10 @@ def test_a_stored_configuration_runs_and_imports_nothing(
         ("fusion", "fusion.FiLM", "own parts alone"),
         ("fusion", "provla.fusion.os.system", "cannot be imported"),
         ("env", "provla.env.os.system", "cannot be imported"),
-        ("dataset", "provla.dataset.Path", "is a class of pathlib"),  # imported there, written elsewhere
+        ("dataset", "provla.dataset.lerobot.Path", "is a class of pathlib"),  # imported there, written elsewhere
         ("env", "provla.env.np", "no class but a module"),
-        ("env", "provla.env.require_opengl", "no class but a function"),
-        ("env", "provla.env.MetaworldExpert", "is nothing that env can use: it has no episodes or make"),
+        ("env", "provla.env.metaworld.require_opengl", "no class but a function"),
+        ("env", "provla.env.metaworld.MetaworldExpert", "is nothing that env can use: it has no episodes or make"),
         ("fusion", "provla.fusion.Nothing", "cannot be imported"),
         ("fusion", 7, "own parts alone"),
         ("fusion", {"_target_": "os.system"}, "own parts alone"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import FAKE, ROOT
 
-from provla.unread import check_read
+from provla.core.unread import check_read
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -15,10 +15,12 @@ import pytest
 import torch
 from conftest import ROOT, write_lerobot
 
-from provla.checksums import RECORD
-from provla.dataset import Demonstrations, LeRobotSource, Sampler
-from provla.frames import Span, read_spans
-from provla.lerobot_format import Camera
+from provla.dataset.checksums import RECORD
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.format import Camera
+from provla.dataset.frames import Span, read_spans
+from provla.dataset.lerobot import LeRobotSource
+from provla.dataset.sampler import Sampler
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "faults"))
 from damages import DAMAGES, DATA, EPISODES, VIDEO, _flip, _numbers, _set, _table, outcome
@@ -106,7 +108,7 @@ def test_any_byte_of_a_recording_is_held_by_its_checksum(pattern: str, missing: 
 
 def test_what_came_from_the_hub_is_compared_with_what_was_sent(small: Path, tmp_path: Path) -> None:
     """The Hub's cache names the blobs that its links lead to after their content."""
-    from provla.manifest import sha256
+    from provla.core.manifest import sha256
 
     root = tmp_path / "snapshots" / "small"
     blobs = tmp_path / "blobs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FAKE
 
-from provla.checks import Channels, Count, Fraction, check, check_values
+from provla.core.checks import Channels, Count, Fraction, check, check_values
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.env import ChunkEnv, Episode, MetaworldEnv, MetaworldExpert, MetaworldSuite
+from provla.env.chunk import ChunkEnv
+from provla.env.episode import Episode
+from provla.env.metaworld import MetaworldEnv, MetaworldExpert, MetaworldSuite
 
 Array = NDArray[Any]
 

@@ -275,7 +275,7 @@ DAMAGES: dict[str, Damage] = {
 
 def outcome(root: Path, data_dir: Path, whole: Any) -> tuple[bool, str]:
     """Whether a damaged data set is refused by the name of a file, an episode or a key, or read as the whole one; and what was said."""
-    from provla.dataset import LeRobotSource
+    from provla.dataset.lerobot import LeRobotSource
 
     try:
         found = LeRobotSource(str(data_dir), 0.2, 0, root=str(root)).load()

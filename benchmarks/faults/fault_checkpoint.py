@@ -16,10 +16,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import small
 
-from provla.checkpoint import Checkpoints
-from provla.files import fingerprint
-from provla.manifest import MANIFEST, Damaged, check_manifest, read_manifest
-from provla.policy_folder import load_policy
+from provla.core.files import fingerprint
+from provla.core.manifest import MANIFEST, Damaged, check_manifest, read_manifest
+from provla.policy.folder import load_policy
+from provla.trainer.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,8 @@ def _recorded(place: Path, which: str) -> tuple[Path, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import write_two_cameras
 
-    from provla.dataset import LeRobotSource
-    from provla.demonstrations import MetaworldRecording, record_metaworld
+    from provla.dataset.lerobot import LeRobotSource
+    from provla.dataset.recording import MetaworldRecording, record_metaworld
 
     if which == "lerobot":
         root = write_two_cameras(place / "whole" / "two_cameras")
@@ -64,7 +64,7 @@ def fault_flips_lerobot(place: Path) -> tuple[int, int, str]:
 
 def fault_frame_cache(place: Path) -> tuple[int, int, str]:
     """A frame cache with a flipped bit (its time of modification put back), cut, emptied, without its notes: made again"""
-    from provla.dataset import LeRobotSource
+    from provla.dataset.lerobot import LeRobotSource
 
     root, whole = _recorded(place, "lerobot")
     frames = np.array(whole.frames["front"])

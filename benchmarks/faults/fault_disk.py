@@ -14,10 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import small
 
-from provla import cache, demonstrations
-from provla.build import build
-from provla.checkpoint import Checkpoints
-from provla.errors import NoSpace
+from provla import demonstrations
+from provla.core.build import build
+from provla.core.errors import NoSpace
+from provla.dataset import cache
+from provla.trainer.checkpoint import Checkpoints
 
 ROOTLESS = (0, 0, "not done: needs root, to mount a small disk")
 WORDS = ("NoSpace: ", "cannot be written: ", " free in ")

@@ -28,9 +28,9 @@ def fault_signal_in_a_training(place: Path) -> tuple[int, int, str]:
     run(OPTIONS, place / "whole")
     expected = outcome(place / "whole" / "run")
     moments = {
-        "first step": (lambda signum: _at_call("provla.loop", "seed_everything", 1, signum), 1),
-        "accumulation": (lambda signum: _at_call("provla.loop", "seed_everything", 5 * PARTS - 1, signum), 5),
-        "validation": (lambda signum: _at_call("provla.loop", "repeatable", 1, signum), 6),
+        "first step": (lambda signum: _at_call("provla.trainer.loop", "seed_everything", 1, signum), 1),
+        "accumulation": (lambda signum: _at_call("provla.trainer.loop", "seed_everything", 5 * PARTS - 1, signum), 5),
+        "validation": (lambda signum: _at_call("provla.trainer.loop", "repeatable", 1, signum), 6),
         "save": (lambda signum: _at_call("provla.checkpoint", "save_tensors", 2, signum), 6),
     }
     survived, lost = 0, []
@@ -93,7 +93,7 @@ def fault_second_signal(place: Path) -> tuple[int, int, str]:
     survived, times = 0, []
     for signum in (signal.SIGTERM, signal.SIGINT):
         folder = place / signum.name
-        child = start(OPTIONS, folder, prepare=lambda: _at_call("provla.loop", "seed_everything", 1, None))
+        child = start(OPTIONS, folder, prepare=lambda: _at_call("provla.trainer.loop", "seed_everything", 1, None))
         wait_for(child, lambda folder=folder: (folder / "in the step").exists())
         os.kill(child, signum)
         time.sleep(1)

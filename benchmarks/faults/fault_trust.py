@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from small import FAKE, compose, config, hushed, train
 
-from provla.identity import NODES
-from provla.manifest import read_manifest, write_manifest
+from provla.core.identity import NODES
+from provla.core.manifest import read_manifest, write_manifest
 
 PARTS = ("vision", "text", "fusion", "head", "scheduler", "augmentation", "adapter", "quant")
 
@@ -47,8 +47,8 @@ def _bitten(place: Path) -> bool:
 def _loaded(run: Path, out: Path, policy: bool = True) -> list[str]:
     """What those say that refuse a run: evaluating it and, where its policy is what bites, loading and exporting that."""
     import provla
-    from provla.again import evaluate
-    from provla.policy_folder import export_policy
+    from provla.policy.folder import export_policy
+    from provla.run.evaluate import evaluate
 
     cpu, said = torch.device("cpu"), []
     ways = (

@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from worlds import ToySuite  # noqa: E402
 
-from provla.rollout import Outcome, rollout  # noqa: E402
-from provla.types import Observation, Spec  # noqa: E402
+from provla.core.types import Observation, Spec  # noqa: E402
+from provla.env.rollout import Outcome, rollout  # noqa: E402
 
 KINDS = ("raise", "sys.exit", "os._exit", "segv", "hang", "hang in C", "nan")
 SPEC = Spec(("eye",), (16, 16), 3, 2, 8, 1, 4, ("go left", "go right"), {"all": [0, 1]}, 10.0)

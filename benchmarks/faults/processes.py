@@ -21,8 +21,8 @@ from diffusers import DDIMScheduler  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode  # noqa: F401
 from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer, Qwen2Model  # noqa: F401
 
-import provla.plots
-import provla.run
+import provla.run.plots
+import provla.run.train
 import provla.train
 
 # A policy that trains in seconds and has all the parts of the default one.
@@ -34,7 +34,7 @@ SMALL = [
 
 
 with tempfile.TemporaryDirectory() as place:  # the first picture of a process reads its fonts
-    provla.plots.plot_losses([{"step": 1, "train/loss": 1.0, "val/loss": 2.0}], Path(place) / "loss.png")
+    provla.run.plots.plot_losses([{"step": 1, "train/loss": 1.0, "val/loss": 2.0}], Path(place) / "loss.png")
 
 
 def start(arguments: Sequence[str], folder: Path, command: str = "train", prepare: Callable[[], None] | None = None) -> int:

@@ -22,8 +22,8 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def train(folder: Path, composed: dict[str, Any]) -> tuple[str, str]:
     """Runs in this process; the error that it ends with (empty: none), and what the console was told."""
-    from provla import progress
-    from provla.run import train
+    from provla.core import progress
+    from provla.run.train import train
 
     told, kept = io.StringIO(), progress.console.file
     progress.console.file = told
@@ -41,7 +41,7 @@ def train(folder: Path, composed: dict[str, Any]) -> tuple[str, str]:
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Without a word on the console."""
-    from provla.progress import console
+    from provla.core.progress import console
 
     console.quiet = True
     try:

@@ -1,27 +1,35 @@
-"""Fusions: where vision, text and state meet. One file per arm; no arm knows of another."""
+"""Fusions, where vision, text and state meet: (`Tokens`, `Tokens`, (B,T,S)) → context `Tokens`.
 
-from provla.fusion.add import Add
-from provla.fusion.bilinear import Bilinear
-from provla.fusion.bottleneck import Bottleneck
-from provla.fusion.concat_mlp import ConcatMLP
-from provla.fusion.cross_attention import CrossAttention
-from provla.fusion.film import FiLM
-from provla.fusion.gated_cross_attention import GatedCrossAttention
-from provla.fusion.joint_attention import JointAttention
-from provla.fusion.moe import MoE
-from provla.fusion.perceiver import Perceiver
-from provla.fusion.qformer import QFormer
+No arm knows of another; what several are made of stands in `parts`.
 
-__all__ = [
-    "Add",
-    "Bilinear",
-    "Bottleneck",
-    "ConcatMLP",
-    "CrossAttention",
-    "FiLM",
-    "GatedCrossAttention",
-    "JointAttention",
-    "MoE",
-    "Perceiver",
-    "QFormer",
-]
+Add: the pooled modalities in one width, added.
+Bilinear: a low-rank product of vision, text and state.
+Bottleneck: vision and text exchange through a few tokens only.
+ConcatMLP: the pooled modalities side by side.
+CrossAttention: text attends to vision and vision to text, in turn.
+FiLM: the instruction scales and shifts every vision token.
+GatedCrossAttention: text and state look at the image through gates that start closed.
+JointAttention: one transformer over all tokens, with a read-out token.
+MoE: soft experts on every vision token, weighted by instruction and state.
+Perceiver: learned latents attend to all tokens, then to each other.
+QFormer: learned queries that read the instruction, then the image.
+"""
+
+from provla.core.lazy import lazy
+
+__getattr__ = lazy(
+    __name__,
+    {
+        "Add": "add",
+        "Bilinear": "bilinear",
+        "Bottleneck": "bottleneck",
+        "ConcatMLP": "concat_mlp",
+        "CrossAttention": "cross_attention",
+        "FiLM": "film",
+        "GatedCrossAttention": "gated_cross_attention",
+        "JointAttention": "joint_attention",
+        "MoE": "moe",
+        "Perceiver": "perceiver",
+        "QFormer": "qformer",
+    },
+)

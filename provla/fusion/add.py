@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from provla.checks import Width
-from provla.types import Tokens
+from provla.core.checks import Width
+from provla.core.types import Tokens
 
 
 class Add(nn.Module):

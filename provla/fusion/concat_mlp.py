@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from provla.checks import Width
-from provla.types import Tokens
+from provla.core.checks import Width
+from provla.core.types import Tokens
 
 
 class ConcatMLP(nn.Module):

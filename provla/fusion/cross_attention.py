@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from provla.checks import Depth, Width
+from provla.core.checks import Depth, Width
+from provla.core.types import Tokens
 from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
-from provla.types import Tokens
 
 
 class CrossAttention(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from provla.checks import Depth, Width
+from provla.core.checks import Depth, Width
+from provla.core.types import Tokens
 from provla.fusion.parts import Modalities, side_by_side
-from provla.types import Tokens
 
 
 class MoE(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from provla.types import Tokens
+from provla.core.types import Tokens
 
 
 class Attention(nn.Module):

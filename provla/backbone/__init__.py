@@ -1,0 +1,1 @@
+"""Models of transformers as towers, and which weights those are."""

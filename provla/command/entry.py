@@ -1,0 +1,281 @@
+"""What every command shares: composing with Hydra, and one clear message instead of somebody else's traceback."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import logging
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from provla.command.help import command_help
+from provla.core import signals
+from provla.core.errors import Interrupted, exit_code
+from provla.core.files import ROOT, in_words
+from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
+from provla.core.unread import check_read
+from provla.study.register import register
+
+Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
+
+
+def command(
+    name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False, free: Sequence[str] = ()
+) -> Callable[[Task], Callable[[], None]]:
+    """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
+
+    An error becomes its message and an exit code (see `provla.core.errors`). In a multirun a failed job is reported, the others go
+    on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
+    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own. free: nodes
+    that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`; the task checks them.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        failures: list[int] = []
+
+        def job(config: DictConfig) -> float | None:
+            logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
+            state = HydraConfig.get()
+            alone = state.mode is None or state.mode.name != "MULTIRUN"
+            try:
+                check_literal(OmegaConf.to_container(config))
+                check_read(OmegaConf.to_container(config, resolve=False), state.overrides.task, state.runtime.choices.get("policy"))  # type: ignore[arg-type]
+                resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+                assert isinstance(resolved, dict)
+                choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
+                composed = {str(key): value for key, value in resolved.items()}
+                folder = Path(state.runtime.output_dir)
+                _keep(folder, config, state)
+                with signals.working():
+                    return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
+            except Interrupted:
+                if not signals.is_worker():
+                    raise
+                return float("nan")  # raised in a launcher's process it would end the siblings; the sweep has had the signal itself
+            except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
+                # Caught here, because Hydra would print the overrides and a traceback around it.
+                composing = isinstance(error, OmegaConfBaseException | HydraException)
+                message = explain(error, name) if composing else str(in_words(error))
+                complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
+                if alone or not studies:  # a study's sweeper knows which of its jobs count as failed
+                    failures.append(1 if not alone else 2 if composing else exit_code(error))
+                return float("nan")
+
+        def main() -> None:
+            with signals.listening():
+                run()
+
+        def run() -> None:
+            failures.clear()
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(command_help(name, sys.modules[task.__module__].__doc__ or name, ROOT, sys.argv[1:]))
+                sys.exit(0)
+            refuse_several_processes()
+            sys.argv[1:] = [_plain(argument, lists, paths, free) for argument in sys.argv[1:]]
+            os.environ.setdefault("PROVLA_ROOT", str(ROOT))
+            OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+            OmegaConf.register_new_resolver("places", _places, replace=True)
+            OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
+            if studies:
+                register()
+            _read_env_file()
+            try:
+                _check(sys.argv[1:])
+                with _shown():
+                    hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
+            except (HydraException, OmegaConfBaseException, YAMLError) as error:
+                complain(explain(error, name))
+                sys.exit(2)
+            except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
+                complain(str(in_words(error)))
+                sys.exit(exit_code(error))
+            except (Interrupted, KeyboardInterrupt) as error:
+                way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"
+                complain(f"{str(error) or 'interrupted'}; {way}")
+                sys.exit(getattr(error, "exit_code", 130))
+            except Exception as error:
+                if isinstance(error, RecursionError) and any(step.name == "_create_defaults_tree_impl" for step in traceback.extract_tb(error.__traceback__)):
+                    complain("the defaults lists of the configuration files go round in a circle: an option names itself, or one that names it")
+                    sys.exit(2)
+                print(hide(traceback.format_exc()), file=sys.stderr)
+                sys.exit(1)
+            sys.exit(failures[0] if failures else 0)
+
+        return main
+
+    return decorate
+
+
+def _check(arguments: Sequence[str]) -> None:
+    """`ValueError` for a command line with a secret in it, or one that wants Hydra to load a pickle."""
+    check_arguments(arguments)
+    if any(argument.startswith("--e") for argument in arguments):
+        raise ValueError("--experimental-rerun loads a pickle, which can run anything; give the overrides again instead (.hydra/overrides.yaml)")
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """What Hydra itself prints of a configuration (--cfg, --info) has no secrets, resolved or not."""
+    if not any(re.match(r"-[ci]|--cfg?|--i", argument) for argument in sys.argv[1:]):
+        yield
+        return
+    out = sys.stdout
+    with redirect_stdout(io.StringIO()) as text:
+        try:
+            yield
+        finally:
+            out.write(hide(text.getvalue()))
+
+
+def _keep(folder: Path, config: DictConfig, state: Any) -> None:
+    """What was composed and what was typed, in `.hydra/`; Hydra's own copies, which this replaces, would hold secrets."""
+    from provla.core.files import write_text
+
+    kept = folder / ".hydra"
+    if state.run.dir != "." and not kept.exists():
+        write_text(kept / "config.yaml", hide(OmegaConf.to_yaml(config)))
+        write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
+
+
+# What says how many processes were started side by side: torchrun and accelerate, srun, and MPI's starters. (SLURM_NTASKS is set in a batch
+# script too, where one process runs.)
+SIDE_BY_SIDE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def refuse_several_processes() -> None:
+    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same folder."""
+    several = [f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1]
+    ranks = [f"{key}={value}" for key in RANKS if (value := os.environ.get(key, "")).isdecimal()]
+    if several or any(int(rank.partition("=")[2]) > 0 for rank in ranks):
+        complain(
+            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process on one device so far; "
+            "start it by python -m provla.… alone, without accelerate launch, torchrun or several tasks of srun; several GPUs take the jobs of a sweep (-m)"
+        )
+        sys.exit(2)
+
+
+def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequence[str] = ()) -> str:
+    """An argument as Hydra's grammar wants it."""
+    key, _, value = argument.partition("=")
+    if "." in key and key.partition(".")[0] in free and key not in lists:
+        return f"++{argument}"
+    if key in lists and re.fullmatch(r"[^\[,]+(,[^,]+)+", value):
+        return f"{key}=[{value}]"
+    if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
+        return f"{key}='{value}'"
+    return argument
+
+
+def _places(threads: int) -> int:
+    from provla.jobs.sweep import places
+
+    return places(threads)
+
+
+def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
+    """A sweep's job. Where several run at a time it waits for its place and its GPU, and talks into its own log.txt."""
+    launcher = state.launcher
+    if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
+        return task(config, folder, choices)
+    from provla.jobs.sweep import cores, places, share, slot
+
+    count = int(launcher.get("n_jobs") or places(config["threads"]))
+    count = cores() if count < 0 else count
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's workers could start no processes of their own
+        multiprocessing.set_start_method("spawn", force=True)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with slot(Path(state.sweep.dir), count) as number:
+        folder.mkdir(parents=True, exist_ok=True)
+        config["device"] = share(number, str(config.get("device", "auto")))
+        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            return task(config, folder, choices)
+
+
+def time_limit() -> float | None:
+    """Minutes that the job of a sweep may take (`hydra.sweeper.timeout`); None: as long as it likes."""
+    state = HydraConfig.get()
+    minutes = state.sweeper.get("timeout") if state.mode is not None and state.mode.name == "MULTIRUN" else None
+    return None if minutes is None else float(minutes)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process where the sweep that started it was killed; joblib's workers would idle on for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    signals.tell()
+    os._exit(1)
+
+
+def job_folder(overrides: str) -> str:
+    """The folder of a sweep's job: its overrides without those that change no result, shortened by a hash where the name would be too long."""
+    overrides = re.sub(r"(^|,)\+*(pruner|logger)\.[\w.]+=[^,]*", "", overrides).lstrip(",")
+    name = re.sub(r"[/\s]+", "_", hide(overrides).replace(HIDDEN, "hidden")) or "default"
+    return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def complain(message: str) -> None:
+    """One message on stderr, without secrets."""
+    print(f"error: {hide(message)}", file=sys.stderr)
+
+
+def explain(error: Exception, name: str) -> str:
+    """A composition error in the user's terms: what was found, what is valid."""
+    text = str(error).strip()
+    if isinstance(error, YAMLError):
+        return f"a configuration file is no YAML that can be read: {text}"
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = match[1] or match[2]
+        return f"unknown key {key!r}{_suggest(key, name)}"
+    if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
+        options = ", ".join(line.strip() for line in match[3].splitlines() if line.strip() and "=" not in line and "Config search path" not in line)
+        group, _, option = match[1].rpartition("/")
+        return f"unknown option {group}={option}; valid: {options}"
+    if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
+        return f"unknown group {match[1]!r}"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} has no value; give {match[1]}=…"
+    return text
+
+
+def _suggest(key: str, name: str) -> str:
+    """The keys beside a wrong one, the likeliest first."""
+    parent, _, last = key.rpartition(".")
+    try:
+        from hydra import compose, initialize_config_dir
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose(name)
+        node = OmegaConf.select(config, parent) if parent else config
+        keys = [str(k) for k in node if not str(k).startswith("_")]
+    except Exception:  # a suggestion is a courtesy; the error itself stands
+        return ""
+    close = difflib.get_close_matches(last, keys, 1)
+    hint = f"; did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
+    return f"{hint} valid here: {', '.join(keys)}" if hint else f"; valid here: {', '.join(keys)}"
+
+
+def _read_env_file() -> None:
+    """Keys such as WANDB_API_KEY from `.env` here or beside the project; the environment itself has the last word."""
+    from dotenv import load_dotenv
+
+    for folder in (Path.cwd(), ROOT):
+        load_dotenv(folder / ".env")

@@ -1,0 +1,1 @@
+"""What all share: errors, checks, types, files, building. Imports nothing of the rest."""

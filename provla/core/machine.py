@@ -1,0 +1,135 @@
+"""What a result was made on and with, and what must be pinned for it to come out again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from provla.core.files import ROOT
+
+PACKAGES = (
+    *("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot"),
+    *("metaworld", "mujoco", "numpy"),
+)
+_deterministic: Any = torch.utils.deterministic
+
+
+def _choose(deterministic: bool, lenient: bool) -> None:
+    # As torch.use_deterministic_algorithms, which imports torch's compiler first: 1.6 s of every start.
+    torch.set_deterministic_debug_mode(("warn" if lenient else "error") if deterministic else "default")
+
+
+@contextmanager
+def reproducible(threads: int, device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Inside, equal computations give equal bits on one machine, in any process and whatever it was started with.
+
+    On the CPU: torch computes with `threads` threads, because sums over several are rounded by their number, and takes its
+    deterministic algorithms. On a GPU it takes them where `deterministic` asks for it: they cost time there. An
+    operation that has none is refused where `deterministic` is set, and named in a warning where it is not.
+    """
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    lenient, filled = torch.is_deterministic_algorithms_warn_only_enabled(), _deterministic.fill_uninitialized_memory
+    torch.set_num_threads(threads)
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    _choose(deterministic or device.type == "cpu", lenient=not deterministic)
+    _deterministic.fill_uninitialized_memory = False  # a guard for debugging: nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        _choose(before[1], lenient)
+        _deterministic.fill_uninitialized_memory = filled
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What can round a sum otherwise: the CPU's model, its instruction set as torch uses it, threads; the GPU and CUDA."""
+    found: dict[str, Any] = {
+        "cpu": _cpu(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "architecture": platform.machine(),
+    }
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
+
+
+def _cpu() -> str:
+    try:
+        named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        named = None
+    return named[1].strip() if named else platform.processor() or "unknown"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where a result was made: memory it took, versions, machine, commit, and a hash of what is not committed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    memory = {"peak_memory_mb": peak_memory()}
+    if torch.cuda.is_available():
+        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    made = {"versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "machine": machine(device)}
+    return {**memory, **made, **_commit()}
+
+
+def _commit() -> dict[str, str | None]:
+    """commit, `-dirty` where something is not committed; uncommitted: a hash of that."""
+    commit = _git("describe", "--always", "--dirty", "--abbrev=12").strip()
+    changed = _git("diff", "HEAD", "--", "provla", "hydra_plugins", "conf") if commit.endswith("-dirty") else ""
+    return {"commit": commit or None, "uncommitted": hashlib.sha256(changed.encode()).hexdigest()[:12] if changed else None}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def peak_memory() -> float:
+    """The largest resident size so far [MB]: since `forget_peak_memory` where the system can tell, else of the process."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return (int(found[1]) if found else used) / 1024
+
+
+def forget_peak_memory() -> None:
+    """Starts the peak anew, so that a sweep's job does not report that of the job before it in the same process."""
+    with contextlib.suppress(OSError):  # Linux alone can
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def find_device(name: str) -> torch.device:
+    """auto: a GPU where there is one. `ValueError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("provla does not run there")
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>") from error
+    return device

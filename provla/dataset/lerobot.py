@@ -1,0 +1,171 @@
+"""Any LeRobot v3 data set as arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from provla.core.checks import Count, Extent, Fraction, Name, Names, Seed
+from provla.core.hub import guarded
+from provla.core.progress import console
+from provla.core.types import JointGroups, joint_groups_of
+from provla.dataset.checksums import Checksums
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.format import Camera, Info, Problem, read_info
+from provla.dataset.inspection import Inspection, files, report
+from provla.dataset.verify import read_contents
+
+
+class LeRobotSource:
+    """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
+
+    cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras. state_key and
+    action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
+    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all. bad_episodes: fail, or skip
+    to leave out those with which something is wrong.
+    """
+
+    def __init__(
+        self,
+        data_dir: Name,
+        val_fraction: Fraction,
+        split_seed: Seed,
+        repo_id: Name | None = None,
+        root: Name | None = None,
+        revision: Name | None = None,
+        cameras: Names | None = None,
+        state_key: Name = "observation.state",
+        action_key: Name = "action",
+        image_size: Extent | None = None,
+        joint_groups: JointGroups = None,
+        num_episodes: Count | None = None,
+        bad_episodes: Literal["fail", "skip"] = "fail",
+    ) -> None:
+        if root is None and repo_id is None:
+            raise ValueError("the data set has no source: give dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
+        if bad_episodes not in ("fail", "skip"):
+            raise ValueError(f"dataset.bad_episodes={bad_episodes!r}; valid: fail, skip")
+        self.data_dir = Path(data_dir).expanduser()
+        self.repo_id, self.root, self.revision = repo_id, None if root is None else Path(root).expanduser(), revision
+        self.wanted, self.state_key, self.action_key = cameras, state_key, action_key
+        self.image_size = None if image_size is None else (image_size[0], image_size[1])
+        self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+
+    def load(self) -> Demonstrations:
+        """Everything but the pixels in memory; frames decoded now if they are not cached.
+
+        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file, episode and frame.
+        """
+        found = self.inspect()
+        for line in found.notes:
+            console.print(line)
+        whole = [problem for problem in found.problems if problem.episode is None]
+        if found.problems and (whole or not found.episodes or self.bad_episodes == "fail"):
+            raise ValueError(report(found, whole if self.bad_episodes == "skip" else []))
+        if found.problems:
+            console.print(f"{len(found.bad)} of {len(found.bad) + len(found.episodes)} episodes of {found.source} are left out (dataset.bad_episodes=skip):")
+            for problem in found.problems:
+                console.print(f"  {problem}")
+        return self._demonstrations(found)
+
+    def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
+        """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be made out at all.
+
+        fresh: read every file again, the frame cache too. thorough: look for more where something is wrong already.
+        """
+        root = self._folder()
+        info = read_info(root)
+        cameras, notes = self._cameras(info)
+        self._check_vectors(info)
+        self._check_sizes(cameras)
+        contents = read_contents(info, [self.state_key, self.action_key], cameras)
+        total = len(contents.starts) - 1
+        if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
+            raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
+        count = total if self.num_episodes is None else self.num_episodes
+        sums = Checksums(root, self.data_dir / "checked", files(contents, cameras), fresh)
+        problems = [p for p in contents.problems if p.episode is None or p.episode < count]
+        failed = bool(problems) and self.bad_episodes == "fail" and not thorough
+        problems = [Problem(name, None, None, why) for name, why in sums.wrong.items()] + problems
+        found = Inspection(contents, cameras, [], problems, {}, [*notes, *contents.notes], [], sums)
+        while not failed:
+            found.episodes = [e for e in range(count) if e not in found.bad]
+            worse = found.decode(self.data_dir / "frames", self.image_size, fresh) if found.episodes else []
+            problems += worse
+            failed = not worse or self.bad_episodes == "fail"
+        sums.remember()
+        return found
+
+    def _demonstrations(self, found: Inspection) -> Demonstrations:
+        contents, info = found.contents, found.contents.info
+        lengths = np.diff(contents.starts)[found.episodes]
+        rows = np.concatenate([np.arange(contents.starts[e], contents.starts[e + 1]) for e in found.episodes])
+        used = list(dict.fromkeys(contents.task[rows].tolist()))  # in the order in which they come up
+        position = np.zeros(len(contents.instructions), dtype=np.int64)
+        position[used] = np.arange(len(used))
+        starts, row_task = np.concatenate([[0], np.cumsum(lengths)]), position[contents.task[rows]]
+        names, _ = info.names(self.action_key)
+        return Demonstrations(
+            frames=found.frames,
+            state=contents.vectors[self.state_key][rows],
+            actions=contents.vectors[self.action_key][rows],
+            starts=starts,
+            task=row_task[starts[:-1]],
+            instructions=[contents.instructions[i] for i in used],
+            joint_names=names,
+            joint_groups=joint_groups_of(names, self.groups),
+            fps=info.fps,
+            source=found.source,
+            row_task=row_task,
+            skipped=[str(problem) for problem in found.problems],
+        )
+
+    def _folder(self) -> Path:
+        """The data set's folder, fetched from the Hub where no root is given."""
+        if self.root is not None:
+            return self.root
+        from huggingface_hub import snapshot_download
+
+        repo_id = self.repo_id
+        assert repo_id is not None
+        return Path(guarded(lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision), repo_id, "dataset.repo_id"))
+
+    def _cameras(self, info: Info) -> tuple[list[Camera], list[str]]:
+        """The cameras that are wanted, and a line for each that is not taken or whose joints have no names."""
+        found, others = info.cameras()
+        wanted = list(found) if self.wanted is None else [c.removeprefix("observation.images.") for c in self.wanted]
+        missing = [camera for camera in wanted if camera not in found]
+        valid = f"it has: {', '.join(found) or 'none'}"
+        if missing and missing[0] in others:
+            raise ValueError(f"dataset.cameras={list(self.wanted or [])}: the camera {missing[0]!r} {others[missing[0]]}; {valid}")
+        if missing or not wanted:
+            none = "" if missing else "; ".join(f"{name!r} {why}" for name, why in others.items())
+            raise ValueError(
+                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; {valid}{none and f' ({none})'}"
+            )
+        unclear = [f"{name!r} {why}" for name, why in others.items() if "leave open" in why]
+        if unclear and self.wanted is None:
+            raise ValueError(
+                f"{info.root}/meta/info.json: the camera {unclear[0]}; name them channels, height, width, "
+                f"or choose among dataset.cameras: {', '.join(found) or 'none'}"
+            )
+        left = [] if self.wanted is not None else [f"the camera {name!r} is left out: it {why}" for name, why in others.items()]
+        return [found[name] for name in dict.fromkeys(wanted)], [
+            *left,
+            *filter(None, [info.names(self.action_key)[1] if self.action_key in info.vectors() else ""]),
+        ]
+
+    def _check_vectors(self, info: Info) -> None:
+        vectors = info.vectors()
+        for option, key in (("state_key", self.state_key), ("action_key", self.action_key)):
+            if key not in vectors:
+                raise ValueError(f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}")
+            info.shape(key)
+
+    def _check_sizes(self, cameras: list[Camera]) -> None:
+        if self.image_size is None and len({camera.size for camera in cameras}) > 1:
+            found = ", ".join(f"{camera.name} {camera.size[0]}×{camera.size[1]}" for camera in cameras)
+            raise ValueError(f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose among dataset.cameras")

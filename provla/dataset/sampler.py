@@ -1,0 +1,69 @@
+"""Batches of demonstrations, a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from provla.core.types import Batch, Observation
+from provla.dataset.demonstrations import Array, Demonstrations
+
+
+class Sampler:
+    """Gathers batches from `Demonstrations`: frames from the memory-mapped cache, chunks from one contiguous array.
+
+    Which rows a step trains on is a pure function of (seed, step): an epoch is a permutation, the rest of an epoch that
+    fills no batch is left out.
+    """
+
+    def __init__(self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int) -> None:
+        self.data, self.rows = data, data.rows(episodes)
+        self._frames = [data.frames[camera] for camera in cameras]
+        owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
+        self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1
+        self._instruction = np.array(data.instructions, dtype=object)[data.task[owner] if data.row_task is None else data.row_task]
+        self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
+        self._epoch: tuple[tuple[int, int], Array] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, rows: Array) -> Batch:
+        """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the last
+        action after its end (where `is_pad`)."""
+        ahead = rows[:, None] + self._ahead  # (B, H)
+        last = self._last[rows][:, None]
+        behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
+        images = np.stack([frames[behind] for frames in self._frames], 2) if len(self._frames) > 1 else self._frames[0][behind][:, :, None]
+        return Batch(
+            Observation(torch.from_numpy(images), torch.from_numpy(self.data.state[behind]), list(self._instruction[rows])),
+            torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
+            torch.from_numpy(ahead > last),
+        )
+
+    def rows_at(self, seed: int, step: int, size: int) -> Array:
+        """The rows of the data set that a training step sees."""
+        per_epoch = max(1, len(self.rows) // size)
+        return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
+
+    def step(self, seed: int, step: int, size: int) -> Batch:
+        """The batch of a training step, with its random draws (see `Batch`)."""
+        batch = self.gather(self.rows_at(seed, step, size))
+        rng = np.random.default_rng([seed, step, 1])
+        return Batch(
+            batch.observation,
+            batch.actions,
+            batch.is_pad,
+            noise=torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32)),
+            time=torch.from_numpy(rng.random(size, dtype=np.float32)),
+            crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
+            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
+            key=torch.from_numpy(rng.integers(2**63, size=size)),
+        )
+
+    def _order(self, seed: int, epoch: int, size: int) -> Array:
+        if self._epoch is None or self._epoch[0] != (seed, epoch):
+            self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+        return self._epoch[1]

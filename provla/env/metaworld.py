@@ -1,0 +1,246 @@
+"""Simulated worlds for closed-loop evaluation and for recording demonstrations.
+
+An environment here is a plain gymnasium environment whose observation is the robot's state; pictures are rendered only when
+somebody asks (`images()`), because in software a frame costs twenty times a physics step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from provla.core.checks import Count, Depth, Edge, Name, Names, Natural, Positive, Steps
+
+if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    if os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
+        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+from provla.env.chunk import ChunkEnv
+from provla.env.episode import Episode
+
+Array = NDArray[Any]
+
+
+METAWORLD_FPS = 80  # control steps per simulated second, as in LeRobot's Meta-World data sets
+
+
+METAWORLD_JOINTS = ("hand_x", "hand_y", "hand_z", "gripper")
+
+
+@cache
+def metaworld_menu() -> dict[str, dict[str, str]]:
+    """Task name → instruction and scripted expert, as LeRobot words them (so that policies are exchangeable)."""
+    # The file alone: importing lerobot.envs takes seconds.
+    found = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
+    experts = found["TASK_POLICY_MAPPING"]
+    return {name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]} for name, text in found["TASK_DESCRIPTIONS"].items()}
+
+
+def metaworld_instruction(task: str) -> str:
+    """The sentence that names `task`; `ValueError` with the valid names for an unknown one."""
+    menu = metaworld_menu()
+    if task not in menu:
+        raise ValueError(f"unknown Meta-World task {task!r}; valid: {', '.join(sorted(menu))}")
+    return menu[task]["instruction"]
+
+
+def require_opengl() -> None:
+    """`ValueError` that says what to install when nothing can be rendered off screen."""
+    try:
+        import mujoco
+
+        camera = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+        camera.render()
+        camera.close()
+    except Exception as error:
+        raise ValueError(
+            f"no OpenGL for off-screen rendering (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}\n"
+            "Install it (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa), "
+            "or train without simulation: env=none with a data set on disk."
+        ) from error
+
+
+class Camera:
+    """An off-screen renderer with everything off that is slow in software: shadows, reflections, multisampling.
+
+    The buffer has the image's own size. The picture of `corner2` hangs upside down and is turned.
+    """
+
+    def __init__(self, model: Any, name: str, size: int) -> None:
+        import mujoco
+
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if name not in names:
+            raise ValueError(f"no camera {name!r} in this simulation; valid: {', '.join(names)}")
+        model.vis.quality.shadowsize = 0
+        model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._name = name
+        self._renderer = mujoco.Renderer(model, size, size, max_geom=1000)
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+
+    def __call__(self, data: Any) -> Array:
+        """(size, size, 3) uint8."""
+        self._renderer.update_scene(data, camera=self._name)
+        image = self._renderer.render()
+        return np.ascontiguousarray(image[::-1, ::-1]) if self._name == "corner2" else image
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+class MetaworldEnv(gym.Env[Array, Array]):
+    """One Meta-World v3 task (Yu et al. 2019, arXiv:1910.10897).
+
+    State: hand position in metres and gripper opening in [0, 1], (4,) float32. Action: hand displacement and gripper
+    effort in [-1, 1], (4,) float32. The initial state depends on the seed given to `reset` alone.
+    `info["success"]` is the simulator's own verdict on the step.
+    """
+
+    def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
+        import metaworld.env_dict
+
+        self.task, self.cameras = task, tuple(cameras)
+        self.instruction = metaworld_instruction(task)
+        self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of randomness.
+        self._sim._set_task_called = True
+        self._sim._freeze_rand_vec = False
+        self._sim.seeded_rand_vec = True
+        if "corner2" in self.cameras:  # closer, as LeRobot has it; before the first reset, which places the cameras
+            self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
+        self._image_size, self._video_size = image_size, video_size
+        self._eyes: dict[tuple[str, int], Camera] = {}
+        self.full_state: Array = np.zeros(39)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (4,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        import mujoco
+
+        super().reset(seed=seed)
+        if seed is not None:
+            self._sim.seed(seed)
+        self._sim.reset()
+        # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
+        # state of an episode still show the objects of the episode before.
+        mujoco.mj_forward(self._sim.model, self._sim.data)
+        now = self._sim._get_curr_obs_combined_no_goal()
+        self._sim._prev_obs = now
+        self.full_state = np.hstack([now, now, np.zeros(3)])
+        return self._state(), {"success": False}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        self.full_state, reward, _, truncated, info = self._sim.step(np.clip(action, -1, 1))
+        success = bool(info["success"])
+        return self._state(), float(reward), success, truncated, {"success": success}
+
+    def _state(self) -> Array:
+        return self.full_state[:4].astype(np.float32)
+
+    def _see(self, camera: str, size: int) -> Array:
+        if (camera, size) not in self._eyes:
+            require_opengl()
+            self._eyes[camera, size] = Camera(self._sim.model, camera, size)
+        return self._eyes[camera, size](self._sim.data)
+
+    def images(self) -> Array:
+        """(C, h, w, 3) uint8, one per camera, at the policy's size."""
+        return np.stack([self._see(camera, self._image_size) for camera in self.cameras])
+
+    def video_frame(self) -> Array:
+        """(h, w, 3) uint8, for people to look at."""
+        return self._see(self.cameras[0], self._video_size)
+
+    def close(self) -> None:
+        for eye in self._eyes.values():
+            eye.close()
+        self._eyes.clear()
+
+
+class MetaworldExpert:
+    """Meta-World's scripted expert for a task. Reads the simulator's full state, which no policy sees."""
+
+    def __init__(self, task: str) -> None:
+        from metaworld import policies
+
+        metaworld_instruction(task)
+        self._policy = getattr(policies, metaworld_menu()[task]["expert"])()
+
+    def __call__(self, env: MetaworldEnv) -> Array:
+        """(4,) float32 in [-1, 1]."""
+        with warnings.catch_warnings():  # the experts ask for more than 1 on purpose; the simulator clips
+            warnings.simplefilter("ignore")
+            action = self._policy.get_action(env.full_state)
+        clipped: Array = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
+
+
+class MetaworldSuite:
+    """`env=metaworld`: the same tasks and initial states for every policy.
+
+    tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
+    num_envs: environments alive at once, spread over the tasks; their observations form one batch.
+    max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed. instructions:
+    task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
+    execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per thread that torch has.
+    """
+
+    state_size = action_size = 4
+    fps = METAWORLD_FPS
+
+    def __init__(
+        self,
+        tasks: Names,
+        cameras: Names,
+        image_size: Edge,
+        episodes_per_task: Steps,
+        first_seed: Natural,
+        num_envs: Depth,
+        max_episode_steps: Steps,
+        videos_per_task: Natural,
+        video_size: Edge,
+        video_stride: Count,
+        instructions: Mapping[str, Name | Names] | None = None,
+        timeout: Positive = 120.0,
+        workers: Depth | None = None,
+    ) -> None:
+        self.tasks, self.cameras, self.image_size = list(tasks), list(cameras), image_size
+        self.num_envs = max(num_envs, len(self.tasks))
+        self.max_episode_steps = max_episode_steps
+        self.timeout, self.workers = timeout, workers
+        self.video_size, self.video_stride = video_size, video_stride
+        said = {task: [metaworld_instruction(task)] for task in self.tasks}
+        for task, sentences in (instructions or {}).items():
+            if task not in said or not sentences:
+                raise ValueError(f"env.instructions.{task}={sentences!r}: expected sentences for one of env.tasks: {', '.join(self.tasks)}")
+            said[task] = [sentences] if isinstance(sentences, str) else list(sentences)
+        self.episodes = [
+            Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)
+            for task in self.tasks
+            for i in range(episodes_per_task)
+        ]
+
+    def check(self) -> None:
+        """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
+        require_opengl()
+        env = MetaworldEnv(self.tasks[0], self.cameras, 16)
+        env.images()
+        env.close()
+
+    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> ChunkEnv:
+        """A world for episodes of one task."""
+        world = MetaworldEnv(task, self.cameras, self.image_size, self.video_size)
+        return ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps)

@@ -1,0 +1,158 @@
+"""Closed-loop evaluation: a policy drives simulated episodes, many at once; the simulator says what succeeded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from provla.core.files import write_bytes
+from provla.core.progress import console, progress_bars
+from provla.core.types import Observation, Spec
+from provla.env.episode import Episode
+from provla.env.metaworld import MetaworldSuite
+from provla.env.worker import Fault, Seen
+from provla.env.worlds import Worlds
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass
+class Outcome:
+    """One finished episode. steps: control steps until success or the limit. frames: of a filmed episode. reason: of one that a fault ended."""
+
+    episode: Episode
+    success: bool
+    steps: int
+    frames: list[Frame] = field(default_factory=list)
+    reason: str = ""
+
+
+def check_fit(suite: MetaworldSuite, spec: Spec) -> None:
+    """`ValueError` where a policy's sizes or cameras are not those of the simulation."""
+    for what, has, needs in (
+        ("action size", spec.action_size, suite.action_size),
+        ("state size", spec.state_size, suite.state_size),
+        ("image size", tuple(spec.image_size), (suite.image_size, suite.image_size)),
+        ("cameras", list(spec.cameras), list(suite.cameras)),
+    ):
+        if has != needs:
+            raise ValueError(
+                f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's data set came from, or env=none"
+            )
+
+
+def rollout(policy: Any, suite: MetaworldSuite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:
+    """Outcomes in the suite's order: every episode, in batches over the suite's worlds, which take their steps at the same time.
+
+    The sampler's noise comes from a generator per episode, seeded by (seed, episode), so an outcome depends neither on the number of worlds
+    nor on which episodes ran beside it. A world that fails, and a chunk that is not finite, cost the episode: a failure, with its reason.
+    """
+    check_fit(suite, spec)
+    policy.eval()
+    with Worlds(suite, spec) as worlds, progress_bars() as bars:
+        stage = _Stage(suite, worlds, seed)
+        bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
+        stage.begin(range(len(worlds.tasks)))
+        while stage.playing:
+            chunks = policy.act(_observe(stage.playing, device), [play.generator for play in stage.playing]).cpu().numpy()
+            stage.step(chunks[:, : spec.n_action_steps])
+            bars.update(bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded")
+    outcomes = [stage.finished[episode] for episode in suite.episodes]
+    if faults := [o for o in outcomes if o.reason]:
+        console.print(f"{len(faults)} of {len(outcomes)} episodes ended by a fault and count as failures; the first: {faults[0].reason}")
+    return outcomes
+
+
+class _Play:
+    """An episode being played in a world."""
+
+    def __init__(self, slot: int, episode: Episode, seed: int) -> None:
+        self.slot, self.outcome, self.over = slot, Outcome(episode, False, 0), False
+        state = np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)
+        self.generator = torch.Generator().manual_seed(int(state[0]))
+
+    def take(self, seen: Seen | Fault) -> None:
+        if isinstance(seen, Fault):
+            self.outcome.reason, self.over = f"{seen}, after {self.outcome.steps} steps", True
+            return
+        self.images, self.state = seen.images, seen.state
+        self.outcome.success, self.outcome.steps, self.over = seen.success, seen.steps, seen.over
+        self.outcome.frames.extend(seen.frames)
+
+
+class _Stage:
+    """Which episodes are played, in the order of their worlds; which wait, by task; which are finished."""
+
+    def __init__(self, suite: MetaworldSuite, worlds: Worlds, seed: int) -> None:
+        self.worlds, self.seed = worlds, seed
+        self.waiting = {task: deque(e for e in suite.episodes if e.task == task) for task in suite.tasks}
+        self.finished: dict[Episode, Outcome] = {}
+        self.playing: list[_Play] = []
+
+    def begin(self, free: Iterable[int]) -> None:
+        """The next episodes, in the worlds that are free. One that ends at its beginning leaves its world to the next."""
+        while plays := [_Play(slot, queue.popleft(), self.seed) for slot in free if (queue := self.waiting[self.worlds.tasks[slot]])]:
+            self._move(plays, {play.slot: play.outcome.episode for play in plays})
+            self.playing = sorted([*self.playing, *(play for play in plays if not play.over)], key=lambda play: play.slot)
+            free = [play.slot for play in plays if play.over]
+
+    def step(self, chunks: NDArray[np.float32]) -> None:
+        """A chunk for every episode that is being played."""
+        moves: dict[int, Episode | NDArray[np.float32]] = {}
+        for play, chunk in zip(self.playing, chunks, strict=True):
+            if np.isfinite(chunk).all():
+                moves[play.slot] = chunk
+            else:
+                play.take(Fault("the policy's actions are not finite"))
+        self._move(self.playing, moves)
+        free = [play.slot for play in self.playing if play.over]
+        self.playing = [play for play in self.playing if not play.over]
+        self.begin(free)
+
+    def _move(self, plays: list[_Play], moves: Mapping[int, Episode | NDArray[np.float32]]) -> None:
+        seen = self.worlds.play(moves)
+        for play in plays:
+            if play.slot in seen:
+                play.take(seen[play.slot])
+            if play.over:
+                self.finished[play.outcome.episode] = play.outcome
+
+
+def _observe(playing: list[_Play], device: torch.device) -> Observation:
+    images = torch.from_numpy(np.stack([play.images for play in playing]))  # (B, T, C, h, w, 3)
+    state = torch.from_numpy(np.stack([play.state for play in playing]))
+    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [play.outcome.episode.instruction for play in playing]).to(device)
+
+
+def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:
+    """One mp4 per task with its filmed episodes side by side, framed green where they succeeded and red where not."""
+    import imageio.v3 as iio
+
+    written = []
+    for task in dict.fromkeys(o.episode.task for o in outcomes):
+        filmed = [o for o in outcomes if o.episode.task == task and o.frames]
+        if not filmed:
+            continue
+        length = max(len(o.frames) for o in filmed)
+        rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
+        path = folder / f"{task}.mp4"
+        write_bytes(path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps)))
+        written.append(path)
+    return written
+
+
+def _framed(outcome: Outcome, time: int, length: int) -> Frame:
+    """The frame at `time` (the last one is held); the border takes its colour once the episode is over."""
+    frame = outcome.frames[min(time, len(outcome.frames) - 1)].copy()
+    if time >= len(outcome.frames) - 1:
+        colour = (40, 160, 70) if outcome.success else (200, 50, 50)
+        for edge in (frame[:4], frame[-4:], frame[:, :4], frame[:, -4:]):
+            edge[...] = colour
+    return frame

@@ -1,0 +1,287 @@
+"""Worlds in processes of their own: a world that raises, exits or hangs costs its episode and nothing else.
+
+A worker process owns several worlds. One that dies or does not answer in time is ended and started again; the world that it was busy with has
+lost its episode, and its neighbours are brought back by playing their episodes again up to where they were: the same seed and the same actions.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from provla.core.types import Spec
+from provla.env.episode import Episode
+from provla.env.worker import Array, Call, Fault, Seen, Sizes
+
+START = 300.0  # seconds a worker may take to import what its worlds need
+AWAKE = 20.0  # and one that was idle, to answer again
+TIMEOUT = 120.0  # of a suite that says nothing else
+TICK = 1.0
+
+_idle: list[_Process] = []  # workers that the next evaluation of this process takes over
+_lock = threading.Lock()
+
+
+class _Process:
+    """A worker process and the pipe to it. spent: seconds since its last answer. calls: those that it has not answered."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.noise = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (it lives as long as the process)
+        path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+        # Mesa's rasteriser and numpy take one thread: there is a worker per core already.
+        environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from provla.env.worker import main; main()", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self.noise,
+            stderr=self.noise,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C at the terminal is the parent's affair
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.calls: deque[Call] = deque()
+        self.spent, self.idle = 0.0, False
+
+    def ask(self, message: Mapping[str, Any], calls: list[Call]) -> None:
+        self.spent = 0.0
+        self.calls.extend(calls)
+        with contextlib.suppress(OSError):  # its end is noticed where the answer is read
+            self.connection.send(message)
+
+    def answer(self, timeout: float) -> Any:
+        """`EOFError` where it has ended, `TimeoutError` where it says nothing."""
+        if not self.connection.poll(timeout):
+            raise TimeoutError
+        try:
+            return self.connection.recv()
+        except OSError as error:
+            raise EOFError from error
+
+    def end(self, patience: float = 0.0) -> str:
+        """Ends it and everything it has started; how it had ended already, in words. patience: seconds to wait for that."""
+        code = None
+        if self.noise.closed:
+            return "the process was ended"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(patience)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.connection.close()
+        last = self._last_words()
+        self.noise.close()
+        if code is None:
+            return "the process closed its pipe"
+        return (f"killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}") + (f": {last}" if last else "")
+
+    def _last_words(self) -> str:
+        self.noise.seek(max(0, os.fstat(self.noise.fileno()).st_size - 2000))
+        lines = [line.strip() for line in self.noise.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:150] if lines else ""
+
+
+@atexit.register
+def _end_idle() -> None:
+    with _lock:
+        while _idle:
+            _idle.pop().end()
+
+
+@dataclass
+class _Story:
+    """An episode so far: what brings a world back to where it was."""
+
+    episode: Episode
+    chunks: list[Array] = field(default_factory=list)
+
+
+class Worlds:
+    """The worlds of a suite, numbered: `slots` of them, spread over the suite's tasks and over worker processes.
+
+    suite: has `tasks`, `num_envs` and `make(task, n_obs_steps, n_action_steps)`, which gives a `ChunkEnv` or its like; may have `timeout`
+    (seconds for a reset or a chunk) and `workers` (processes; else one per thread that torch has). It is sent to the workers by pickle.
+    """
+
+    def __init__(self, suite: Any, spec: Spec, slots: int | None = None) -> None:
+        self.tasks = [suite.tasks[i % len(suite.tasks)] for i in range(slots or max(suite.num_envs, len(suite.tasks)))]
+        self._timeout = float(getattr(suite, "timeout", None) or TIMEOUT)
+        images = (spec.n_obs_steps, len(spec.cameras), *spec.image_size, 3)
+        self._task = {"suite": suite, "sizes": Sizes(images, (spec.n_obs_steps, spec.state_size), spec.n_action_steps)}
+        self._stories: dict[int, _Story] = {}
+        self._lost: dict[int, Fault] = {}
+        self._workers: list[_Process] = []
+        count = min(getattr(suite, "workers", None) or torch.get_num_threads(), len(self.tasks))
+        try:
+            with _lock:
+                taken = [_idle.pop() for _ in range(min(count, len(_idle)))]
+            self._workers = taken + [_Process() for _ in range(count - len(taken))]
+            for number in range(count):
+                self._engage(number)
+        except BaseException:
+            self._end()
+            raise
+
+    def __enter__(self) -> Worlds:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._end()
+            return
+        for worker in self._workers:
+            worker.ask({}, [])
+            worker.idle = True
+        with _lock:
+            _idle.extend(self._workers)
+
+    def play(self, moves: Mapping[int, Episode | Array]) -> dict[int, Seen | Fault]:
+        """slot → an episode to begin, or a chunk to execute, all at the same time; slot → what the world showed, or why it could not."""
+        answers: dict[int, Seen | Fault] = {}
+        calls: list[Call] = []
+        for slot, move in moves.items():
+            if isinstance(move, Episode):
+                self._lost.pop(slot, None)
+                self._stories[slot] = _Story(move)
+                calls.append(self._again(slot))
+            elif slot in self._lost:
+                answers[slot] = self._lost.pop(slot)
+            else:
+                story = self._stories[slot]
+                story.chunks.append(move)
+                calls.append(Call(slot, story.episode.task, None, story.episode.film, (move,)))
+        for number, worker in enumerate(self._workers):
+            mine = [call for call in calls if call.slot % len(self._workers) == number]
+            if mine:
+                worker.ask({"calls": mine}, mine)
+        self._gather(moves, answers)
+        return {slot: answers[slot] for slot in moves}
+
+    def _gather(self, moves: Mapping[int, Episode | Array], answers: dict[int, Seen | Fault]) -> None:
+        """All answers that are due. A fault of a world that is only brought back is kept until it is asked."""
+        then = time.monotonic()
+        while busy := [worker for worker in self._workers if worker.calls]:
+            ready = set(wait([worker.connection for worker in busy], TICK))
+            now = time.monotonic()
+            for worker in busy:
+                worker.spent += min(now - then, 2 * TICK)  # no longer: this process itself may have been stopped meanwhile
+                call = worker.calls[0]
+                answer: Seen | Fault
+                if worker.connection in ready:
+                    try:
+                        answer = worker.answer(0)
+                        worker.calls.popleft()
+                        worker.spent = 0.0
+                    except EOFError:
+                        answer = Fault(f"{worker.end(patience=1.0)} ({_doing(call)})")
+                        self._restart(worker, call.slot)
+                elif worker.spent > self._timeout * max(1, len(call.chunks)):
+                    worker.end()
+                    answer = Fault(f"no answer within {self._timeout:g} s ({_doing(call)})")
+                    self._restart(worker, call.slot)
+                else:
+                    continue
+                if isinstance(answer, Fault) or answer.over:
+                    self._stories.pop(call.slot, None)
+                if call.slot in moves:
+                    known = answers.get(call.slot)
+                    answers[call.slot] = answer if known is None or isinstance(answer, Fault) else known
+                elif isinstance(answer, Fault):
+                    self._lost[call.slot] = answer
+            then = time.monotonic()
+
+    def _restart(self, worker: _Process, culprit: int) -> None:
+        """Another process for the same worlds; those that were in an episode are played again up to where they were."""
+        number = self._workers.index(worker)
+        self._stories.pop(culprit, None)
+        self._workers[number] = _Process()
+        self._engage(number)
+        calls = [self._again(slot) for slot in sorted(self._stories) if slot % len(self._workers) == number and slot not in self._lost]
+        if calls:
+            self._workers[number].ask({"calls": calls}, calls)
+
+    def _again(self, slot: int) -> Call:
+        story = self._stories[slot]
+        return Call(slot, story.episode.task, story.episode.seed, story.episode.film, tuple(story.chunks))
+
+    def _engage(self, number: int) -> None:
+        """Tells a worker the suite. An idle one may have ended meanwhile, and anything can happen at a start: a second one has its chance."""
+        for _ in range(2):
+            worker = self._workers[number]
+            try:
+                worker.ask(self._task, [])
+            except Exception as error:  # pickle has many
+                kind = type(self._task["suite"]).__name__
+                raise ValueError(f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values only") from error
+            limit = AWAKE if worker.idle else START
+            try:
+                problem = worker.answer(limit)
+                worker.idle = False
+                if not problem:
+                    return
+                break  # it cannot make anything of the suite
+            except TimeoutError:
+                problem = f"no answer within {limit:g} s"
+                worker.end()
+            except EOFError:
+                problem = worker.end(patience=1.0)
+            self._workers[number] = _Process()
+        raise ValueError(f"env: a process for the worlds could not start: {problem}")
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+
+def _doing(call: Call) -> str:
+    return "reset" if not call.chunks else "step"
+
+
+# What provla needs of a suite.
+NEEDS = ("episodes", "tasks", "num_envs", "cameras", "image_size", "state_size", "action_size", "video_stride", "check", "make")
+
+
+def check_suite(suite: Any) -> None:
+    """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins."""
+    missing = [name for name in NEEDS if not hasattr(suite, name)]
+    if missing:
+        raise ValueError(f"env: {type(suite).__name__} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}")
+    suite.check()
+
+
+def rehearse(suite: Any, spec: Spec) -> None:
+    """One chunk of zeros in the first world, with everything that an episode needs, before the training rather than after it.
+
+    `ValueError` with what the world lacks or does wrong.
+    """
+    import numpy as np
+
+    first = suite.episodes[0]
+    filmed = Episode(first.task, first.instruction, first.seed, 1)
+    with Worlds(suite, spec, 1) as worlds:
+        for move in (filmed, np.zeros((spec.n_action_steps, spec.action_size), np.float32)):
+            seen = worlds.play({0: move})[0]
+            if isinstance(seen, Fault):
+                raise ValueError(f"env: a rehearsal of {first.task} failed: {seen}")
+            if not seen.frames:
+                raise ValueError(f'env: a rehearsal of {first.task} failed: info["frames"] is empty although the world\'s `film` is 1')

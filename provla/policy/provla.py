@@ -1,0 +1,151 @@
+"""ProVLA: a composition of a vision encoder, a text encoder, a fusion, a head and a noise scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from provla.adapter import Adapter, own
+from provla.backbone.tower import towers
+from provla.core.build import build, check_node
+from provla.core.checks import Width
+from provla.core.interfaces import Generators
+from provla.core.precision import deployed
+from provla.core.types import Batch, Observation, Spec, Tokens, fake_observation
+from provla.policy.matched import build_matched, stand_in, unmatched
+from provla.policy.normalize import Normalization, Normalizer
+from provla.quant import Quant, QuantReport
+
+
+class ProVLA(nn.Module):
+    """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
+
+    The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
+    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
+    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's; None:
+    the head reads the fusion's own width.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        vision: Mapping[str, Any],
+        text: Mapping[str, Any],
+        fusion: Mapping[str, Any],
+        head: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
+        adapter: Mapping[str, Any],
+        quant: Mapping[str, Any],
+        normalization: Normalization,
+        device: torch.device,
+        compile: bool = False,
+        context_width: Width | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self._normalization = normalization
+        self.vision = build(_alone(vision), "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
+        self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
+        state_size = spec.n_obs_steps * spec.state_size
+        sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
+        self.fusion = build_matched(fusion, "fusion", sizes)
+        fused: Any = self.fusion.width
+        width = fused if context_width is None else context_width
+        self.project = None if context_width is None else nn.Linear(fused, width)
+        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=width)
+        if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
+            raise ValueError(
+                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use head.conditioning=pooled, or a fusion "
+                "that gives tokens, such as perceiver, qformer or cross_attention"
+            )
+        self.scheduler = build(scheduler, "scheduler", nn.Module)
+        self.augmentation = build(augmentation, "augmentation", nn.Module)
+        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        self.quant_report: dict[str, QuantReport] = {}
+        for key, part, node in (("vision", self.vision, vision), ("text", self.text, text)):
+            how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+            bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+            exact = self._probe(key) if bits.bits and node.get("files") is None else None  # where files are, weights come later
+            report = how.apply(getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device)
+            part.to(device)
+            if exact is not None and report.layers:
+                report.error = float((self._probe(key).to(exact.device) - exact).norm() / exact.norm().clamp(min=1e-12))
+            self.quant_report[key] = report
+        self.to(device)
+        if compile:
+            _repeatable_compiler()
+            for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
+                network.compile()
+
+    @staticmethod
+    def check_parts(given: Mapping[str, Any], where: str) -> None:
+        """`ValueError` for what is wrong with the nodes of the parts, as far as it shows without data and weights."""
+        for key in ("vision", "text"):
+            check_node(_alone(given[key]), key, nn.Module)
+            for way, kind in (("adapter", Adapter), ("quant", Quant)):
+                own(given[key].get(way), given[way], kind, f"{key}.{way}")
+        fusion = build(unmatched(given["fusion"]), "fusion", nn.Module)
+        if given["fusion"].get("match_params") is None:
+            stand_in(fusion, "fusion", ("vision_width", "text_width", "state_size"))
+        stand_in(build(given["head"], "head", nn.Module), "head", ("action_size", "horizon", "context_width"))
+        for key in ("scheduler", "augmentation"):
+            build(given[key], key, nn.Module)
+
+    @torch.no_grad()
+    def _probe(self, key: str) -> Tensor:
+        """A part's tokens for two random images, or for the first instructions."""
+        part, asked = getattr(self, key), fake_observation(self.spec, 2)
+        device = next((p.device for p in part.parameters()), torch.device("cpu"))
+        was = part.training
+        part.eval()
+        tokens: Tokens = part(asked.images.to(device)) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
+        part.train(was)
+        return (tokens.features * tokens.mask.unsqueeze(-1)).float()
+
+    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
+        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
+        self.state_norm.fit(states, self._normalization["state"])
+        self.action_norm.fit(actions, self._normalization["action"])
+        self.action_norm.check_reach(actions, self._normalization["action"], getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample")
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
+        images = self.augmentation(batch) if self.training else batch.observation.images
+        context = self._context(images, batch.observation)
+        actions = self.action_norm(batch.actions)
+        return {"loss": self.scheduler.loss(self.head, actions, context, batch.is_pad, batch.noise, batch.time)}
+
+    forward = loss  # what accelerate wraps
+
+    @deployed
+    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
+        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
+        context = self._context(observation.images, observation)
+        shape = (len(observation), self.spec.horizon, self.spec.action_size)
+        chunk: Tensor = self.action_norm.undo(self.scheduler.sample(self.head, context, shape, generator).float())
+        return chunk
+
+    def _context(self, images: Tensor, observation: Observation) -> Tokens:
+        distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
+        words: Tokens = self.text(distinct)
+        # index_select: the gradient of indexing is summed by several threads in whatever order they come.
+        rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
+        context: Tokens = self.fusion(self.vision(images), Tokens(words.features.index_select(0, rows), words.mask[rows]), self.state_norm(observation.state))
+        return context if self.project is None else Tokens(self.project(context.features), context.mask)
+
+
+def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's node without its own ways to adapt and quantise it, which are read here."""
+    return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
+def _repeatable_compiler() -> None:
+    """Where computations must repeat, torch's compiler chooses no kernel by timing."""
+    from torch._inductor import config
+
+    config.deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,164 @@
+"""A run's policy judged again, from its folder alone: as it was, with other episodes, or with several numbers of sampler steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from provla.core.build import build
+from provla.core.checks import check_values
+from provla.core.files import csv_text, write_json, write_text
+from provla.core.identity import Root, identity
+from provla.core.machine import environment, find_device, reproducible
+from provla.core.precision import describe_precision
+from provla.core.progress import console
+from provla.core.trust import check_stored
+from provla.core.types import Spec
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.sampler import Sampler
+from provla.env.rollout import check_fit, rollout, write_videos
+from provla.env.worlds import check_suite, rehearse
+from provla.policy.folder import find_policy, load_policy
+from provla.run.judging import ms_per_chunk, objective_of, rates, show, summarize, write_episodes
+from provla.trainer.loop import validate
+
+
+def check_data(data: Demonstrations, spec: Spec) -> None:
+    """`ValueError` where a policy's sizes or cameras are not those of a data set."""
+    for what, has, needs in (
+        ("action size", spec.action_size, data.actions.shape[1]),
+        ("state size", spec.state_size, data.state.shape[1]),
+        ("image size", tuple(spec.image_size), data.image_size),
+        ("cameras", list(spec.cameras), list(data.frames)),
+    ):
+        if has != needs:
+            raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
+
+
+def evaluate(
+    checkpoint: Path,
+    device_name: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
+
+    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see `load_policy`.
+    Writes into `folder` and leaves the run's own folder alone.
+    """
+    device = find_device(device_name)
+    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
+    run = stored.parent
+    if not (run / "config.json").is_file():
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
+    check_stored(config, run / "config.json", trust)
+    _change(config, changes)
+    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust)
+    spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
+    threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
+    with reproducible(threads, device, config["trainer"].get("deterministic", False)):
+        result = {"checkpoint": str(checkpoint), **_judge(config, policy, spec, folder, device)} | environment(device)
+    write_json(folder / "result.json", result)
+    show(result, folder)
+    return result
+
+
+def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device) -> dict[str, Any]:
+    suite = build(config["env"], "env")
+    started = time.monotonic()
+    if suite.episodes:
+        check_suite(suite)
+        check_fit(suite, spec)
+        rehearse(suite, spec)
+        outcomes = rollout(policy, suite, spec, config["seed"], device)
+        success, faults = summarize(outcomes), sum(bool(o.reason) for o in outcomes)
+        metrics = rates(success)
+        write_episodes(outcomes, folder / "episodes.csv")
+        write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
+    else:
+        source, success, faults = build(config["dataset"], "dataset"), {}, 0
+        data = source.load()
+        check_data(data, spec)
+        held = data.split(source.val_fraction, source.split_seed)[1]
+        if not len(held):
+            raise ValueError("this run has nothing to be judged by: it was trained without a simulation (env=none) and without held-out episodes")
+        val = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps)
+        metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
+    return {
+        "status": "completed",
+        "config_hash": identity(config),
+        "objective": objective_of(config["objective"], metrics),
+        "metrics": metrics,
+        "success": success,
+        "precision": describe_precision(policy),
+        "faults": faults,
+        "ms_per_chunk": ms_per_chunk(policy, spec, device),
+        "wall_seconds": time.monotonic() - started,
+    }
+
+
+def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for what nothing reads."""
+    env, root = dict(changes["env"]), changes.get("root", {})
+    for key, value in root.items():
+        check_values(Root, {key: value}, "")
+        if "episodes_per_task" not in config["env"]:
+            raise ValueError(f"{key}={value}: only closed-loop episodes read it, and this run has no simulation (env={config['env'].get('_target_')})")
+        config[key] = value
+    if "eval_episodes" in root:
+        env.setdefault("episodes_per_task", root["eval_episodes"])
+    config["env"] = {**config["env"], **env}
+    for node in (config, config["policy"]):
+        if isinstance(node.get("scheduler"), Mapping):
+            node["scheduler"] = {**node["scheduler"], **changes["scheduler"]}
+
+
+def evaluate_steps(
+    checkpoint: Path,
+    device_name: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    bases: Mapping[str, str] | None,
+    trust: Sequence[str],
+    steps: Sequence[int],
+) -> dict[str, Any]:
+    """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a picture."""
+    from provla.run.plots import plot_steps
+
+    rows = []
+    for count in steps:
+        console.print(f"num_inference_steps={count}")
+        scheduler = {**changes["scheduler"], "num_inference_steps": count}
+        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust)
+        row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
+        cell = found["success"].get("success_rate", {})
+        rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})
+    write_text(folder / "steps.csv", csv_text(rows, list(rows[0])))
+    quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
+    plot_steps(rows, quality, folder / "plots" / "steps.png")
+    table = Table(title="quality against sampler steps", title_justify="left")
+    for column in ("steps", quality, "ms per chunk"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
+    console.print(table)
+    best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
+    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | environment(
+        find_device(device_name)
+    )
+    write_json(folder / "result.json", result)
+    console.print(f"written to {folder}")
+    return result

@@ -1,0 +1,147 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from numpy.typing import NDArray
+
+from provla.core.files import write_bytes
+
+Array = NDArray[Any]
+BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8f98"
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "legend.frameon": False}
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, atomically, and closes it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    write_bytes(path, picture.getvalue())
+    return path
+
+
+class _Plain(LogFormatter):
+    """0.3 on a logarithmic axis, where the default has 3 × 10⁻¹."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
+    """Training and validation loss and the learning rate over the steps."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), gridspec_kw={"wspace": 0.25})
+        for axes, series in (
+            (left, (("train/loss", "training", BLUE), ("val/loss", "validation, averaged weights", ORANGE))),
+            (right, (("val/trajectory_mse", "trajectory MSE of sampled chunks", ORANGE),)),
+        ):
+            for key, label, colour in series:
+                rows = [(row["step"], row[key]) for row in history if key in row]
+                if rows:
+                    steps, values = zip(*rows, strict=True)
+                    axes.plot(steps, values, color=colour, label=label, lw=1.4, marker="o" if key.startswith("val") else None, ms=3)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_Plain())
+            axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
+            axes.set_xlabel("step")
+            if axes.lines:
+                axes.legend()
+        left.set_ylabel("objective's loss")
+        right.set_ylabel("validation, robot's units²")
+        return save(figure, path)
+
+
+def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, titles: Sequence[str], joints: Sequence[str], path: Path) -> Path:
+    """Predicted chunks (P samples each) against demonstrated ones, a row per observation, its image on the left.
+
+    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,h,w,3).
+    """
+    rows, joints = len(actions), list(joints)[:6]
+    with plt.rc_context(STYLE):
+        size, room = (2.0 * (1 + len(joints)), 1.7 * rows), {"wspace": 0.3, "hspace": 0.25}
+        figure, grid = plt.subplots(rows, 1 + len(joints), sharex="col", figsize=size, squeeze=False, gridspec_kw=room)
+        for r in range(rows):
+            grid[r, 0].imshow(images[r])
+            grid[r, 0].set_axis_off()
+            grid[r, 0].set_title("\n".join(_wrap(titles[r])), fontsize=7)
+            steps, valid = np.arange(actions.shape[1]), ~is_pad[r]
+            for j, joint in enumerate(joints):
+                axes = grid[r, 1 + j]
+                for sample in predicted[r]:
+                    axes.plot(steps, sample[:, j], color=BLUE, lw=0.9, alpha=0.6)
+                axes.plot(steps[valid], actions[r, valid, j], color=ORANGE, lw=1.8)
+                if r == 0:
+                    axes.set_title(joint, fontsize=8)
+                axes.tick_params(labelsize=6)
+                low, high = actions[..., j].min(), actions[..., j].max()  # one scale per joint: a wiggle of a thousandth is none
+                axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
+        grid[0, -1].plot([], [], color=BLUE, label="predicted")
+        grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
+        figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.11 - 0.25 / size[1]))
+        return save(figure, path)
+
+
+def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
+    """A quality, with its interval where it has one, and the time of a chunk against the number of sampler steps."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), gridspec_kw={"wspace": 0.25})
+        steps = [row["num_inference_steps"] for row in rows]
+        left.plot(steps, [row[quality] for row in rows], color=BLUE, marker="o", ms=4)
+        if all("low" in row for row in rows):
+            left.fill_between(steps, [row["low"] for row in rows], [row["high"] for row in rows], color=BLUE, alpha=0.15, label="95 % Wilson interval")
+            left.legend()
+        left.set_ylabel(quality.replace("_", " "))
+        right.plot(steps, [row["ms_per_chunk"] for row in rows], color=ORANGE, marker="o", ms=4)
+        right.set_ylabel("ms per action chunk")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(steps, [str(s) for s in steps])
+            axes.set_xlabel("sampler steps")
+        return save(figure, path)
+
+
+def _wrap(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 22)
+
+
+def plot_dataset(lengths: dict[str, Array], val: dict[str, int], actions: Array, names: Sequence[str], path: Path) -> Path:
+    """Episode lengths per task, episodes per split, and the distribution of every action dimension."""
+    with plt.rc_context(STYLE):
+        shown = list(names)[:14]
+        columns = 4
+        figure = plt.figure(figsize=(11, 3.2 + 1.7 * -(-len(shown) // columns)))
+        top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1.7 * -(-len(shown) // columns)])
+        left, right = top.subplots(1, 2)
+        tasks = list(lengths)
+        left.boxplot([lengths[t] for t in tasks], orientation="horizontal", tick_labels=tasks, medianprops={"color": ORANGE})
+        left.set_xlabel("episode length [control steps]")
+        train = [len(lengths[t]) - val[t] for t in tasks]
+        right.barh(tasks, train, color=BLUE, label="training")
+        right.barh(tasks, [val[t] for t in tasks], left=train, color=ORANGE, label="validation")
+        right.set_xlabel("episodes")
+        right.set_yticklabels([])
+        right.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
+        grid = bottom.subplots(-(-len(shown) // columns), columns, squeeze=False)
+        for j, axes in enumerate(grid.flat):
+            if j >= len(shown):
+                axes.set_axis_off()
+                continue
+            axes.hist(actions[:, j], bins=60, color=BLUE)
+            axes.set_title(f"action: {shown[j]}", fontsize=8)
+            axes.set_yticks([])
+        return save(figure, path)

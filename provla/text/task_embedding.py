@@ -1,0 +1,31 @@
+"""A vector per instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from provla.core.checks import Width
+from provla.core.types import Tokens
+
+
+class TaskEmbedding(nn.Module):
+    """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown instruction."""
+
+    def __init__(self, instructions: Sequence[str], width: Width) -> None:
+        super().__init__()
+        self.width = width
+        self._row = {text: i for i, text in enumerate(instructions)}
+        self.table = nn.Embedding(len(self._row), width)
+
+    def forward(self, instructions: list[str]) -> Tokens:
+        unknown = [text for text in instructions if text not in self._row]
+        if unknown:
+            raise ValueError(
+                f"text=task_embedding does not know the instruction {unknown[0]!r}; it was trained on: {', '.join(map(repr, self._row))}. "
+                "A text encoder such as text=qwen_tiny reads any sentence."
+            )
+        rows = torch.tensor([self._row[text] for text in instructions], device=self.table.weight.device)
+        return Tokens.full(self.table(rows).unsqueeze(1))
