@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -15,8 +16,10 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 # Several processes share the cores: none waits in a loop. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -35,17 +38,36 @@ def main(wanted: list[str]) -> int:
             if not name.startswith("fault_") or (wanted and not any(one in f"{file.stem} {name}" for one in wanted)):
                 continue
             begun = time.monotonic()
-            with tempfile.TemporaryDirectory(prefix="fault-") as place:
-                try:
-                    tried, survived, note = fault(Path(place))
-                except Exception:
-                    tried, survived, note = 1, 0, traceback.format_exc().strip().splitlines()[-1]
+            tried, survived, note = inject(fault)
             lost += survived < tried
             what = (inspect.getdoc(fault) or name).splitlines()[0]
             rows.append(f"| {what} | {tried} | {survived} | {note.replace('|', '¦')} | {time.monotonic() - begun:.0f} | {commit} |")
             print(rows[-1], flush=True)
             write(rows[-1:])
     return int(bool(lost))
+
+
+def inject(fault: Callable[[Path], tuple[int, int, str]]) -> tuple[int, int, str]:
+    """The fault, in a process of its own that is forked before anything was computed: one whose threads have begun may not fork again."""
+    context = multiprocessing.get_context("fork")
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=_inject, args=(fault, its))
+    process.start()
+    its.close()
+    try:
+        found: tuple[int, int, str] = ours.recv()
+    except EOFError:
+        found = 1, 0, f"the injecting process ended with exit code {process.exitcode}"
+    process.join()
+    return found
+
+
+def _inject(fault: Callable[[Path], tuple[int, int, str]], answer: Any) -> None:
+    with tempfile.TemporaryDirectory(prefix="fault-") as place:
+        try:
+            answer.send(fault(Path(place)))
+        except Exception:
+            answer.send((1, 0, traceback.format_exc().strip().splitlines()[-1]))
 
 
 def write(rows: list[str]) -> None:
