@@ -122,7 +122,7 @@ def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], m
 def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     """kill -9 in the middle; the next call records from the start and cleans up."""
     code = (
-        "from pathlib import Path; from provla.demonstrations import *\n"
+        "from pathlib import Path; from provla.dataset.recording import *\n"
         "asked = MetaworldRecording(('drawer-close',), 30, ('corner2',), 16, 0, 0.05, 0.0, 12)\n"
         f"if __name__ == '__main__': record_metaworld(asked, Path({str(tmp_path)!r}), 1)"
     )

@@ -159,7 +159,7 @@ def filling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             raise SafetensorError(f"Error while serializing: I/O error: {error.strerror} (os error 28)") from None
 
     monkeypatch.setattr(Path, "write_bytes", writes)
-    monkeypatch.setattr("provla.checkpoint.save_file", saves)
+    monkeypatch.setattr("provla.policy.weights.save_file", saves)
 
     def arm(number: int) -> None:
         left[0] = number

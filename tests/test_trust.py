@@ -102,7 +102,7 @@ def test_a_stored_configuration_runs_and_imports_nothing(
         ("fusion", "provla.fusion.os.system", "cannot be imported"),
         ("env", "provla.env.os.system", "cannot be imported"),
         ("dataset", "provla.dataset.lerobot.Path", "is a class of pathlib"),  # imported there, written elsewhere
-        ("env", "provla.env.np", "no class but a module"),
+        ("env", "provla.env.metaworld.np", "no class but a module"),
         ("env", "provla.env.metaworld.require_opengl", "no class but a function"),
         ("env", "provla.env.metaworld.MetaworldExpert", "is nothing that env can use: it has no episodes or make"),
         ("fusion", "provla.fusion.Nothing", "cannot be imported"),
@@ -258,7 +258,7 @@ FORBIDDEN = {
 }  # fmt: skip
 OPTIONS = {"weights_only": False, "trust_remote_code": True, "allow_pickle": True, "shell": True, "use_safetensors": False}
 # use_safetensors=False: a pinned commit's tensors, see `load_weights`.
-EXCEPTIONS = {("provla/hub.py", "use_safetensors=False")}
+EXCEPTIONS = {("provla/core/hub.py", "use_safetensors=False")}
 
 
 def dotted(node: ast.expr) -> str:

@@ -1,6 +1,11 @@
-"""Hydra looks for sweepers in this package; provla's live in `provla.study`, and everything heavy is imported where it is used."""
+"""Hydra takes sweepers from this package alone; provla's are written in `provla.study`, where everything heavy is imported late."""
 
-from provla.study.grid import GridSweeper
-from provla.study.search import SearchSweeper
+from provla.study import grid, search
 
-__all__ = ["GridSweeper", "SearchSweeper"]
+
+class GridSweeper(grid.GridSweeper):
+    __doc__ = grid.GridSweeper.__doc__
+
+
+class SearchSweeper(search.SearchSweeper):
+    __doc__ = search.SearchSweeper.__doc__
