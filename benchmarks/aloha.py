@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
-JOINTS = [f"{side}_{joint}" for side in ("left", "right") for joint in ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")]
+JOINTS = [
+    f"{side}_{joint}"
+    for side in ("left", "right")
+    for joint in ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+]
 TASK = "Open the top cabinet, store the pot inside it then close the cabinet."
 
 
@@ -23,20 +27,34 @@ def write(root: Path, episodes: int = 3, steps: int = 40, seed: int = 0) -> Path
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     features: dict[str, Any] = {
-        f"observation.images.{camera}": {"dtype": "video", "shape": (480, 640, 3), "names": ["height", "width", "channels"]} for camera in CAMERAS
+        f"observation.images.{camera}": {
+            "dtype": "video",
+            "shape": (480, 640, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for camera in CAMERAS
     }
     for key in ("observation.state", "observation.effort", "action"):
         features[key] = {"dtype": "float32", "shape": (14,), "names": {"motors": JOINTS}}
     encoder = RGBEncoderConfig(vcodec="h264", g=2, crf=23, preset="ultrafast")
-    dataset = LeRobotDataset.create("local/aloha_mobile_cabinet", fps=50, features=features, root=root, robot_type="aloha", rgb_encoder=encoder)
+    dataset = LeRobotDataset.create(
+        "local/aloha_mobile_cabinet", fps=50, features=features, root=root, robot_type="aloha", rgb_encoder=encoder
+    )
     rng = np.random.default_rng(seed)
     background = rng.integers(0, 200, (len(CAMERAS), 480, 640, 3), dtype=np.uint8) // 4 * 4
-    background = np.repeat(np.repeat(background[:, ::16, ::16], 16, 1), 16, 2)  # large patches, which video compresses well
+    background = np.repeat(
+        np.repeat(background[:, ::16, ::16], 16, 1), 16, 2
+    )  # large patches, which video compresses well
     for _ in range(episodes):
         phase = rng.uniform(0, 2 * np.pi, 14)
         for step in range(steps):
             swing = [0.5 * np.sin(t / 12 + phase).astype(np.float32) for t in (step, step + 1)]
-            frame: dict[str, Any] = {"observation.state": swing[0], "observation.effort": 0.1 * swing[0], "action": swing[1], "task": TASK}
+            frame: dict[str, Any] = {
+                "observation.state": swing[0],
+                "observation.effort": 0.1 * swing[0],
+                "action": swing[1],
+                "task": TASK,
+            }
             for c, camera in enumerate(CAMERAS):
                 image = background[c].copy()
                 x, y = (int(320 + 250 * swing[0][7 * (c % 2)]), int(240 + 180 * swing[0][1]))

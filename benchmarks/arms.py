@@ -1,8 +1,9 @@
 """What every fusion, head and scheduler costs: python benchmarks/arms.py
 
-On the default policy, one part changed at a time: parameters of the part, FLOPs of a forward pass of the policy per sample,
-milliseconds per training step of 64 and per sampled chunk. And the U-Net's training step against LeRobot's at the same widths.
-Rounds alternate between all arms, so that a noisy machine slows them alike; medians. Writes benchmarks/arms.csv.
+On the default policy, one part changed at a time: parameters of the part, FLOPs of a forward pass of the policy per
+sample, milliseconds per training step of 64 and per sampled chunk. And the U-Net's training step against LeRobot's at
+the same widths. Rounds alternate between all arms, so that a noisy machine slows them alike; medians. Writes
+benchmarks/arms.csv.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from provla.core.types import Spec, Tokens, fake_batch, fake_observation
 from provla.policy.matched import count_parameters
 from provla.run.rehearsal import flops_per_sample
 
-SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, tuple(f"Do task {i}" for i in range(5)), {"all": [0, 1, 2, 3]}, 10.0)
+SPEC = Spec(
+    ("corner2",), (64, 64), 4, 4, 16, 1, 8, tuple(f"Do task {i}" for i in range(5)), {"all": [0, 1, 2, 3]}, 10.0
+)
 BATCH, ROUNDS = 64, 15
 
 
@@ -60,9 +63,15 @@ def medians(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[s
 
 
 def arms() -> list[dict[str, Any]]:
-    options = [(group, file.stem) for group in ("fusion", "head", "scheduler") for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+    options = [
+        (group, file.stem)
+        for group in ("fusion", "head", "scheduler")
+        for file in sorted((ROOT / "conf" / group).glob("*.yaml"))
+    ]
     policies = {f"{group}={option}": policy_of(f"{group}={option}") for group, option in options}
-    policies["head=dit, tokens of fusion=perceiver"] = policy_of("head=dit", "head.conditioning=tokens", "fusion=perceiver")
+    policies["head=dit, tokens of fusion=perceiver"] = policy_of(
+        "head=dit", "head.conditioning=tokens", "fusion=perceiver"
+    )
     batch, one = fake_batch(SPEC, BATCH), fake_observation(SPEC, 1)
     train, act = {}, {}
     for name, policy in policies.items():
@@ -92,7 +101,10 @@ def against_lerobot() -> list[dict[str, Any]]:
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
 
-    features = {"observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)), "observation.state": PolicyFeature(FeatureType.STATE, (4,))}
+    features = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+    }
     config = DiffusionConfig(
         horizon=16,
         n_action_steps=8,
@@ -105,11 +117,21 @@ def against_lerobot() -> list[dict[str, Any]]:
     theirs = DiffusionConditionalUnet1d(config, global_cond_dim=256)
     node: Any = OmegaConf.to_container(compose("train").head, resolve=True)
     mine = build(node, "head", nn.Module)(action_size=4, horizon=16, context_width=256)
-    actions, noise, times, condition = torch.randn(BATCH, 16, 4), torch.randn(BATCH, 16, 4), torch.randint(0, 100, (BATCH,)), torch.randn(BATCH, 256)
+    actions, noise, times, condition = (
+        torch.randn(BATCH, 16, 4),
+        torch.randn(BATCH, 16, 4),
+        torch.randint(0, 100, (BATCH,)),
+        torch.randn(BATCH, 256),
+    )
     context = Tokens.full(condition.unsqueeze(1))
     heads = {"unet1d": mine, "LeRobot's DiffusionConditionalUnet1d": theirs}
-    losses = (lambda: (mine(actions, times, context) - noise).square().mean(), lambda: (theirs(actions, times, global_cond=condition) - noise).square().mean())
-    found = medians({name: stepper(head, loss) for (name, head), loss in zip(heads.items(), losses, strict=True)}, rounds=40)
+    losses = (
+        lambda: (mine(actions, times, context) - noise).square().mean(),
+        lambda: (theirs(actions, times, global_cond=condition) - noise).square().mean(),
+    )
+    found = medians(
+        {name: stepper(head, loss) for (name, head), loss in zip(heads.items(), losses, strict=True)}, rounds=40
+    )
     return [
         {
             "arm": f"training step of the head alone: {name}",
@@ -128,7 +150,10 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print("| arm | parameters of the arm | MFLOPs per sample | ms per training step | ms per chunk |\n|---|---|---|---|---|")
+    print(
+        "| arm | parameters of the arm | MFLOPs per sample | ms per training step | ms per chunk "
+        "|\n|---|---|---|---|---|"
+    )
     for row in rows:
         size = f"{row['part_parameters'] / 1e6:.2f} M" if row["part_parameters"] else ""
         costs = (row.get(key, "") for key in ("mflops_per_sample", "ms_per_training_step", "ms_per_chunk"))

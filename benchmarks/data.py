@@ -1,6 +1,7 @@
 """Samples per second of the data path against LeRobotDataset, same content: python benchmarks/data.py
 
-Random access, one process, caches warm; both give an image, a state and a chunk of 16 actions. Writes benchmarks/data.json.
+Random access, one process, caches warm; both give an image, a state and a chunk of 16 actions. Writes
+benchmarks/data.json.
 """
 
 from __future__ import annotations
@@ -46,7 +47,13 @@ def main() -> None:
         ours_rates.append(rate(lambda i: sampler.step(0, i, 64), 64))
         their_rates.append(rate(lambda i: theirs[int(order[i % len(order)])], 1))
     ours, lerobot = float(np.median(ours_rates)), float(np.median(their_rates))
-    result = {"provla": round(ours), "lerobot": round(lerobot), "ratio": round(ours / lerobot), "image_size": data.image_size, "samples": len(sampler)}
+    result = {
+        "provla": round(ours),
+        "lerobot": round(lerobot),
+        "ratio": round(ours / lerobot),
+        "image_size": data.image_size,
+        "samples": len(sampler),
+    }
     (ROOT / "benchmarks" / "data.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"provla {ours:,.0f} samples/s, LeRobotDataset {lerobot:,.0f} samples/s: {ours / lerobot:,.0f} times")
 

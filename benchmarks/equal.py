@@ -1,7 +1,8 @@
-"""Did a rebuilding change a result? python benchmarks/equal.py <file.json>: written the first time, compared every other time.
+"""Did a rebuilding change a result? python benchmarks/equal.py <file.json>: written the first time, compared every
+other time.
 
-A dozen small trainings that have every kind of part between them; of each, the sha256 of its weights, its metrics but for
-those of time, its episodes, its identity and the keys of its result. Equal bits are promised on one machine alone.
+A dozen small trainings that have every kind of part between them; of each, the sha256 of its weights, its metrics but
+for those of time, its episodes, its identity and the keys of its result. Equal bits are promised on one machine alone.
 """
 
 from __future__ import annotations
@@ -15,31 +16,68 @@ from pathlib import Path
 from typing import Any
 
 SMALL = [
-    "dataset=fake", "env=none", "logger=csv", "vision.channels=[8,16]", "vision.width=16", "vision.num_keypoints=8", "fusion.width=16",
-    "head.channels=[16,32]", "head.time_width=16", "horizon=8", "n_action_steps=4", "trainer.batch_size=8", "trainer.max_steps=4",
-    "trainer.val_every=2", "trainer.val_samples=8", "trainer.log_every=1", "device=cpu",
-]  # fmt: skip
+    "dataset=fake",
+    "env=none",
+    "logger=csv",
+    "vision.channels=[8,16]",
+    "vision.width=16",
+    "vision.num_keypoints=8",
+    "fusion.width=16",
+    "head.channels=[16,32]",
+    "head.time_width=16",
+    "horizon=8",
+    "n_action_steps=4",
+    "trainer.batch_size=8",
+    "trainer.max_steps=4",
+    "trainer.val_every=2",
+    "trainer.val_samples=8",
+    "trainer.log_every=1",
+    "device=cpu",
+]
 BARE = [one for one in SMALL if not one.startswith("head")]
 ACT = ["policy=act", "policy.options.dim_model=32", "policy.options.n_heads=2", "policy.options.dim_feedforward=32"]
 RECORDED = [
-    "dataset=metaworld", "dataset.tasks=[drawer-close]", "dataset.episodes_per_task=2", "dataset.image_size=32", "dataset.val_fraction=0.5",
-    "env=metaworld", "eval_episodes=2", "env.max_episode_steps=24", "env.videos_per_task=0",
-]  # fmt: skip
+    "dataset=metaworld",
+    "dataset.tasks=[drawer-close]",
+    "dataset.episodes_per_task=2",
+    "dataset.image_size=32",
+    "dataset.val_fraction=0.5",
+    "env=metaworld",
+    "eval_episodes=2",
+    "env.max_episode_steps=24",
+    "env.videos_per_task=0",
+]
 CASES = {
     "unet1d": SMALL,
     "unet1d_concat": [*BARE, "head=unet1d_concat", "head.channels=[16,32]", "head.time_width=16"],
-    "dit over a perceiver": [*BARE, "head=dit", "fusion=perceiver", "head.width=16", "head.depth=1", "head.num_heads=2"],
+    "dit over a perceiver": [
+        *BARE,
+        "head=dit",
+        "fusion=perceiver",
+        "head.width=16",
+        "head.depth=1",
+        "head.num_heads=2",
+    ],
     "mlp": [*BARE, "head=mlp", "head.width=16"],
     **{f"scheduler={name}": [*SMALL, f"scheduler={name}"] for name in ("ddpm", "dpm_solver", "flow", "l1", "mip")},
     "LoRA and 4 bits": [*SMALL, "quant=4bit"],
     "two cameras, a history": [*SMALL, "dataset.cameras=[front,wrist]", "n_obs_steps=2", "augmentation=crop_color"],
-    "LeRobot's ACT": [*[one for one in SMALL if one.partition("=")[0].partition(".")[0] not in ("vision", "fusion", "head")], *ACT],
+    "LeRobot's ACT": [
+        *[one for one in SMALL if one.partition("=")[0].partition(".")[0] not in ("vision", "fusion", "head")],
+        *ACT,
+    ],
     "other towers": [
-        *(one for one in BARE if not one.startswith("vision")), "text=task_embedding", "vision=siglip_tiny", "vision.config.num_hidden_layers=1", "head=mlp",
-        "head.width=16", "fusion=film", "adapter=lora",
+        *(one for one in BARE if not one.startswith("vision")),
+        "text=task_embedding",
+        "vision=siglip_tiny",
+        "vision.config.num_hidden_layers=1",
+        "head=mlp",
+        "head.width=16",
+        "fusion=film",
+        "adapter=lora",
     ],
     "closed loop": [*(one for one in SMALL if not one.startswith(("dataset", "env"))), *RECORDED],
-}  # fmt: skip
+}
 
 
 def main(file: Path) -> int:
@@ -71,7 +109,9 @@ def outcome(asked: list[str], run: Path) -> dict[str, Any]:
             raise
     result = json.loads((run / "result.json").read_text())
     with (run / "metrics.csv").open() as rows:
-        metrics = [{key: value for key, value in row.items() if "per_second" not in key} for row in csv.DictReader(rows)]
+        metrics = [
+            {key: value for key, value in row.items() if "per_second" not in key} for row in csv.DictReader(rows)
+        ]
     return {
         "weights": hashlib.sha256((run / "policy" / "weights.safetensors").read_bytes()).hexdigest(),
         "metrics": hashlib.sha256(json.dumps(metrics).encode()).hexdigest(),

@@ -22,8 +22,12 @@ def main(run: Path) -> None:
     films = [film[:, :, : film.shape[1]] for film in films]  # the first of the episodes side by side
     length = max(len(film) for film in films)
     frames = [np.concatenate([film[min(t, len(film) - 1)] for film in films], 1) for t in range(0, length, STRIDE)]
-    small = [Image.fromarray(f).resize((SIZE * len(films), SIZE), Image.Resampling.LANCZOS).quantize(96) for f in frames]
-    small[0].save(ROOT / "docs" / "rollouts.gif", save_all=True, append_images=small[1:], duration=100, loop=0, optimize=True)
+    small = [
+        Image.fromarray(f).resize((SIZE * len(films), SIZE), Image.Resampling.LANCZOS).quantize(96) for f in frames
+    ]
+    small[0].save(
+        ROOT / "docs" / "rollouts.gif", save_all=True, append_images=small[1:], duration=100, loop=0, optimize=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The reference experiment at full size, with random weights and a small local data set: python benchmarks/reference.py
 
-Runs `experiments=reference` for quant none, 8bit and 4bit, each in a process of its own: on a CPU 20 steps of 1 × 10 samples,
-on a CUDA GPU 100 steps of 32 samples in bf16, there with and without torch.compile too. Writes benchmarks/reference.csv
-(a row per run, with the device and the day) and prints the README's table. Finished runs are kept under outputs/reference.
+Runs `experiments=reference` for quant none, 8bit and 4bit, each in a process of its own: on a CPU 20 steps of 1 × 10
+samples, on a CUDA GPU 100 steps of 32 samples in bf16, there with and without torch.compile too. Writes
+benchmarks/reference.csv (a row per run, with the device and the day) and prints the README's table. Finished runs are
+kept under outputs/reference.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ def run(name: str, *overrides: str) -> dict[str, Any]:
     data = OUT / "aloha"
     if not data.exists():
         write(data, episodes=10, steps=60)
-    arguments = [sys.executable, "-m", "provla.train", "experiments=reference", "vision.pretrained=false", "text.pretrained=false", f"dataset.root={data}"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "provla.train",
+        "experiments=reference",
+        "vision.pretrained=false",
+        "text.pretrained=false",
+        f"dataset.root={data}",
+    ]
     arguments.append("trainer.warmup_steps=0.1")  # of a few steps
     subprocess.run([*arguments, "logger=csv", f"hydra.run.dir={folder}", *overrides], check=True, cwd=ROOT)
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
@@ -66,7 +75,11 @@ def main() -> None:
     for quant in ("none", "8bit", "4bit"):
         for compiled in (False, True) if cuda else (False,):
             overrides = [f"quant={quant}", f"policy.compile={str(compiled).lower()}", "trainer.val_samples=8"]
-            overrides += ["trainer.max_steps=100", "trainer.batch_size=32", "trainer.grad_accumulation=1"] if cuda else ["trainer.max_steps=20"]
+            overrides += (
+                ["trainer.max_steps=100", "trainer.batch_size=32", "trainer.grad_accumulation=1"]
+                if cuda
+                else ["trainer.max_steps=20"]
+            )
             name = "-".join([device.replace(" ", "_").replace(",", ""), quant, *(["compiled"] if compiled else [])])
             rows.append(row(device, quant, compiled, 32 if cuda else 10, run(name, *overrides)))
     kept = [r for r in csv.DictReader(CSV.open()) if r["device"] != device] if CSV.exists() else []
@@ -75,16 +88,18 @@ def main() -> None:
         writer.writeheader()
         writer.writerows([*kept, *rows])
     print(
-        "| device | quant | compile | s per step | samples/s | ms per chunk | peak memory | trainable / total | weights | error vision, text |\n"
-        + "|---" * 10
-        + "|"
+        "| device | quant | compile | s per step | samples/s | ms per chunk | peak memory | trainable / total | "
+        "weights | error vision, text |\n" + "|---" * 10 + "|"
     )
     for r in [*kept, *rows]:
         memory = f"{r['peak_gpu_memory_gb'] or r['peak_memory_gb']} GB"
         size = f"{int(r['trainable_parameters']) / 1e6:.2f} / {int(r['total_parameters']) / 1e6:.0f} M"
         error = f"{float(r['vision_error']):.1%}, {float(r['text_error']):.1%}" if r["vision_error"] != "" else ""
         speed = f"{r['seconds_per_step']} | {r['samples_per_second']} | {r['ms_per_chunk']}"
-        print(f"| {r['device']}, {r['date']} | {r['quant']} | {r['compile']} | {speed} | {memory} | {size} | {r['megabytes']} MB | {error} |")
+        print(
+            f"| {r['device']}, {r['date']} | {r['quant']} | {r['compile']} | {speed} | {memory} | {size} | "
+            f"{r['megabytes']} MB | {error} |"
+        )
 
 
 if __name__ == "__main__":

@@ -54,11 +54,15 @@ def main() -> None:
         writer = csv.DictWriter(out, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    print("| run | success (95 % Wilson) | trajectory MSE | trainable parameters | training | ms per chunk |\n|---|---|---|---|---|---|")
+    print(
+        "| run | success (95 % Wilson) | trajectory MSE | trainable parameters | training | ms per chunk "
+        "|\n|---|---|---|---|---|---|"
+    )
     for row in rows:
         print(
-            f"| {row['run']} | {row['success']:.0%} ({row['low']:.0%} – {row['high']:.0%}) | {row['trajectory_mse']:.3f} "
-            f"| {row['trainable_parameters'] / 1e6:.2f} M | {row['train_seconds']} s | {row['ms_per_chunk']} |"
+            f"| {row['run']} | {row['success']:.0%} ({row['low']:.0%} – {row['high']:.0%}) | "
+            f"{row['trajectory_mse']:.3f} | {row['trainable_parameters'] / 1e6:.2f} M | {row['train_seconds']} s | "
+            f"{row['ms_per_chunk']} |"
         )
 
 

@@ -25,8 +25,8 @@ class Adapter:
     arXiv:2106.09685): the linear layers are frozen and get low-rank updates of rank r, scaled by alpha / r; the other
     weights of a pretrained backbone are frozen as well, those of a backbone built from scratch train, because there is
     nothing in them to keep. target_modules: name endings of the layers LoRA adapts; null: all linear layers. use_dora
-    (Liu et al. 2024, arXiv:2402.09353) and use_rslora (Kalajdzievski 2023, arXiv:2312.03732) change the update; peft: any
-    other setting of peft's LoraConfig.
+    (Liu et al. 2024, arXiv:2402.09353) and use_rslora (Kalajdzievski 2023, arXiv:2312.03732) change the update; peft:
+    any other setting of peft's LoraConfig.
     """
 
     mode: Mode
@@ -48,7 +48,10 @@ class Adapter:
             )
         names = list(linear_layers(backbone))
         if quant.bits and not names and any(True for _ in backbone.parameters()):
-            raise ValueError(f"quant.bits={quant.bits}: {key} has no linear layers to quantise; set {key}.quant=none to quantise the other backbone alone")
+            raise ValueError(
+                f"quant.bits={quant.bits}: {key} has no linear layers to quantise; set {key}.quant=none to quantise "
+                "the other backbone alone"
+            )
         adapted = self._targets(names, key) if self.mode == "lora" else []
         report = QuantReport()
         if self.mode == "frozen":
@@ -72,14 +75,23 @@ class Adapter:
         from peft import LoraConfig, inject_adapter_in_model
 
         options: dict[str, Any] = {"use_dora": self.use_dora, "use_rslora": self.use_rslora, **self.peft}
-        unknown = [name for name in options if name not in LoraConfig.__dataclass_fields__ or name.startswith("megatron")]  # which names a module
+        unknown = [
+            name for name in options if name not in LoraConfig.__dataclass_fields__ or name.startswith("megatron")
+        ]  # which names a module
         if unknown:
-            raise ValueError(f"adapter.peft.{unknown[0]} is no setting of peft's LoraConfig; it has: {', '.join(sorted(LoraConfig.__dataclass_fields__))}")
+            raise ValueError(
+                f"adapter.peft.{unknown[0]} is no setting of peft's LoraConfig; it has: "
+                f"{', '.join(sorted(LoraConfig.__dataclass_fields__))}"
+            )
         try:
-            config = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=adapted, **options)
+            config = LoraConfig(
+                r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=adapted, **options
+            )
             inject_adapter_in_model(config, backbone)
         except Exception as error:  # peft checks little of what it is given
-            raise ValueError(f"adapter.peft={self.peft}: peft refuses this LoRA configuration: {first_line(error)}") from error
+            raise ValueError(
+                f"adapter.peft={self.peft}: peft refuses this LoRA configuration: {first_line(error)}"
+            ) from error
         for name, parameter in backbone.named_parameters():  # peft freezes whatever it did not add
             added = "lora_" in name
             parameter.requires_grad_(added or name in trainable)
@@ -112,14 +124,17 @@ class Adapter:
             matched = [name for name in names if name == target or name.endswith(f".{target}")]
             if not matched:
                 raise ValueError(
-                    f"adapter.target_modules={list(self.target_modules)}: {target!r} matches no linear layer of {key}; its layers end in: {', '.join(endings)}"
+                    f"adapter.target_modules={list(self.target_modules)}: {target!r} matches no linear layer of {key}; "
+                    f"its layers end in: {', '.join(endings)}"
                 )
             chosen += matched
         return sorted(set(chosen))
 
 
 def own(value: Any, default: Mapping[str, Any], kind: type[Any], key: str) -> Any:
-    """A part's own adapter or quantisation. value: null (the root's), an option's name, or keys that differ from the root's."""
+    """A part's own adapter or quantisation. value: null (the root's), an option's name, or keys that differ from the
+    root's.
+    """
     if value is None:
         return build(default, key, kind)
     if isinstance(value, Mapping):

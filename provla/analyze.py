@@ -1,4 +1,6 @@
-"""python -m provla.analyze: what is in a data set, as text and as a picture; with check=true, whether it is what it says."""
+"""python -m provla.analyze: what is in a data set, as text and as a picture; with check=true, whether it is what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,24 @@ def check(source: Any, name: str) -> None:
     tables, files = [p for p in found.problems if p in found.contents.problems], len(found.sums.wrong)
     pictures = f"{len(found.contents.rows)} pictures of {', '.join(camera.name for camera in found.cameras)}"
     for row in (
-        ("files", len(found.sums), found.sums.origin or "nothing: neither recorded here nor fetched from the Hub", files),
-        ("rows", f"{len(found.contents.rows)} of {len(found.contents.starts) - 1} episodes", "each other, meta/episodes, meta/stats.json", len(tables)),
-        ("pictures", pictures, "their decoder, meta/info.json, meta/episodes", len(found.problems) - len(tables) - files),
+        (
+            "files",
+            len(found.sums),
+            found.sums.origin or "nothing: neither recorded here nor fetched from the Hub",
+            files,
+        ),
+        (
+            "rows",
+            f"{len(found.contents.rows)} of {len(found.contents.starts) - 1} episodes",
+            "each other, meta/episodes, meta/stats.json",
+            len(tables),
+        ),
+        (
+            "pictures",
+            pictures,
+            "their decoder, meta/info.json, meta/episodes",
+            len(found.problems) - len(tables) - files,
+        ),
         ("frame caches", len(found.frames), "their sha256", len(found.rebuilt)),
     ):
         table.add_row(*map(str, row))
@@ -39,11 +56,15 @@ def check(source: Any, name: str) -> None:
     for column in ("file", "episode", "frame", "what"):
         table.add_column(column, justify="right" if column in ("episode", "frame") else "left", overflow="fold")
     for problem in found.problems:
-        table.add_row(problem.file, *("" if at is None else str(at) for at in (problem.episode, problem.frame)), problem.what)
+        table.add_row(
+            problem.file, *("" if at is None else str(at) for at in (problem.episode, problem.frame)), problem.what
+        )
     for cache in found.rebuilt:
         table.add_row("frame cache", "", "", f"{cache}; made again")
     console.print(table)
-    raise ValueError(f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes")
+    raise ValueError(
+        f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes"
+    )
 
 
 @command("analyze")
@@ -63,7 +84,10 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     data = source.load()
     _, val = data.split(source.val_fraction, source.split_seed)
     lengths = np.diff(data.starts)
-    console.print(f"{data.source}: {len(lengths)} episodes, {len(data.actions)} steps at {data.fps:g} Hz, cameras {', '.join(data.frames)} {data.image_size}")
+    console.print(
+        f"{data.source}: {len(lengths)} episodes, {len(data.actions)} steps at {data.fps:g} Hz, cameras "
+        f"{', '.join(data.frames)} {data.image_size}"
+    )
     table = Table(title="tasks", title_justify="left")
     for column in ("instruction", "episodes", "training", "validation", "shortest", "median", "longest"):
         table.add_column(column, justify="left" if column == "instruction" else "right")
@@ -72,18 +96,27 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         mine = lengths[data.task == task]
         held = int((data.task[val] == task).sum())
         by_task[text], val_by_task[text] = mine, held
-        table.add_row(text, *map(str, (len(mine), len(mine) - held, held, mine.min(), f"{np.median(mine):g}", mine.max())))
+        table.add_row(
+            text, *map(str, (len(mine), len(mine) - held, held, mine.min(), f"{np.median(mine):g}", mine.max()))
+        )
     console.print(table)
-    for what, values, names in (("actions", data.actions, data.joint_names), ("state", data.state, [str(i) for i in range(data.state.shape[1])])):
+    for what, values, names in (
+        ("actions", data.actions, data.joint_names),
+        ("state", data.state, [str(i) for i in range(data.state.shape[1])]),
+    ):
         table = Table(title=f"{what}, in the robot's units", title_justify="left")
         for column in ("joint" if what == "actions" else "dimension", "min", "1 %", "mean", "99 %", "max", "std"):
             table.add_column(column, justify="right")
         low, high = np.quantile(values, [0.01, 0.99], axis=0)
         for j, name in enumerate(names):
             column = values[:, j]
-            table.add_row(name, *(f"{x:.3f}" for x in (column.min(), low[j], column.mean(), high[j], column.max(), column.std())))
+            table.add_row(
+                name, *(f"{x:.3f}" for x in (column.min(), low[j], column.mean(), high[j], column.max(), column.std()))
+            )
         console.print(table)
-    console.print(f"picture: {plot_dataset(by_task, val_by_task, data.actions, data.joint_names, folder / 'dataset.png')}")
+    console.print(
+        f"picture: {plot_dataset(by_task, val_by_task, data.actions, data.joint_names, folder / 'dataset.png')}"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ class NoAugmentation(nn.Module):
 
 
 class RandomCrop(nn.Module):
-    """Pads every image by `pad` pixels (edges repeated) and cuts a window of the old size: a random shift (DrQ, arXiv:2004.13649).
+    """Pads every image by `pad` pixels (edges repeated) and cuts a window of the old size: a random shift (DrQ,
+    arXiv:2004.13649).
 
     All observation steps and cameras of a sample shift together, so that motion between steps stays true.
     """

@@ -15,13 +15,18 @@ from provla.command.entry import command
 KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "bases", "trust", "device", "data_dir")
 
 
-@command("evaluate", free=("env", "scheduler", "bases"), lists=("scheduler.num_inference_steps",), paths=("checkpoint",))
+@command(
+    "evaluate", free=("env", "scheduler", "bases"), lists=("scheduler.num_inference_steps",), paths=("checkpoint",)
+)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
     from provla.run.evaluate import evaluate, evaluate_steps
 
     if unknown := [key for key in config if key not in KEYS]:
-        raise ValueError(f"nothing reads {unknown[0]}={config[unknown[0]]!r}; valid: {', '.join(key for key in KEYS if key in config)}, env.…, scheduler.…")
+        raise ValueError(
+            f"nothing reads {unknown[0]}={config[unknown[0]]!r}; valid: "
+            f"{', '.join(key for key in KEYS if key in config)}, env.…, scheduler.…"
+        )
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (

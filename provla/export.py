@@ -21,7 +21,11 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
     merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    what = f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}" if merged else "nothing to merge"
+    what = (
+        f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}"
+        if merged
+        else "nothing to merge"
+    )
     console.print(f"{what}; {size / 1e6:.1f} MB written to {target}")
 
 

@@ -1,7 +1,7 @@
 """Pruners: end the jobs of a sweep whose validation curve falls behind their siblings'.
 
-Optuna's pruners decide, on a study of their own beside the jobs (`pruning.db`), so that grids and searches, and jobs in one
-process or in many, prune alike.
+Optuna's pruners decide, on a study of their own beside the jobs (`pruning.db`), so that grids and searches, and jobs in
+one process or in many, prune alike.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ def opened(path: Path) -> Iterator[Any]:
     optuna.logging.set_verbosity(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=60):  # two processes must not make the tables at once
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+        with FileLock(
+            path.with_name(f".{path.name}.lock"), timeout=60
+        ):  # two processes must not make the tables at once
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}
+            )
         try:
             yield storage
         finally:
@@ -40,7 +44,11 @@ def opened(path: Path) -> Iterator[Any]:
             storage.engine.dispose()
     except (DatabaseError, optuna.exceptions.StorageInternalError, Timeout) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        held = "another process holds it; stop that one, or wait" if "lock" in reason else "it is damaged; delete it to start the study's bookkeeping anew"
+        held = (
+            "another process holds it; stop that one, or wait"
+            if "lock" in reason
+            else "it is damaged; delete it to start the study's bookkeeping anew"
+        )
         with writing(path):  # a full disk is no damage
             raise ValueError(f"the storage {path} cannot be used ({reason}): {held}") from error
 
@@ -69,7 +77,11 @@ class _OptunaPruner(NoPruner):
     def open(self, job: Path, total: int) -> None:
         self._store, self._pruner = job.parent / STORE, self.make(total)
         with self._study() as study:
-            mine = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get("job") == job.name and not t.state.is_finished()]
+            mine = [
+                t
+                for t in study.get_trials(deepcopy=False)
+                if t.user_attrs.get("job") == job.name and not t.state.is_finished()
+            ]
             if mine:  # the job was interrupted and goes on
                 self._number = mine[0].number
             else:
@@ -103,7 +115,12 @@ class _OptunaPruner(NoPruner):
             raise AssertionError("a pruner is opened before it is asked")
         with opened(self._store) as storage, FileLock(self._store.with_name(f".{STORE}.turn"), timeout=60):
             yield optuna.create_study(
-                storage=storage, study_name="pruning", pruner=self._pruner, sampler=optuna.samplers.RandomSampler(), direction="minimize", load_if_exists=True
+                storage=storage,
+                study_name="pruning",
+                pruner=self._pruner,
+                sampler=optuna.samplers.RandomSampler(),
+                direction="minimize",
+                load_if_exists=True,
             )
 
     def _trial(self, study: Any) -> Any:
@@ -113,10 +130,11 @@ class _OptunaPruner(NoPruner):
 
 
 class Median(_OptunaPruner):
-    """Ends a job whose best value so far is worse than the median of its finished siblings at the same step (Golovin 2017, Vizier).
+    """Ends a job whose best value so far is worse than the median of its finished siblings at the same step (Golovin
+    2017, Vizier).
 
-    n_startup_jobs: siblings that must have finished before any job is pruned. n_warmup_steps: training steps during which
-    none is.
+    n_startup_jobs: siblings that must have finished before any job is pruned. n_warmup_steps: training steps during
+    which none is.
     """
 
     def __init__(self, n_startup_jobs: Natural, n_warmup_steps: Natural) -> None:
@@ -130,7 +148,8 @@ class Median(_OptunaPruner):
 
 
 class Hyperband(_OptunaPruner):
-    """Brackets of successive halving (Li 2018): at each rung, only the best 1 / reduction_factor of a bracket's jobs go on.
+    """Brackets of successive halving (Li 2018): at each rung, only the best 1 / reduction_factor of a bracket's jobs go
+    on.
 
     min_steps: training steps before the first rung; null: a ninth of the training.
     """
@@ -143,4 +162,6 @@ class Hyperband(_OptunaPruner):
         import optuna
 
         least = min(self.min_steps or max(1, total // 9), total)
-        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=max(total, 1), reduction_factor=self.reduction_factor)
+        return optuna.pruners.HyperbandPruner(
+            min_resource=least, max_resource=max(total, 1), reduction_factor=self.reduction_factor
+        )

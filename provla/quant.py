@@ -51,7 +51,9 @@ def bitsandbytes_library() -> Any:
 
 @cache
 def _int8_layer() -> Any:
-    """bitsandbytes' 8-bit layer, that keeps its scales when a `.to(device)` after the first forward loses the weight's copy."""
+    """bitsandbytes' 8-bit layer, that keeps its scales when a `.to(device)` after the first forward loses the weight's
+    copy.
+    """
 
     class Linear8bitLt(bitsandbytes_library().nn.Linear8bitLt):  # type: ignore[misc]
         def init_8bit_state(self) -> None:
@@ -79,9 +81,12 @@ def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantRe
                 quant_type=quant.quant_type,
                 **options,
             )
-            # Its repacking on some CPUs needs sizes divisible by 32 and computes otherwise in evaluation than in training.
+            # Its repacking on some CPUs needs sizes divisible by 32 and computes otherwise in evaluation than in
+            # training.
             new.support_avx512bf16_for_cpu = False
-            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=quant.double_quant, quant_type=quant.quant_type)
+            new.weight = bnb.nn.Params4bit(
+                weight, requires_grad=False, compress_statistics=quant.double_quant, quant_type=quant.quant_type
+            )
         else:
             new = _int8_layer()(layer.in_features, layer.out_features, has_fp16_weights=False, **options)
             new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
@@ -97,12 +102,16 @@ def quantize(backbone: nn.Module, quant: Quant, device: torch.device) -> QuantRe
 
 def _bytes(layer: Any) -> int:
     """Bytes a quantised layer keeps for its weight, statistics included."""
-    total = sum(value.nbytes for key, value in layer.state_dict().items() if key != "bias" and isinstance(value, Tensor))
+    total = sum(
+        value.nbytes for key, value in layer.state_dict().items() if key != "bias" and isinstance(value, Tensor)
+    )
     return int(total)
 
 
 def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Puts stored quantised weights back into the quantised layers of `policy`; returns the other entries of `weights`."""
+    """Puts stored quantised weights back into the quantised layers of `policy`; returns the other entries of
+    `weights`.
+    """
     rest = dict(weights)
     if not any(type(layer).__name__ in ("Linear4bit", "Linear8bitLt") for layer in policy.modules()):
         return rest
@@ -113,7 +122,9 @@ def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, T
                 continue  # its base has it
             stored = {key[len(name) + 8 :]: rest.pop(key) for key in list(rest) if key.startswith(f"{name}.weight.")}
             device = layer.weight.device
-            layer.weight = bnb.nn.Params4bit.from_prequantized(rest.pop(f"{name}.weight"), stored, requires_grad=False, device=str(device))
+            layer.weight = bnb.nn.Params4bit.from_prequantized(
+                rest.pop(f"{name}.weight"), stored, requires_grad=False, device=str(device)
+            )
             layer.weight.module = layer
         elif isinstance(layer, bnb.nn.Linear8bitLt):
             if f"{name}.weight" not in rest:
@@ -130,7 +141,8 @@ def load_quantized(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, T
 def merge(backbone: nn.Module) -> int:
     """Replaces every adapted or quantised linear layer by a plain one that computes the same; returns how many.
 
-    The new weight is what the layer makes of the identity matrix, so it holds for every kind of update and of quantisation.
+    The new weight is what the layer makes of the identity matrix, so it holds for every kind of update and of
+    quantisation.
     """
     found: dict[str, Any] = {}
     for name, layer in backbone.named_modules():
@@ -142,7 +154,11 @@ def merge(backbone: nn.Module) -> int:
     for name, layer in found.items():
         bias: Tensor | None = layer.bias
         device = next(layer.parameters()).device
-        dtype = bias.dtype if bias is not None else next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
+        dtype = (
+            bias.dtype
+            if bias is not None
+            else next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
+        )
         layer.eval()
         rows = layer(torch.eye(layer.in_features, device=device, dtype=dtype)).float()  # (in, out)
         plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device=device, dtype=dtype)

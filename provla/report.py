@@ -1,4 +1,6 @@
-"""python -m provla.report study=<study>: the verdict of a study, as Markdown, CSV, LaTeX, and one HTML page; or, before it, its plan."""
+"""python -m provla.report study=<study>: the verdict of a study, as Markdown, CSV, LaTeX, and one HTML page; or, before
+it, its plan.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
             raise ValueError(f"{key}={config[key]!r}: expected a name")
     check_study(config["study"])
     if not config["study"] and not config["folder"]:
-        raise ValueError(f"which study? give study=<name> ({', '.join(_studies()) or 'experiments/ holds none'}) or folder=<folder of a sweep>")
+        raise ValueError(
+            f"which study? give study=<name> ({', '.join(_studies()) or 'experiments/ holds none'}) or folder=<folder "
+            "of a sweep>"
+        )
     place = Path(config["folder"] or Path("outputs") / config["study"])
     if config["plan"]:
         sweep, episodes = _plan(config)
@@ -38,14 +43,18 @@ def _report(config: Mapping[str, Any], place: Path) -> None:
 
     if not place.is_dir():
         raise ValueError(
-            f"no folder {place}: the study has not been started here; python -m provla.train -m experiments={config['study'] or '<study>'} starts it"
+            f"no folder {place}: the study has not been started here; python -m provla.train -m "
+            f"experiments={config['study'] or '<study>'} starts it"
         )
     verdict = judge(load_study(place), config["margin"])
     report = compose_report(verdict, shlex.join(["python", "-m", "provla.report", *sys.argv[1:]]))
     target = place / "report"
     draw(verdict, report, target)
     print(write_report(verdict, report, target))
-    console.print(f"written to {target}: report.html, report.md, report.tex, arms.csv, runs.csv, plots" + (", videos" if report.videos else ""))
+    console.print(
+        f"written to {target}: report.html, report.md, report.tex, arms.csv, runs.csv, plots"
+        + (", videos" if report.videos else "")
+    )
     if config["publish"]:
         if not verdict.study.completed:
             raise ValueError(f"nothing to publish: no run of {place} is completed")
@@ -63,7 +72,9 @@ def _plan(config: Mapping[str, Any]) -> tuple[Sweep, int]:
     if not config["study"]:
         raise ValueError(f"plan=true needs study=<name>; experiments/ holds: {', '.join(_studies())}")
     overrides = [f"experiments={config['study']}", *map(str, config["overrides"])]
-    return plan(compose("train", overrides=[o for o in overrides if not _sweeps(o)], return_hydra_config=True), overrides)
+    return plan(
+        compose("train", overrides=[o for o in overrides if not _sweeps(o)], return_hydra_config=True), overrides
+    )
 
 
 def _sweeps(override: str) -> bool:

@@ -1,6 +1,7 @@
 """Statistics of a study: intervals, paired tests, corrections, power. statsmodels and scipy compute; this says what of.
 
-Legend: S seeds, E episodes; outcomes (S,E) are 0 or 1, and row s of two arms is the same seed, column e the same episode.
+Legend: S seeds, E episodes; outcomes (S,E) are 0 or 1, and row s of two arms is the same seed, column e the same
+episode.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, float(low), float(high)
 
 
-def paired_bootstrap(difference: Array, strata: Sequence[Any], confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Percentile interval of a mean paired difference (S,E), and its standard error: seeds and episodes are both resampled.
+def paired_bootstrap(
+    difference: Array, strata: Sequence[Any], confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Percentile interval of a mean paired difference (S,E), and its standard error: seeds and episodes are both
+    resampled.
 
-    Every seed met the same episodes, so the two are crossed: a resample draws S rows, and within each stratum (task) its
-    columns, with replacement. strata: (E,). With one seed, only episodes are resampled. Returns (low, high, standard error).
+    Every seed met the same episodes, so the two are crossed: a resample draws S rows, and within each stratum (task)
+    its columns, with replacement. strata: (E,). With one seed, only episodes are resampled. Returns (low, high,
+    standard error).
     """
     rng = np.random.default_rng(seed)
     seeds, episodes = difference.shape
@@ -56,16 +61,23 @@ def paired_bootstrap(difference: Array, strata: Sequence[Any], confidence: float
 
 
 def mcnemar(arm: Array, baseline: Array) -> tuple[int, int, float]:
-    """Pairs that only the arm, and that only the baseline, succeeded in, and the exact p of McNemar's test (1947), by statsmodels."""
+    """Pairs that only the arm, and that only the baseline, succeeded in, and the exact p of McNemar's test (1947), by
+    statsmodels.
+    """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
     arm, baseline = np.asarray(arm, dtype=bool), np.asarray(baseline, dtype=bool)
-    table = [[int((arm & baseline).sum()), int((arm & ~baseline).sum())], [int((~arm & baseline).sum()), int((~arm & ~baseline).sum())]]
+    table = [
+        [int((arm & baseline).sum()), int((arm & ~baseline).sum())],
+        [int((~arm & baseline).sum()), int((~arm & ~baseline).sum())],
+    ]
     return table[0][1], table[1][0], float(test(table, exact=True).pvalue)
 
 
 def paired_t(arm: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float, float]:
-    """Mean paired difference over seeds, its 95 % interval by Student's t, and p (scipy's `ttest_rel`); nan with one seed."""
+    """Mean paired difference over seeds, its 95 % interval by Student's t, and p (scipy's `ttest_rel`); nan with one
+    seed.
+    """
     from scipy.stats import ttest_rel
 
     difference = float(np.mean(np.subtract(arm, baseline)))
@@ -88,7 +100,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def spread_of_seeds(rates: Sequence[float], episodes: int) -> float:
-    """Standard deviation of success rates between seeds beyond what `episodes` of chance explain (method of moments, at least 0)."""
+    """Standard deviation of success rates between seeds beyond what `episodes` of chance explain (method of moments, at
+    least 0).
+    """
     if len(rates) < 2:
         return 0.0
     rate = float(np.mean(rates))
@@ -96,12 +110,19 @@ def spread_of_seeds(rates: Sequence[float], episodes: int) -> float:
 
 
 def smallest_difference(
-    seeds: int, episodes: int, rate: float = 0.5, seed_spread: float = 0.0, comparisons: int = 1, power: float = 0.8, alpha: float = 0.05
+    seeds: int,
+    episodes: int,
+    rate: float = 0.5,
+    seed_spread: float = 0.0,
+    comparisons: int = 1,
+    power: float = 0.8,
+    alpha: float = 0.05,
 ) -> float:
-    """The smallest true difference of success rates that a paired design finds with the given power (normal approximation).
+    """The smallest true difference of success rates that a paired design finds with the given power (normal
+    approximation).
 
-    Of the difference's variance, outcomes give 2 p (1 − p) / (S E), as if the arms' outcomes on one episode were independent
-    (pairing can only help), and seeds 2 σ² / S. comparisons: the first of as many tests under Holm.
+    Of the difference's variance, outcomes give 2 p (1 − p) / (S E), as if the arms' outcomes on one episode were
+    independent (pairing can only help), and seeds 2 σ² / S. comparisons: the first of as many tests under Holm.
     """
     variance = 2 * rate * (1 - rate) / (seeds * episodes) + 2 * seed_spread**2 / seeds
     return detectable(float(np.sqrt(variance)), comparisons, power, alpha)
@@ -115,21 +136,26 @@ def detectable(standard_error: float, comparisons: int = 1, power: float = 0.8, 
 
 
 def factorial(rows: Sequence[Mapping[str, Any]], factors: Sequence[str]) -> list[dict[str, Any]]:
-    """Analysis of variance (type II) of `value` in the rows: main effects and two-way interactions of the factors, seeds as blocks.
+    """Analysis of variance (type II) of `value` in the rows: main effects and two-way interactions of the factors,
+    seeds as blocks.
 
-    Returns a row per effect: effect, df, F, p, eta_squared (its share of its own and the error's variation, "partial"). Empty where the
-    design leaves no degrees of freedom for the error.
+    Returns a row per effect: effect, df, F, p, eta_squared (its share of its own and the error's variation, "partial").
+    Empty where the design leaves no degrees of freedom for the error.
     """
     import pandas as pd
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
 
     names = {factor: f"x{number}" for number, factor in enumerate(factors)}
-    frame = pd.DataFrame([{"value": row["value"], "seed": str(row["seed"]), **{names[f]: str(row[f]) for f in factors}} for row in rows])
+    frame = pd.DataFrame(
+        [{"value": row["value"], "seed": str(row["seed"]), **{names[f]: str(row[f]) for f in factors}} for row in rows]
+    )
     terms = [f"C({names[f]})" for f in factors]
     pairs = [(a, b) for i, a in enumerate(factors) for b in factors[i + 1 :]]
     block = " + C(seed)" if frame["seed"].nunique() > 1 else ""
-    model = ols(f"value ~ {' + '.join([*terms, *(f'C({names[a]}):C({names[b]})' for a, b in pairs)])}{block}", frame).fit()
+    model = ols(
+        f"value ~ {' + '.join([*terms, *(f'C({names[a]}):C({names[b]})' for a, b in pairs)])}{block}", frame
+    ).fit()
     if model.df_resid < 1:
         return []
     table = anova_lm(model, typ=2)

@@ -99,7 +99,9 @@ def drawn_batch(spec: Spec, size: int) -> Batch:
 
 
 def check_split(policy: Any, batch: Batch) -> None:
-    """The gradient of a batch is that of its parts, as the trainer weighs and adds them; nothing but dropout may draw elsewhere."""
+    """The gradient of a batch is that of its parts, as the trainer weighs and adds them; nothing but dropout may draw
+    elsewhere.
+    """
     policy.train()
     for module in policy.modules():
         module.p = 0.0 if isinstance(module, nn.Dropout) else getattr(module, "p", None)
@@ -154,14 +156,18 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real recording: two tasks, two demonstrations each, by two processes."""
     asked = MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
-    shared = tmp_path_factory.getbasetemp()  # the same for all processes of pytest-xdist: the first one records, the others wait
+    shared = (
+        tmp_path_factory.getbasetemp()
+    )  # the same for all processes of pytest-xdist: the first one records, the others wait
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     return record_metaworld(asked, shared / "recordings", workers=2)
 
 
 @pytest.fixture(scope="session")
 def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LeRobot v3 data set by LeRobot's own writer: two cameras, named joints, two tasks, five episodes of 12 steps."""
+    """A LeRobot v3 data set by LeRobot's own writer: two cameras, named joints, two tasks, five episodes of 12
+    steps.
+    """
     return write_two_cameras(tmp_path_factory.mktemp("lerobot") / "two_cameras")
 
 
@@ -179,13 +185,20 @@ def write_lerobot(
     task: Callable[[int, int], str] = lambda episode, step: "Wave" if episode % 2 else "Point",
     **feature: Any,
 ) -> Path:
-    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. task: of (episode, step). feature: of the vectors."""
+    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. task: of (episode,
+    step). feature: of the vectors.
+    """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     cameras = {"front": {}, "wrist": {}} if cameras is None else cameras
     features: dict[str, Any] = {
-        f"observation.images.{camera}": {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]} | changes
+        f"observation.images.{camera}": {
+            "dtype": "video",
+            "shape": (48, 64, 3),
+            "names": ["height", "width", "channels"],
+        }
+        | changes
         for camera, changes in cameras.items()
     }
     for key in vectors:
@@ -203,7 +216,9 @@ def write_lerobot(
         for step in range(length):
             frame: dict[str, Any] = {}
             for key in vectors:
-                frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(features[key]["dtype"])
+                frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(
+                    features[key]["dtype"]
+                )
             for k, camera in enumerate(cameras):
                 # A grey level that names camera, episode and step, so that a mixed-up frame shows.
                 shape, depth = features[f"observation.images.{camera}"]["shape"], "info" in cameras[camera]
@@ -233,14 +248,20 @@ FAMILIES = {
 def local(option: str, backbones: Path) -> list[str]:
     """Overrides that give an option of vision or text a small folder instead of its Hub id."""
     if option == "dino_siglip":
-        return [f"vision.towers.dinov2.name={backbones}/dinov2", f"vision.towers.siglip.name={backbones}/siglip", "vision.towers.dinov2.input_size=[56,56]"]
+        return [
+            f"vision.towers.dinov2.name={backbones}/dinov2",
+            f"vision.towers.siglip.name={backbones}/siglip",
+            "vision.towers.dinov2.input_size=[56,56]",
+        ]
     group = "text" if option in ("qwen2_5_0_5b", "tinyllama_1_1b", "minilm", "clip_text", "t5_small") else "vision"
     return [f"{group}.name={backbones}/{FAMILIES[option]}"] if option in FAMILIES else []
 
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small models in the form the Hub has them, heads and second towers included, by `save_pretrained`; a folder per family."""
+    """Small models in the form the Hub has them, heads and second towers included, by `save_pretrained`; a folder per
+    family.
+    """
     import transformers as t
 
     folder = tmp_path_factory.mktemp("backbones")
@@ -250,17 +271,25 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models: dict[str, Any] = {
         "siglip": t.SiglipModel(t.SiglipConfig(text_config=dict(words), vision_config=dict(sight))),
         "clip": t.CLIPModel(t.CLIPConfig(text_config={**words, "eos_token_id": 1}, vision_config=dict(sight))),
-        "dinov2": t.Dinov2ForImageClassification(t.Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=70, patch_size=14)),
-        "resnet": t.ResNetForImageClassification(t.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")),
+        "dinov2": t.Dinov2ForImageClassification(
+            t.Dinov2Config(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=70, patch_size=14)
+        ),
+        "resnet": t.ResNetForImageClassification(
+            t.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+        ),
         "qwen2": t.Qwen2ForCausalLM(t.Qwen2Config(**words, num_key_value_heads=2)),
         "llama": t.LlamaForCausalLM(t.LlamaConfig(**words, num_key_value_heads=2)),
         "bert": t.BertForMaskedLM(t.BertConfig(**words)),
-        "t5": t.T5ForConditionalGeneration(t.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)),
+        "t5": t.T5ForConditionalGeneration(
+            t.T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)
+        ),
     }
     processors = {
         "siglip": t.SiglipImageProcessor(size={"height": 32, "width": 32}),
         "clip": t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        "dinov2": t.BitImageProcessor(size={"shortest_edge": 80}, crop_size={"height": 70, "width": 70}, image_mean=[0.485, 0.456, 0.406]),
+        "dinov2": t.BitImageProcessor(
+            size={"shortest_edge": 80}, crop_size={"height": 70, "width": 70}, image_mean=[0.485, 0.456, 0.406]
+        ),
         "resnet": t.ConvNextImageProcessor(size={"shortest_edge": 32}),
     }
     for name, model in models.items():

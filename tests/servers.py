@@ -1,4 +1,6 @@
-"""Small servers that stand in W&B's place: one that answers as W&B does, as far as an upload asks, one that is silent, one with errors."""
+"""Small servers that stand in W&B's place: one that answers as W&B does, as far as an upload asks, one that is silent,
+one with errors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import Any
 
 
 class Wandb(BaseHTTPRequestHandler):
-    """Keeps what it is told: the server's `asked` GraphQL operations with their variables, and the `lines` of its file streams by file."""
+    """Keeps what it is told: the server's `asked` GraphQL operations with their variables, and the `lines` of its file
+    streams by file.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -42,16 +46,39 @@ class Wandb(BaseHTTPRequestHandler):
     def _answer(self, text: str, name: str, asked: dict[str, Any]) -> dict[str, Any]:
         project = {"name": "provla", "entity": {"name": "me"}}
         if "upsertBucket" in text:
-            bucket = {"id": "1", "name": asked.get("name"), "displayName": asked.get("displayName") or "x", "project": project, "historyLineCount": 0}
+            bucket = {
+                "id": "1",
+                "name": asked.get("name"),
+                "displayName": asked.get("displayName") or "x",
+                "project": project,
+                "historyLineCount": 0,
+            }
             return {"upsertBucket": {"bucket": bucket | {"sweepName": None, "config": "{}"}, "inserted": True}}
         if "viewer" in text:
-            return {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}, "serverInfo": {}}
+            return {
+                "viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}},
+                "serverInfo": {},
+            }
         if "createRunFiles" in text:
             names = asked.get("files") or []
             url = f"http://{self.headers['Host']}/storage/"
-            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": [{"name": n, "uploadUrl": url + n} for n in names]}}
+            return {
+                "createRunFiles": {
+                    "runID": "1",
+                    "uploadHeaders": [],
+                    "files": [{"name": n, "uploadUrl": url + n} for n in names],
+                }
+            }
         if "createArtifact(" in text:
-            return {"createArtifact": {"artifact": {"id": "1", "state": "COMMITTED", "artifactSequence": {"id": "1", "latestArtifact": None}}}}
+            return {
+                "createArtifact": {
+                    "artifact": {
+                        "id": "1",
+                        "state": "COMMITTED",
+                        "artifactSequence": {"id": "1", "latestArtifact": None},
+                    }
+                }
+            }
         return {}
 
     def _say(self, found: dict[str, Any]) -> None:

@@ -37,7 +37,9 @@ def trainable(module: nn.Module) -> set[str]:
 def test_what_trains(bits: Any, pretrained: bool) -> None:
     backbone = Backbone()
     report = Adapter("lora", r=4, target_modules=["q_proj"]).apply(backbone, "vision", pretrained, Quant(bits), CPU)
-    expected = {"q_proj.lora_A.default.weight", "q_proj.lora_B.default.weight"} | (set() if pretrained else {"norm.weight", "norm.bias"})
+    expected = {"q_proj.lora_A.default.weight", "q_proj.lora_B.default.weight"} | (
+        set() if pretrained else {"norm.weight", "norm.bias"}
+    )
     assert trainable(backbone) == expected
     assert report.layers == (2 if bits else 0)
     backbone(torch.randn(3, 64)).square().sum().backward()
@@ -69,7 +71,9 @@ def test_lora_starts_as_the_identity() -> None:
 def test_bad_combinations_are_refused() -> None:
     with pytest.raises(ValueError, match=r"quant.bits=4 freezes the linear layers.*use adapter=lora"):
         Adapter("full").apply(Backbone(), "vision", True, Quant(4), CPU)
-    with pytest.raises(ValueError, match=r"'v_proj' matches no linear layer of vision; its layers end in: k_proj, q_proj"):
+    with pytest.raises(
+        ValueError, match=r"'v_proj' matches no linear layer of vision; its layers end in: k_proj, q_proj"
+    ):
         Adapter("lora", target_modules=["v_proj"]).apply(Backbone(), "vision", True, Quant(), CPU)
     with pytest.raises(ValueError, match="expected one of: 4, 8, null"):
         build({"_target_": "provla.quant.Quant", "bits": 3}, "quant")
@@ -83,7 +87,9 @@ def test_quantised_policies_learn_save_and_load(quant: str, spec: Spec, tmp_path
 
     from provla.core.build import build
 
-    node = compose("vision=siglip_tiny", f"quant={quant}", "adapter=lora", "fusion.width=32", "head.channels=[16,32]")["policy"]
+    node = compose("vision=siglip_tiny", f"quant={quant}", "adapter=lora", "fusion.width=32", "head.channels=[16,32]")[
+        "policy"
+    ]
     torch.manual_seed(1)
     policy = build(node, "policy", nn.Module, spec=spec, device=CPU)
     reports = policy.quant_report

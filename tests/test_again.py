@@ -1,4 +1,6 @@
-"""A study that is started again: its jobs are found by their configuration, and nothing that was done is done again or forgotten."""
+"""A study that is started again: its jobs are found by their configuration, and nothing that was done is done again or
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,14 @@ def test_a_sweep_of_an_older_kind_loads_and_goes_on(command: Command, tmp_path: 
 
 def test_a_search_is_found_again_and_another_budget_refused(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    asked = ["-m", "hydra/sweeper=optuna", "fusion=choice(film,add)", *QUICK, f"hydra.sweep.dir={folder}", "hydra.sweeper.n_trials=2"]
+    asked = [
+        "-m",
+        "hydra/sweeper=optuna",
+        "fusion=choice(film,add)",
+        *QUICK,
+        f"hydra.sweep.dir={folder}",
+        "hydra.sweeper.n_trials=2",
+    ]
     assert command("train", *asked, "trainer.max_steps=1")[0] == 0
     before = stamps(folder)
     next(folder.glob("*film*")).rename(folder / "mine")
@@ -87,7 +96,10 @@ def test_a_search_is_found_again_and_another_budget_refused(command: Command, tm
     assert "Trials: 2 completed" in out
     code, _, err = command("train", *asked, "trainer.max_steps=2")
     assert code == 2
-    assert "was begun with another configuration (trainer.max_steps: 1 → 2); give this one a folder of its own" in " ".join(err.split())
+    assert (
+        "was begun with another configuration (trainer.max_steps: 1 → 2); give this one a folder of its own"
+        in " ".join(err.split())
+    )
     assert stamps(folder).keys() == before.keys()
 
 

@@ -31,13 +31,26 @@ def options(group: str) -> list[str]:
 @pytest.fixture(scope="module")
 def nodes() -> dict[str, dict[str, dict[str, Any]]]:
     """Group → option → its node; and the policy's."""
-    found = {group: {option: compose(f"{group}={option}")[group] for option in options(group)} for group in ("fusion", "head", "scheduler")}
+    found = {
+        group: {option: compose(f"{group}={option}")[group] for option in options(group)}
+        for group in ("fusion", "head", "scheduler")
+    }
     tiny = ["text=task_embedding", "text.width=8", "vision.channels=[8,8]", "vision.width=8", "vision.num_keypoints=4"]
     return found | {"policy": {"provla": compose(*tiny)["policy"]}}
 
 
 SMALL = {
-    "fusion": {"width": 16, "hidden": 16, "rank": 8, "depth": 1, "num_heads": 2, "num_latents": 2, "num_queries": 2, "num_bottlenecks": 2, "num_experts": 2},
+    "fusion": {
+        "width": 16,
+        "hidden": 16,
+        "rank": 8,
+        "depth": 1,
+        "num_heads": 2,
+        "num_latents": 2,
+        "num_queries": 2,
+        "num_bottlenecks": 2,
+        "num_experts": 2,
+    },
     "head": {"channels": [8, 16], "time_width": 8, "width": 16, "depth": 1, "num_heads": 2},
     "scheduler": {"num_inference_steps": 2},
 }
@@ -52,12 +65,18 @@ def small(nodes: dict[str, Any], group: str, option: str) -> dict[str, Any]:
 def test_every_combination_trains_two_steps_and_samples(fusion: str, nodes: dict[str, Any], spec: Spec) -> None:
     batch, observation = fake_batch(spec, 2), fake_observation(spec, 2)
     for head, scheduler, conditioning in itertools.product(options("head"), options("scheduler"), ("pooled", "tokens")):
-        parts = {"fusion": small(nodes, "fusion", fusion), "head": small(nodes, "head", head), "scheduler": small(nodes, "scheduler", scheduler)}
+        parts = {
+            "fusion": small(nodes, "fusion", fusion),
+            "head": small(nodes, "head", head),
+            "scheduler": small(nodes, "scheduler", scheduler),
+        }
         parts["head"]["conditioning"] = conditioning
         node = nodes["policy"]["provla"] | parts
         sensible = conditioning == "pooled" or head == "dit"
         if not sensible:
-            with pytest.raises(ValueError, match=r"head\.conditioning='tokens': .* reads the context pooled; head=dit reads tokens"):
+            with pytest.raises(
+                ValueError, match=r"head\.conditioning='tokens': .* reads the context pooled; head=dit reads tokens"
+            ):
                 build(node, "policy", nn.Module, spec=spec, device=CPU)
             continue
         if conditioning == "tokens" and fusion in ("add", "bilinear", "concat_mlp", "film", "joint_attention"):
@@ -79,7 +98,10 @@ def test_every_combination_trains_two_steps_and_samples(fusion: str, nodes: dict
 
 def test_arms_are_of_the_same_order_of_size() -> None:
     sizes = {"vision_width": 256, "text_width": 64, "state_size": 4}
-    counts = {option: count_parameters(build_matched(compose(f"fusion={option}")["fusion"], "fusion", sizes))["total"] for option in options("fusion")}
+    counts = {
+        option: count_parameters(build_matched(compose(f"fusion={option}")["fusion"], "fusion", sizes))["total"]
+        for option in options("fusion")
+    }
     assert max(counts.values()) / min(counts.values()) < 5, counts
 
 
@@ -96,7 +118,9 @@ def test_a_fusion_of_a_given_size(option: str, wanted: int) -> None:
 def test_heads_of_one_size_for_fusions_of_any_width(spec: Spec) -> None:
     sizes = set()
     for fusion in ("film", "perceiver"):
-        policy = build(compose(f"fusion={fusion}", "policy.context_width=24")["policy"], "policy", nn.Module, spec=spec, device=CPU)
+        policy = build(
+            compose(f"fusion={fusion}", "policy.context_width=24")["policy"], "policy", nn.Module, spec=spec, device=CPU
+        )
         sizes.add(count_parameters(policy.head)["total"])
         assert policy.act(fake_observation(spec, 2)).shape == (2, spec.horizon, spec.action_size)
         policy.loss(fake_batch(spec, 2))["loss"].backward()
@@ -106,12 +130,18 @@ def test_heads_of_one_size_for_fusions_of_any_width(spec: Spec) -> None:
 
 def test_a_size_that_cannot_be_reached_is_refused() -> None:
     sizes = {"vision_width": 256, "text_width": 64, "state_size": 4}
-    with pytest.raises(ValueError, match=r"fusion\.match_params=100: the nearest that provla\.fusion\.Perceiver comes is \d+ parameters, at width 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"fusion\.match_params=100: the nearest that provla\.fusion\.Perceiver comes is \d+ parameters, at width "
+        r"4",
+    ):
         build_matched(compose("fusion=perceiver", "fusion.match_params=100")["fusion"], "fusion", sizes)
     with pytest.raises(ValueError, match=r"fusion\.width=30 is not divisible by fusion\.num_heads=4"):
         build_matched(compose("fusion=qformer", "fusion.width=30")["fusion"], "fusion", sizes)
     with pytest.raises(ValueError, match=r"head\.width=30 is not divisible by head\.num_heads=4"):
-        build(compose("head=dit", "head.width=30")["head"], "head", nn.Module)(action_size=2, horizon=4, context_width=8)
+        build(compose("head=dit", "head.width=30")["head"], "head", nn.Module)(
+            action_size=2, horizon=4, context_width=8
+        )
 
 
 def fused(option: str, **changes: Any) -> Any:
@@ -182,7 +212,9 @@ def test_moe_is_the_weighted_sum_of_its_experts() -> None:
 def test_dit_starts_as_the_identity() -> None:
     torch.manual_seed(0)
     for conditioning in ("pooled", "tokens"):
-        head = build(compose("head=dit", f"head.conditioning={conditioning}")["head"], "head", nn.Module)(action_size=3, horizon=8, context_width=10)
+        head = build(compose("head=dit", f"head.conditioning={conditioning}")["head"], "head", nn.Module)(
+            action_size=3, horizon=8, context_width=10
+        )
         context, x = Tokens.full(torch.randn(2, 4, 10)), torch.randn(2, 8, 192)
         condition = torch.randn(2, 192)
         for block in head.blocks:
@@ -247,7 +279,12 @@ def test_flow_moves_noise_along_the_closed_form(solver: str) -> None:
     """Between Gaussians the flow is the monotone map ε → MEAN + SPREAD · ε."""
     errors = []
     for steps in (8, 64):
-        chosen = build(compose("scheduler=flow", f"scheduler.solver={solver}", f"scheduler.num_inference_steps={steps}")["scheduler"], "scheduler")
+        chosen = build(
+            compose("scheduler=flow", f"scheduler.solver={solver}", f"scheduler.num_inference_steps={steps}")[
+                "scheduler"
+            ],
+            "scheduler",
+        )
         found = chosen.sample(flow_velocity, NOTHING, (4000, 1, 2), torch.Generator().manual_seed(0))
         noise = torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
         errors.append((found - (MEAN + SPREAD * noise)).abs().mean().item())
@@ -273,13 +310,24 @@ def test_dpm_solver_converges_faster_than_ddim_to_the_same_sample() -> None:
     few = Tokens.full(torch.zeros(500, 1, 1))
 
     def sample(option: str, steps: int) -> Tensor:
-        changes = {"prediction_type": "epsilon", "clip_sample": False, "num_inference_steps": steps, "timestep_spacing": "trailing"}
+        changes = {
+            "prediction_type": "epsilon",
+            "clip_sample": False,
+            "num_inference_steps": steps,
+            "timestep_spacing": "trailing",
+        }
         chosen = build(compose(f"scheduler={option}")["scheduler"] | changes, "scheduler")
-        found: Tensor = chosen.sample(diffusion_denoiser(chosen, "epsilon"), few, (500, 1, 2), torch.Generator().manual_seed(0))
+        found: Tensor = chosen.sample(
+            diffusion_denoiser(chosen, "epsilon"), few, (500, 1, 2), torch.Generator().manual_seed(0)
+        )
         return found
 
     limit = sample("ddim", 100)
-    errors = {(option, steps): (sample(option, steps) - limit).abs().mean().item() for option in ("ddim", "dpm_solver") for steps in (5, 10)}
+    errors = {
+        (option, steps): (sample(option, steps) - limit).abs().mean().item()
+        for option in ("ddim", "dpm_solver")
+        for steps in (5, 10)
+    }
     assert errors["dpm_solver", 5] < errors["ddim", 5]
     assert errors["dpm_solver", 10] < 0.005 < 0.03 < errors["ddim", 10]
 
@@ -307,7 +355,9 @@ def test_regressions_against_a_hand_computation() -> None:
     assert calls[-1][1].tolist() == pytest.approx([80.0, 80.0])
     heavy = build(compose("scheduler=mip", "scheduler.t_star=0.8")["scheduler"], "scheduler")
     weights = 1 / 0.8**2, 1 / 0.2**2
-    assert heavy.loss(head, actions, context, is_pad, noise).item() == pytest.approx((weights[0] * first + weights[1] * second) / sum(weights), rel=1e-5)
+    assert heavy.loss(head, actions, context, is_pad, noise).item() == pytest.approx(
+        (weights[0] * first + weights[1] * second) / sum(weights), rel=1e-5
+    )
 
 
 def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
@@ -316,7 +366,10 @@ def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
 
     torch.manual_seed(0)
-    features = {"observation.image": PolicyFeature(FeatureType.VISUAL, (3, 8, 8)), "observation.state": PolicyFeature(FeatureType.STATE, (3,))}
+    features = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 8, 8)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
+    }
     config = DiffusionConfig(
         horizon=16,
         n_action_steps=8,
@@ -327,9 +380,11 @@ def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
         output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
     )
     theirs = DiffusionConditionalUnet1d(config, global_cond_dim=10)
-    mine = build(compose("head=unet1d", "head.channels=[16,32,64]", "head.kernel_size=5", "head.time_width=32")["head"], "head", nn.Module)(
-        action_size=4, horizon=16, context_width=10
-    )
+    mine = build(
+        compose("head=unet1d", "head.channels=[16,32,64]", "head.kernel_size=5", "head.time_width=32")["head"],
+        "head",
+        nn.Module,
+    )(action_size=4, horizon=16, context_width=10)
 
     def block(to: Any, source: Any) -> None:
         for a, b in ((to.first, source.conv1.block), (to.second, source.conv2.block)):
@@ -338,7 +393,13 @@ def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
         to.condition.bias.data[: source.out_channels] -= 1  # (1 + scale) here, scale there
         to.skip.load_state_dict(source.residual_conv.state_dict())
 
-    mine.time.mlp.load_state_dict({f"{i}.{key}": value for i in (0, 2) for key, value in theirs.diffusion_step_encoder[i + 1].state_dict().items()})
+    mine.time.mlp.load_state_dict(
+        {
+            f"{i}.{key}": value
+            for i in (0, 2)
+            for key, value in theirs.diffusion_step_encoder[i + 1].state_dict().items()
+        }
+    )
     for level, (first, second, down) in enumerate(theirs.down_modules):
         block(mine.down[level][0], first)
         block(mine.down[level][1], second)
@@ -354,17 +415,25 @@ def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
     mine.out[1].load_state_dict(theirs.final_conv[0].block[1].state_dict())
     mine.out[3].load_state_dict(theirs.final_conv[1].state_dict())
     x, time, condition = torch.randn(5, 16, 4), torch.tensor([0, 7, 50, 98, 99]), torch.randn(5, 10)
-    torch.testing.assert_close(mine(x, time, Tokens.full(condition.unsqueeze(1))), theirs(x, time, global_cond=condition))
+    torch.testing.assert_close(
+        mine(x, time, Tokens.full(condition.unsqueeze(1))), theirs(x, time, global_cond=condition)
+    )
 
 
 BASELINES = {
     "act": ["policy.options.dim_model=32", "policy.options.dim_feedforward=32", "policy.options.n_encoder_layers=1"],
     "diffusion": ["policy.options.down_dims=[16,32]", "policy.options.spatial_softmax_num_keypoints=4"],
-    "multi_task_dit": ["policy.options.hidden_dim=32", "policy.options.num_layers=1", "policy.clip.vision.num_hidden_layers=1"],
+    "multi_task_dit": [
+        "policy.options.hidden_dim=32",
+        "policy.options.num_layers=1",
+        "policy.clip.vision.num_hidden_layers=1",
+    ],
 }
 
 
-@pytest.mark.parametrize("options", [[], ["policy.options.do_mask_loss_for_padding=false", "+policy.options.prediction_type=sample"]])
+@pytest.mark.parametrize(
+    "options", [[], ["policy.options.do_mask_loss_for_padding=false", "+policy.options.prediction_type=sample"]]
+)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("kind", list(BASELINES))
 def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, mode: str, options: list[str], spec: Spec) -> None:
@@ -375,13 +444,21 @@ def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, mode: str, options: li
 
     sizes = replace(spec, n_obs_steps=1)
     torch.manual_seed(0)
-    policy = build(compose(f"policy={kind}", "augmentation=none", *BASELINES[kind], *options)["policy"], "policy", nn.Module, spec=sizes, device=CPU)
+    policy = build(
+        compose(f"policy={kind}", "augmentation=none", *BASELINES[kind], *options)["policy"],
+        "policy",
+        nn.Module,
+        spec=sizes,
+        device=CPU,
+    )
     batch = fake_batch(sizes, 4)
     observation = batch.observation
     policy.fit_normalization(observation.state.flatten(0, 1), batch.actions.flatten(0, 1))
     policy.train(mode == "train")
     if kind == "act":  # dropout draws for itself
-        policy.apply(lambda module: setattr(module, "dropout", 0.0) if isinstance(module, nn.MultiheadAttention) else None)
+        policy.apply(
+            lambda module: setattr(module, "dropout", 0.0) if isinstance(module, nn.MultiheadAttention) else None
+        )
         policy.apply(lambda module: setattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else None)
     torch.manual_seed(7)  # what LeRobot will draw: for ACT its latent, for the others noise and diffusion steps
     if kind != "act":
@@ -399,7 +476,9 @@ def test_a_lerobot_baseline_has_lerobot_s_loss(kind: str, mode: str, options: li
             "mean": torch.tensor([[[0.485]], [[0.456]], [[0.406]]]),
             "std": torch.tensor([[[0.229]], [[0.224]], [[0.225]]]),
         }
-    raw: dict[str, Any] = {f"observation.images.{c}": observation.images[:, :, i].float() / 255 for i, c in enumerate(sizes.cameras)}
+    raw: dict[str, Any] = {
+        f"observation.images.{c}": observation.images[:, :, i].float() / 255 for i, c in enumerate(sizes.cameras)
+    }
     raw |= {"observation.state": observation.state, "action": batch.actions, "action_is_pad": batch.is_pad}
     if kind == "act":
         raw |= {key: value[:, 0] for key, value in raw.items() if key.startswith("observation.")}
@@ -427,7 +506,13 @@ def test_splitting_a_baseline_s_batch_changes_no_gradient(kind: str, options: li
         pytest.skip("ACT has no such option")
     sizes = replace(spec, n_obs_steps=1)
     torch.manual_seed(0)
-    node = compose(f"policy={kind}", "augmentation=crop_color", *BASELINES[kind], *options, *(["+policy.options.dropout=0"] if kind != "diffusion" else []))
+    node = compose(
+        f"policy={kind}",
+        "augmentation=crop_color",
+        *BASELINES[kind],
+        *options,
+        *(["+policy.options.dropout=0"] if kind != "diffusion" else []),
+    )
     check_split(build(node["policy"], "policy", nn.Module, spec=sizes, device=CPU), drawn_batch(sizes, 8))
 
 
@@ -435,7 +520,9 @@ def _only_normalise(config: Any, stats: dict[str, Any]) -> Callable[[dict[str, A
     """LeRobot's normalisation alone: its tokenizer step would need a download."""
     from lerobot.processor import NormalizerProcessorStep, PolicyProcessorPipeline
 
-    step = NormalizerProcessorStep(features={**config.input_features, **config.output_features}, norm_map=config.normalization_mapping, stats=stats)
+    step = NormalizerProcessorStep(
+        features={**config.input_features, **config.output_features}, norm_map=config.normalization_mapping, stats=stats
+    )
     return PolicyProcessorPipeline(steps=[step])
 
 
@@ -464,7 +551,9 @@ def test_a_baseline_trains_saves_and_is_judged_like_any_policy(kind: str, comman
 def test_a_baseline_samples_each_row_as_if_alone(kind: str, spec: Spec) -> None:
     sizes = replace(spec, n_obs_steps=1)
     torch.manual_seed(0)
-    policy = build(compose(f"policy={kind}", *BASELINES[kind])["policy"], "policy", nn.Module, spec=sizes, device=CPU).eval()
+    policy = build(
+        compose(f"policy={kind}", *BASELINES[kind])["policy"], "policy", nn.Module, spec=sizes, device=CPU
+    ).eval()
     observation = fake_observation(sizes, 2)
     both = policy.act(observation, [torch.Generator().manual_seed(i) for i in (3, 4)])
     alone = policy.act(observation.rows(slice(1, 2)), [torch.Generator().manual_seed(4)])
@@ -474,15 +563,39 @@ def test_a_baseline_samples_each_row_as_if_alone(kind: str, spec: Spec) -> None:
 @pytest.mark.parametrize(
     ("overrides", "changes", "message"),
     [
-        (["policy=act"], {"n_obs_steps": 2}, r"policy=act: LeRobot refuses this data set or policy.options: Multiple observation steps not handled"),
-        (["policy=diffusion"], {"n_obs_steps": 1, "horizon": 12}, r"policy=diffusion: LeRobot refuses .*horizon should be an integer multiple"),
+        (
+            ["policy=act"],
+            {"n_obs_steps": 2},
+            r"policy=act: LeRobot refuses this data set or policy.options: Multiple observation steps not handled",
+        ),
+        (
+            ["policy=diffusion"],
+            {"n_obs_steps": 1, "horizon": 12},
+            r"policy=diffusion: LeRobot refuses .*horizon should be an integer multiple",
+        ),
         (["policy=act"], {"n_obs_steps": 1, "cameras": ()}, r"policy=act: LeRobot refuses .*at least one image"),
-        (["policy=act", "+policy.options.colour=3"], {"n_obs_steps": 1}, r"nothing reads policy\.options\.colour; LeRobot's act has: .*dim_model"),
+        (
+            ["policy=act", "+policy.options.colour=3"],
+            {"n_obs_steps": 1},
+            r"nothing reads policy\.options\.colour; LeRobot's act has: .*dim_model",
+        ),
         (["policy=act", "policy.kind=pi9"], {}, r"policy\.kind='pi9': expected one of: act, diffusion, multi_task_dit"),
         (["scheduler=flow", "scheduler.solver=rk4"], {}, r"scheduler\.solver='rk4': expected one of: euler, midpoint"),
-        (["scheduler=flow", "scheduler.time_sampling=late"], {}, r"scheduler\.time_sampling='late': expected one of: uniform, beta"),
-        (["scheduler=mip", "scheduler.t_star=1.5"], {}, r"scheduler\.t_star=1\.5: expected a number above 0 and below 1"),
-        (["scheduler=dpm_solver", "scheduler.clip_sample=true"], {}, r"scheduler\.clip_sample=true: DPM-Solver\+\+ has no such cut"),
+        (
+            ["scheduler=flow", "scheduler.time_sampling=late"],
+            {},
+            r"scheduler\.time_sampling='late': expected one of: uniform, beta",
+        ),
+        (
+            ["scheduler=mip", "scheduler.t_star=1.5"],
+            {},
+            r"scheduler\.t_star=1\.5: expected a number above 0 and below 1",
+        ),
+        (
+            ["scheduler=dpm_solver", "scheduler.clip_sample=true"],
+            {},
+            r"scheduler\.clip_sample=true: DPM-Solver\+\+ has no such cut",
+        ),
     ],
 )
 def test_bad_input(overrides: list[str], changes: dict[str, Any], message: str, spec: Spec) -> None:
@@ -493,13 +606,24 @@ def test_bad_input(overrides: list[str], changes: dict[str, Any], message: str, 
 def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's recipe, followed to the letter: a class and a YAML of one's own, swept beside the built-in ones."""
     section = (ROOT / "README.md").read_text().partition("## Add a fusion in two steps")[2]
-    blocks = {language: textwrap.dedent(section.split(f"   ```{language}\n")[1].split("   ```")[0]) for language in ("python", "yaml")}
+    blocks = {
+        language: textwrap.dedent(section.split(f"   ```{language}\n")[1].split("   ```")[0])
+        for language in ("python", "yaml")
+    }
     (tmp_path / "my_ideas.py").write_text(blocks["python"])
     (tmp_path / "mine" / "fusion").mkdir(parents=True)
     (tmp_path / "mine" / "fusion" / "mean.yaml").write_text(blocks["yaml"])
     monkeypatch.syspath_prepend(str(tmp_path))
     fake = [o for o in FAKE if not o.startswith("fusion")]
-    code, _, err = command("train", "--config-dir", str(tmp_path / "mine"), "-m", *fake, "fusion=mean,film", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    code, _, err = command(
+        "train",
+        "--config-dir",
+        str(tmp_path / "mine"),
+        "-m",
+        *fake,
+        "fusion=mean,film",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )
     assert code == 0, err
     results = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
     assert sorted(r["choices"]["fusion"] for r in results) == ["film", "mean"]
@@ -512,12 +636,17 @@ def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch
 def test_quality_against_sampler_steps_in_one_call(command: Command, tmp_path: Path) -> None:
     run, judged = tmp_path / "run", tmp_path / "judged"
     assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
-    code, out, err = command("evaluate", f"checkpoint={run}", "scheduler.num_inference_steps=1,2,4", f"hydra.run.dir={judged}")
+    code, out, err = command(
+        "evaluate", f"checkpoint={run}", "scheduler.num_inference_steps=1,2,4", f"hydra.run.dir={judged}"
+    )
     assert code == 0, err
     result = json.loads((judged / "result.json").read_text())
     assert [row["num_inference_steps"] for row in result["steps"]] == [1, 2, 4]
     assert len({row["trajectory_mse"] for row in result["steps"]}) == 3
-    assert result["objective"] == {"name": "trajectory_mse", "value": min(row["trajectory_mse"] for row in result["steps"])}
+    assert result["objective"] == {
+        "name": "trajectory_mse",
+        "value": min(row["trajectory_mse"] for row in result["steps"]),
+    }
     assert "quality against sampler steps" in out
     assert (judged / "plots" / "steps.png").stat().st_size > 5000
     assert len((judged / "steps.csv").read_text().splitlines()) == 4

@@ -19,7 +19,12 @@ from provla.jobs.sweep import alone, read_result
 from provla.run.train import train
 
 Command = Callable[..., tuple[int, str, str]]
-KILLED = "import os, sys; from pathlib import Path; from provla import attempts; attempts.begin(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+KILLED = """import os, sys
+from pathlib import Path
+from provla.jobs import attempts
+attempts.begin(Path(sys.argv[1]))
+os.kill(os.getpid(), 9)
+"""
 
 
 def kill_in(folder: Path) -> None:
@@ -104,13 +109,18 @@ def test_a_job_that_kills_its_process_ends_no_sweep(command: Command, tmp_path: 
 
 def test_a_job_has_a_time_limit(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with pytest.raises(TimedOut, match="timeout: the job took longer than hydra.sweeper.timeout=0.01 minutes"), limited(0.01, print):
+    with (
+        pytest.raises(TimedOut, match="timeout: the job took longer than hydra.sweeper.timeout=0.01 minutes"),
+        limited(0.01, print),
+    ):
         time.sleep(30)
     assert time.monotonic() - begun < 10
     with limited(0.01, print):
         pass
     time.sleep(0.7)  # nothing rings after the end
-    train(compose(*FAKE, "trainer.max_steps=1"), tmp_path / "first", {})  # everything is imported: an import is not to be interrupted
+    train(
+        compose(*FAKE, "trainer.max_steps=1"), tmp_path / "first", {}
+    )  # everything is imported: an import is not to be interrupted
     config = compose(*FAKE, "trainer.max_steps=100000")
     with pytest.raises(ValueError, match="timeout: the job took longer"):
         train(config, tmp_path / "run", {}, minutes=0.02)
@@ -132,7 +142,9 @@ with limit.limited(0.01, Path(sys.argv[1]).write_text):
 
 
 @pytest.mark.parametrize(("role", "code", "said"), [("sweep", 0, "the others go on"), ("worker", 1, "")])
-def test_a_hang_in_native_code_ends_the_process_or_begins_the_sweep_again(role: str, code: int, said: str, tmp_path: Path) -> None:
+def test_a_hang_in_native_code_ends_the_process_or_begins_the_sweep_again(
+    role: str, code: int, said: str, tmp_path: Path
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     asked = [sys.executable, "-c", HANGS, str(tmp_path / "why"), role]
     found = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -143,7 +155,9 @@ def test_a_hang_in_native_code_ends_the_process_or_begins_the_sweep_again(role: 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "soon", "true"])
 def test_a_limit_that_is_none_is_refused(minutes: str, command: Command, tmp_path: Path) -> None:
-    code, _, err = command("train", "-m", *FAKE, "seed=0,1", f"hydra.sweeper.timeout={minutes}", f"hydra.sweep.dir={tmp_path / 's'}")
+    code, _, err = command(
+        "train", "-m", *FAKE, "seed=0,1", f"hydra.sweeper.timeout={minutes}", f"hydra.sweep.dir={tmp_path / 's'}"
+    )
     assert code == 2
     assert "hydra.sweeper.timeout=" in err
     assert "expected minutes above 0, or null" in err

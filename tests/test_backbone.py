@@ -45,7 +45,11 @@ def make(spec: Spec, *overrides: str) -> Any:
 
 
 def part(group: str, option: str, backbones: Path, *overrides: str) -> Any:
-    node = {k: v for k, v in compose(f"{group}={option}", *local(option, backbones), *overrides)[group].items() if k not in ("adapter", "quant")}
+    node = {
+        k: v
+        for k, v in compose(f"{group}={option}", *local(option, backbones), *overrides)[group].items()
+        if k not in ("adapter", "quant")
+    }
     sizes: dict[str, Any] = {"num_images": 1, "image_size": (40, 40)} if group == "vision" else {"instructions": ["a"]}
     return build(node, group, nn.Module)(**sizes).eval()
 
@@ -66,7 +70,9 @@ def test_vision_equals_the_whole_model_on_the_processor_s_pixels(option: str, ba
     patches = (edge // tower.model.config.patch_size) ** 2
     found = tower(image[None, None, None])
     torch.testing.assert_close(found.features, expected[:, -patches:])
-    assert sum(p.numel() for p in tower.model.parameters()) < sum(p.numel() for p in whole.parameters()) + (0 if hasattr(whole, "text_model") else 1)
+    assert sum(p.numel() for p in tower.model.parameters()) < sum(p.numel() for p in whole.parameters()) + (
+        0 if hasattr(whole, "text_model") else 1
+    )
 
 
 @pytest.mark.parametrize("option", TEXT)
@@ -102,12 +108,19 @@ def test_pools(backbones: Path) -> None:
     expected = whole.vision_model(pixel_values=pooled._pixels(images.flatten(0, 2))).pooler_output
     torch.testing.assert_close(pooled(images).features[:, 0], expected)
     patches = part("vision", "siglip_base", backbones)(images)
-    torch.testing.assert_close(part("vision", "siglip_base", backbones, "vision.pool=mean")(images).features[:, 0], patches.mean())
+    torch.testing.assert_close(
+        part("vision", "siglip_base", backbones, "vision.pool=mean")(images).features[:, 0], patches.mean()
+    )
 
 
-@pytest.mark.parametrize(("option", "norm"), [("qwen2_5_0_5b", "norm"), ("clip_text", "text_model.final_layer_norm"), ("t5_small", "encoder.final_layer_norm")])
+@pytest.mark.parametrize(
+    ("option", "norm"),
+    [("qwen2_5_0_5b", "norm"), ("clip_text", "text_model.final_layer_norm"), ("t5_small", "encoder.final_layer_norm")],
+)
 def test_an_earlier_layer_is_its_hidden_state_through_the_final_norm(option: str, norm: str, backbones: Path) -> None:
-    whole, early = (part("text", option, backbones, "text.pool=tokens", f"text.layer={layer}") for layer in ("null", "-2"))
+    whole, early = (
+        part("text", option, backbones, "text.pool=tokens", f"text.layer={layer}") for layer in ("null", "-2")
+    )
     ids = whole._processor(["Open it"], return_tensors="pt")
     hidden = whole.model(**ids, output_hidden_states=True).hidden_states[2]  # of 3 layers
     torch.testing.assert_close(early(["Open it"]).features, whole.model.get_submodule(norm)(hidden))
@@ -125,7 +138,9 @@ def test_two_towers_side_by_side(backbones: Path) -> None:
     torch.testing.assert_close(features[..., :32], dino(images).features)
     torch.testing.assert_close(features[..., 32:], part("vision", "siglip_base", backbones)(images).features)
     uneven = part("vision", "dino_siglip", backbones, "vision.towers.dinov2.input_size=[70,70]")
-    with pytest.raises(ValueError, match=r"different numbers of tokens, \{'dinov2': 25, 'siglip': 16\}; change an input_size"):
+    with pytest.raises(
+        ValueError, match=r"different numbers of tokens, \{'dinov2': 25, 'siglip': 16\}; change an input_size"
+    ):
         uneven(images)
 
 
@@ -138,7 +153,9 @@ def test_imagenet_resnet_keeps_its_statistics(backbones: Path) -> None:
     for mine, theirs in zip(tower.model.buffers(), whole.buffers(), strict=True):
         assert torch.equal(mine, theirs)  # nothing was learned about the batch
     expected = whole(pixel_values=tower._pixels(images.flatten(0, 2))).last_hidden_state
-    torch.testing.assert_close(tower.model(pixel_values=tower._pixels(images.flatten(0, 2))).last_hidden_state, expected)
+    torch.testing.assert_close(
+        tower.model(pixel_values=tower._pixels(images.flatten(0, 2))).last_hidden_state, expected
+    )
     assert any(isinstance(m, nn.GroupNorm) for m in part("vision", "resnet18", backbones).model.modules())
 
 
@@ -167,7 +184,13 @@ def test_sizes_without_pretrained_weights_are_the_real_ones(option: str, size: i
 
 
 def test_half_precision_and_gradient_checkpointing(spec: Spec, backbones: Path) -> None:
-    options = ["vision=siglip_base", *local("siglip_base", backbones), "text=qwen2_5_0_5b", *local("qwen2_5_0_5b", backbones), "adapter=lora"]
+    options = [
+        "vision=siglip_base",
+        *local("siglip_base", backbones),
+        "text=qwen2_5_0_5b",
+        *local("qwen2_5_0_5b", backbones),
+        "adapter=lora",
+    ]
     batch = fake_batch(spec, 4)
     kept: dict[bool, int] = {}
     gradients = {}
@@ -176,7 +199,9 @@ def test_half_precision_and_gradient_checkpointing(spec: Spec, backbones: Path) 
         policy = make(spec, *options, "adapter.dropout=0", *more)
         sizes: list[int] = []
         policy.train()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.nbytes), t)[1], lambda t: t):  # type: ignore[misc]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.nbytes), t)[1], lambda t: t
+        ):  # type: ignore[misc]
             loss = policy.loss(batch)["loss"]
         torch.manual_seed(0)
         loss.backward()
@@ -203,7 +228,10 @@ def test_policy_folders_store_adapters_and_name_their_bases(
     assert backbone
     assert all("lora_" in name for name in backbone)
     config = json.loads((tmp_path / "policy" / "config.json").read_text())
-    assert {path: base["name"] for path, base in config["bases"].items()} == {"vision": f"{copies}/siglip", "text": f"{copies}/qwen2"}
+    assert {path: base["name"] for path, base in config["bases"].items()} == {
+        "vision": f"{copies}/siglip",
+        "text": f"{copies}/qwen2",
+    }
     assert (tmp_path / "policy" / "text" / "tokenizer_config.json").is_file()
     assert (tmp_path / "policy" / "vision" / "preprocessor_config.json").is_file()
 
@@ -217,7 +245,9 @@ def test_policy_folders_store_adapters_and_name_their_bases(
 
     (copies / "siglip").rename(tmp_path / "elsewhere")
     with pytest.raises(
-        ValueError, match=r"needs its frozen bases \(vision: .*siglip, text: .*qwen2\).*could not be loaded: vision\.name=.*no such folder[\s\S]*bases="
+        ValueError,
+        match=r"needs its frozen bases \(vision: .*siglip, text: .*qwen2\).*could not be loaded: vision\.name=.*no "
+        r"such folder[\s\S]*bases=",
     ):
         load_policy(tmp_path / "policy", CPU)
     moved, _ = load_policy(tmp_path / "policy", CPU, bases={"vision": str(tmp_path / "elsewhere")})
@@ -240,15 +270,22 @@ def test_policy_folders_store_adapters_and_name_their_bases(
         load_policy(tmp_path / "policy", CPU)
     wide = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_small(64), vision_use_head=False))
     _replace(wide, copies / "siglip", tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"the base of vision, .* is not the one this policy was trained on; its weights or their sizes differ"):
+    with pytest.raises(
+        ValueError,
+        match=r"the base of vision, .* is not the one this policy was trained on; its weights or their sizes differ",
+    ):
         load_policy(tmp_path / "policy", CPU)
 
 
-def test_a_base_is_hashed_once_per_set_of_files(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_is_hashed_once_per_set_of_files(
+    backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shutil.copytree(backbones / "siglip", tmp_path / "siglip")
     hashed: list[bool] = []
     real = fingerprints._hash
-    monkeypatch.setattr(fingerprints, "_hash", lambda model, content=True: (hashed.append(content), real(model, content))[1])
+    monkeypatch.setattr(
+        fingerprints, "_hash", lambda model, content=True: (hashed.append(content), real(model, content))[1]
+    )
 
     def base(*overrides: str) -> str:
         hashed.clear()
@@ -282,8 +319,14 @@ def test_export_merges_everything_into_one_folder(quant: str, spec: Spec, backbo
     found = json.loads((tmp_path / "full" / "config.json").read_text())["export"]
     assert found["observations"] == 16
     assert found["max_difference"] >= found["mean_difference"] >= 0
-    assert (found["max_difference"] > 2e-4) == (quant == "8bit")  # LLM.int8 rounds activations too, which a merged weight does not
-    torch.testing.assert_close(_act(whole, spec), _act(policy, spec), **({"atol": 0.05, "rtol": 0.05} if quant == "8bit" else {"atol": 1e-4, "rtol": 1e-3}))
+    assert (found["max_difference"] > 2e-4) == (
+        quant == "8bit"
+    )  # LLM.int8 rounds activations too, which a merged weight does not
+    torch.testing.assert_close(
+        _act(whole, spec),
+        _act(policy, spec),
+        **({"atol": 0.05, "rtol": 0.05} if quant == "8bit" else {"atol": 1e-4, "rtol": 1e-3}),
+    )
 
 
 def test_a_backbone_that_trains_whole_is_stored_whole(spec: Spec, backbones: Path, tmp_path: Path) -> None:
@@ -317,15 +360,26 @@ assert not {{"hydra", "omegaconf"}} & set(sys.modules), "Hydra was imported"
 
 
 def test_what_trains_in_each_part(spec: Spec, backbones: Path) -> None:
-    both = ["vision=siglip_base", *local("siglip_base", backbones), "text=qwen2_5_0_5b", *local("qwen2_5_0_5b", backbones)]
+    both = [
+        "vision=siglip_base",
+        *local("siglip_base", backbones),
+        "text=qwen2_5_0_5b",
+        *local("qwen2_5_0_5b", backbones),
+    ]
 
     def trains(*overrides: str) -> dict[str, set[str]]:
         policy = make(spec, *both, *overrides)
-        return {key: {n for n, p in getattr(policy, key).model.named_parameters() if p.requires_grad} for key in ("vision", "text")}
+        return {
+            key: {n for n, p in getattr(policy, key).model.named_parameters() if p.requires_grad}
+            for key in ("vision", "text")
+        }
 
     last = trains("adapter=last_k", "adapter.k=1")
     assert {n.split(".layers.")[-1].split(".")[0] for n in last["vision"] if "layers" in n} == {"2"}
-    assert {n for n in last["vision"] if "layers" not in n} == {"vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias"}
+    assert {n for n in last["vision"] if "layers" not in n} == {
+        "vision_model.post_layernorm.weight",
+        "vision_model.post_layernorm.bias",
+    }
     assert {n for n in last["text"] if "layers" not in n} == {"norm.weight"}
     mixed = trains("adapter=frozen", "vision.adapter=full")
     assert mixed["vision"]
@@ -333,9 +387,19 @@ def test_what_trains_in_each_part(spec: Spec, backbones: Path) -> None:
     own = trains("adapter=lora", "adapter.target_modules=[q_proj,v_proj]", "text.adapter={r: 2}")
     assert len(own["vision"]) == len(own["text"]) == 2 * 2 * 3
     policy = make(spec, *both, "adapter=lora", "adapter.target_modules=[q_proj,v_proj]", "text.adapter={r: 2}")
-    assert policy.vision.model.vision_model.encoder.layers[0].self_attn.q_proj.lora_A["default"].weight.shape == (16, 32)
+    assert policy.vision.model.vision_model.encoder.layers[0].self_attn.q_proj.lora_A["default"].weight.shape == (
+        16,
+        32,
+    )
     assert policy.text.model.layers[0].self_attn.q_proj.lora_A["default"].weight.shape == (2, 32)
-    policy = make(spec, *both, "adapter=lora", "adapter.use_dora=true", "adapter.use_rslora=true", "+adapter.peft.init_lora_weights=gaussian")
+    policy = make(
+        spec,
+        *both,
+        "adapter=lora",
+        "adapter.use_dora=true",
+        "adapter.use_rslora=true",
+        "+adapter.peft.init_lora_weights=gaussian",
+    )
     layer = policy.vision.model.vision_model.encoder.layers[0].self_attn.q_proj
     assert layer.lora_magnitude_vector["default"].weight.requires_grad
     assert layer.scaling["default"] == pytest.approx(32 / 16**0.5)
@@ -373,7 +437,9 @@ def test_minilm_s_weights_are_those_that_were_looked_at(tmp_path: Path) -> None:
         minilm(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.txt").write_bytes((weights / "vocab.txt").read_bytes() + b"x")
-    with pytest.raises(ValueError, match=r"vocab\.txt has the sha256 .*, expected 07eced.*not the weights that were looked at"):
+    with pytest.raises(
+        ValueError, match=r"vocab\.txt has the sha256 .*, expected 07eced.*not the weights that were looked at"
+    ):
         minilm(tmp_path)
 
 
@@ -392,19 +458,32 @@ def test_minilm_s_real_weights_understand_other_words(spec: Spec) -> None:
     policy = make(sizes, "text=minilm", f"text.name={weights}", "text.adapter=frozen", "augmentation=none")
     wanted = torch.eye(5)[:, :4] * 2 - 1  # an action per sentence
     observation = fake_observation(sizes, 5)
-    batch = Batch(observation, wanted[:, None].expand(5, spec.horizon, 4).contiguous(), torch.zeros(5, spec.horizon, dtype=torch.bool))
+    batch = Batch(
+        observation,
+        wanted[:, None].expand(5, spec.horizon, 4).contiguous(),
+        torch.zeros(5, spec.horizon, dtype=torch.bool),
+    )
     policy.fit_normalization(observation.state.flatten(0, 1), wanted)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
     policy.train()
     for _ in range(150):
-        shuffled = replace(batch, observation=replace(observation, images=observation.images[torch.randperm(5)], state=observation.state[torch.randperm(5)]))
+        shuffled = replace(
+            batch,
+            observation=replace(
+                observation, images=observation.images[torch.randperm(5)], state=observation.state[torch.randperm(5)]
+            ),
+        )
         optimizer.zero_grad()
         policy.loss(shuffled)["loss"].backward()
         optimizer.step()
     policy.eval()
 
     def understood(sentences: list[str]) -> list[int]:
-        blind = replace(observation, images=observation.images[:1].expand(5, *observation.images.shape[1:]), state=observation.state[:1].expand(5, -1, -1))
+        blind = replace(
+            observation,
+            images=observation.images[:1].expand(5, *observation.images.shape[1:]),
+            state=observation.state[:1].expand(5, -1, -1),
+        )
         chunk = policy.act(replace(blind, instruction=sentences), torch.Generator().manual_seed(0)).mean(1)  # (5, 4)
         return [int(i) for i in torch.cdist(chunk, wanted).argmin(1)]
 
@@ -420,23 +499,38 @@ def test_minilm_s_real_weights_understand_other_words(spec: Spec) -> None:
     ("overrides", "message"),
     [
         (["vision=siglip_base", "vision.name={b}/qwen2"], r"vision\.name=.*qwen2'"),
-        (["vision=siglip_base", "vision.name={b}/dinov2"], r"vision\.name=.*is no SiglipVisionModel: \d+ of its weights are missing"),
+        (
+            ["vision=siglip_base", "vision.name={b}/dinov2"],
+            r"vision\.name=.*is no SiglipVisionModel: \d+ of its weights are missing",
+        ),
         (["text=qwen2_5_0_5b", "text.name={b}"], r"text\.name=.*the folder does not hold what is needed"),
         (
             ["text=qwen2_5_0_5b", "text.name={b}/nopad"],
             r"text\.name=.*its tokenizer has no padding token; name one of its tokens, such as text\.pad_token='</s>'",
         ),
         (["text=qwen2_5_0_5b", "text.name={b}/qwen2", "text.pad_token=zz"], r"text\.pad_token='zz' is no token of"),
-        (["text=qwen2_5_0_5b", "text.name={b}/pickled"], r"text\.name=.*the folder does not hold what is needed: .*safetensors"),
+        (
+            ["text=qwen2_5_0_5b", "text.name={b}/pickled"],
+            r"text\.name=.*the folder does not hold what is needed: .*safetensors",
+        ),
         (["text=qwen_tiny", "text.architecture=os"], r"text\.architecture='os' is no model class of transformers"),
         (["text=qwen_tiny", "+text.config.hidden_act=loud"], r"text\.config cannot be built as a Qwen2Model"),
         (["text=qwen_tiny", "text.dtype=int8"], r"text\.dtype='int8': expected one of: float32, bfloat16, float16"),
         (["text=qwen_tiny", "text.pool=max"], r"text\.pool='max': expected one of: tokens, mean, last"),
-        (["text=task_embedding", "quant=4bit"], r"quant\.bits=4: text has no linear layers to quantise; set text\.quant=none"),
+        (
+            ["text=task_embedding", "quant=4bit"],
+            r"quant\.bits=4: text has no linear layers to quantise; set text\.quant=none",
+        ),
         (["text=qwen_tiny", "text.quant=3bit"], r"text\.quant='3bit': expected one of: none, 8bit, 4bit"),
-        (["text=qwen_tiny", "text.quant=4bit"], r"quant\.bits=4 freezes the linear layers, which adapter=full wants to train"),
+        (
+            ["text=qwen_tiny", "text.quant=4bit"],
+            r"quant\.bits=4 freezes the linear layers, which adapter=full wants to train",
+        ),
         (["text=qwen_tiny", "text.adapter=half"], r"text\.adapter='half': expected one of: full, lora, last_k, frozen"),
-        (["text=qwen_tiny", "adapter=lora", "+adapter.peft.rank=3"], r"adapter\.peft\.rank is no setting of peft's LoraConfig; it has: .*use_dora"),
+        (
+            ["text=qwen_tiny", "adapter=lora", "+adapter.peft.rank=3"],
+            r"adapter\.peft\.rank is no setting of peft's LoraConfig; it has: .*use_dora",
+        ),
         (["text=qwen_tiny", "adapter=lora", "adapter.r=0"], r"adapter\.r=0: expected a whole number from 1 to"),
         (["text=qwen_tiny", "text.adapter={mode: last_k, k: 5}"], r"adapter\.k=5: text has 2 layers"),
         (["adapter=last_k"], r"adapter=last_k: vision is no stack of layers"),
@@ -447,7 +541,9 @@ def test_bad_input(overrides: list[str], message: str, spec: Spec, backbones: Pa
         (tmp_path / family).symlink_to(backbones / family)
     shutil.copytree(backbones / "qwen2", tmp_path / "nopad")
     tokenizer = json.loads((tmp_path / "nopad" / "tokenizer_config.json").read_text())
-    (tmp_path / "nopad" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"pad_token": None, "tokenizer_class": "GPT2TokenizerFast"}))
+    (tmp_path / "nopad" / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"pad_token": None, "tokenizer_class": "GPT2TokenizerFast"})
+    )
     _byte_level_tokenizer().save_pretrained(tmp_path / "nopad")
     shutil.copytree(backbones / "qwen2", tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").unlink()
@@ -484,7 +580,11 @@ class _Hub(BaseHTTPRequestHandler):
             return
         body = file.read_bytes()
         self.send_response(200)
-        for key, value in {"X-Repo-Commit": parts[3], "ETag": f'"{file.name}"', "Content-Length": str(len(body))}.items():
+        for key, value in {
+            "X-Repo-Commit": parts[3],
+            "ETag": f'"{file.name}"',
+            "Content-Length": str(len(body)),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
@@ -515,28 +615,54 @@ for name, revision in (("acme/gated", pinned), ("acme/nothing", pinned), ("acme/
     except ValueError as error:
         print(error)
 """
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub,
+        "HF_HOME": str(tmp_path / "hf"),
+        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout
     assert "Base(name='acme/tiny', revision='c0ffee0000000000000000000000000000000000'" in lines
-    assert "text.name='acme/gated' is gated: ask for access at https://huggingface.co/acme/gated, then set HF_TOKEN" in lines
+    assert (
+        "text.name='acme/gated' is gated: ask for access at https://huggingface.co/acme/gated, then set HF_TOKEN"
+        in lines
+    )
     assert "text.name='acme/nothing' does not exist on the Hugging Face Hub, or is private" in lines
-    assert "text.name='acme/tiny' exists on the Hugging Face Hub, but not in the revision asked for; change text.revision" in lines
+    assert (
+        "text.name='acme/tiny' exists on the Hugging Face Hub, but not in the revision asked for; change text.revision"
+        in lines
+    )
 
 
 @pytest.mark.parametrize(("option", "key"), [("vision=siglip_base", "vision.name"), ("text=qwen2_5_0_5b", "text.name")])
 def test_an_unreachable_hub_is_one_clear_message(option: str, key: str, spec: Spec) -> None:
-    with pytest.raises(ValueError, match=rf"{key}=.*could not be fetched from the Hugging Face Hub[\s\S]*set {key}=<folder>"):
+    with pytest.raises(
+        ValueError, match=rf"{key}=.*could not be fetched from the Hugging Face Hub[\s\S]*set {key}=<folder>"
+    ):
         make(spec, option)
 
 
 def _spec(size: tuple[int, int]) -> Spec:
-    return Spec(("front",), size, 3, 4, 8, 1, 4, ("Open the drawer", "Close the window gently"), {"arm": [0, 1, 2, 3]}, 10.0)
+    return Spec(
+        ("front",), size, 3, 4, 8, 1, 4, ("Open the drawer", "Close the window gently"), {"arm": [0, 1, 2, 3]}, 10.0
+    )
 
 
 def _small(width: int) -> dict[str, int]:
-    return {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    return {
+        "hidden_size": width,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
 
 
 def _replace(model: Any, folder: Path, like: Path) -> None:
@@ -549,13 +675,29 @@ def _change_matrices(folder: Path) -> None:
     """Other weights in files of the same sizes, but for vectors (norms, biases)."""
     for file in folder.glob("*.safetensors"):
         weights = load_file(file)
-        save_file({name: w + 0.1 * torch.randn_like(w) if w.ndim > 1 else w for name, w in weights.items()}, file, {"format": "pt"})
+        save_file(
+            {name: w + 0.1 * torch.randn_like(w) if w.ndim > 1 else w for name, w in weights.items()},
+            file,
+            {"format": "pt"},
+        )
 
 
 def _trained(spec: Spec, backbones: Path, quant: str, *overrides: str, lora: bool = True) -> tuple[dict[str, Any], Any]:
     """The node and the policy after three steps, with both backbones pretrained."""
-    options = ["vision=siglip_base", *local("siglip_base", backbones), "text=qwen2_5_0_5b", *local("qwen2_5_0_5b", backbones), f"quant={quant}"]
-    options += [*(["adapter=lora"] if lora else []), "fusion.width=32", "head.channels=[16,32]", "head.time_width=16", *overrides]
+    options = [
+        "vision=siglip_base",
+        *local("siglip_base", backbones),
+        "text=qwen2_5_0_5b",
+        *local("qwen2_5_0_5b", backbones),
+        f"quant={quant}",
+    ]
+    options += [
+        *(["adapter=lora"] if lora else []),
+        "fusion.width=32",
+        "head.channels=[16,32]",
+        "head.time_width=16",
+        *overrides,
+    ]
     node = compose(*options)["policy"]
     torch.manual_seed(1)
     policy = build(node, "policy", nn.Module, spec=spec, device=CPU)
@@ -578,4 +720,6 @@ def _byte_level_tokenizer() -> Any:
     from tokenizers import Tokenizer, models
 
     vocabulary = {"</s>": 0, "a": 1, "b": 2}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")), eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")), eos_token="</s>"
+    )

@@ -18,7 +18,9 @@ from provla.core.files import write_text
 from provla.core.manifest import Damaged, check_manifest, write_manifest
 from provla.trainer.checkpoint import Checkpoints
 
-CALLS = [(os, name) for name in ("replace", "rename", "symlink", "unlink", "remove", "rmdir", "mkdir")] + [(shutil, "rmtree")]
+CALLS = [(os, name) for name in ("replace", "rename", "symlink", "unlink", "remove", "rmdir", "mkdir")] + [
+    (shutil, "rmtree")
+]
 
 
 class Death(BaseException):
@@ -38,7 +40,11 @@ def step_of(place: Checkpoints, which: str = "latest") -> int | None:
     if stored is None:
         return None
     step = int(stored[1]["fit"]["step"])
-    assert all(torch.equal(stored[0][group][name], value) for group, part in tensors(step).items() for name, value in part.items())
+    assert all(
+        torch.equal(stored[0][group][name], value)
+        for group, part in tensors(step).items()
+        for name, value in part.items()
+    )
     return step
 
 
@@ -48,7 +54,9 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """`dying(n)`: the n-th change of the file system from now on is not done, nor is any after it. `dying(0)`: alive again."""
+    """`dying(n)`: the n-th change of the file system from now on is not done, nor is any after it. `dying(0)`: alive
+    again.
+    """
     left = [0, False]
 
     def watch(module: Any, name: str) -> None:
@@ -103,11 +111,16 @@ def test_links_are_for_people(tmp_path: Path) -> None:
             elif damage:
                 link.symlink_to(damage)
         assert (step_of(Checkpoints(tmp_path, "me")), step_of(Checkpoints(tmp_path, "me"), "best")) == (3, 2)
-        assert {name: os.readlink(tmp_path / name) for name in ("latest", "best")} == {"latest": "step_0000003", "best": "step_0000002"}
+        assert {name: os.readlink(tmp_path / name) for name in ("latest", "best")} == {
+            "latest": "step_0000003",
+            "best": "step_0000002",
+        }
 
 
 @pytest.mark.parametrize("step", [3, 2], ids=["another step", "the same step again"])
-def test_a_death_at_any_change_of_the_file_system_loses_nothing(tmp_path: Path, dying: Callable[[int], None], step: int) -> None:
+def test_a_death_at_any_change_of_the_file_system_loses_nothing(
+    tmp_path: Path, dying: Callable[[int], None], step: int
+) -> None:
     for number in range(1, 99):
         folder = tmp_path / str(number)
         place = Checkpoints(folder, "me")
@@ -128,7 +141,9 @@ def test_a_death_at_any_change_of_the_file_system_loses_nothing(tmp_path: Path, 
     assert number > 12
 
 
-def test_a_death_while_the_first_one_is_written_is_a_start_from_zero(tmp_path: Path, dying: Callable[[int], None]) -> None:
+def test_a_death_while_the_first_one_is_written_is_a_start_from_zero(
+    tmp_path: Path, dying: Callable[[int], None]
+) -> None:
     place = Checkpoints(tmp_path / "c", "me")
     dying(5)
     with pytest.raises(Death):
@@ -185,7 +200,9 @@ def rename(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_bad_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_one_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = Checkpoints(tmp_path, "me")
     for step in (1, 2):
         save(place, step, best=step == 1)
@@ -200,7 +217,10 @@ def test_a_bad_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damag
     DAMAGES[damage](tmp_path / "step_0000002")
     DAMAGES[damage](tmp_path / "step_0000001")
     for _ in range(2):  # nor at the next start
-        with pytest.raises(ValueError, match=r"holds no valid checkpoint, only [\s\S]*step_0000002.damaged1[\s\S]*to start the run anew"):
+        with pytest.raises(
+            ValueError,
+            match=r"holds no valid checkpoint, only [\s\S]*step_0000002.damaged1[\s\S]*to start the run anew",
+        ):
             Checkpoints(tmp_path, "me").load()
 
 
@@ -223,7 +243,9 @@ def test_a_best_one_that_is_damaged_is_no_other_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(place, step, best=step < 3)
     flip(tmp_path / "step_0000002" / "weights.safetensors", random.Random(0))
-    with pytest.raises(ValueError, match="the best checkpoint was damaged: weights.safetensors has the right size, but not the content"):
+    with pytest.raises(
+        ValueError, match="the best checkpoint was damaged: weights.safetensors has the right size, but not the content"
+    ):
         place.load("best")
 
 
@@ -254,7 +276,11 @@ def test_links_out_of_the_run_are_refused_and_what_they_lead_to_is_left_alone(tm
     refused(*every)
     mine.folder.unlink()
     save(mine, 1)
-    for name, target in (("step_0000007", other), ("latest", other), ("step_0000001/weights.safetensors", other / "weights.safetensors")):
+    for name, target in (
+        ("step_0000007", other),
+        ("latest", other),
+        ("step_0000001/weights.safetensors", other / "weights.safetensors"),
+    ):
         (mine.folder / name).unlink(missing_ok=True)
         (mine.folder / name).symlink_to(target)
         refused(*every)

@@ -22,7 +22,9 @@ POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion",
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
-def test_every_option_builds_trains_and_samples(group: str, option: str, spec: Spec, backbones: Path, tmp_path: Path) -> None:
+def test_every_option_builds_trains_and_samples(
+    group: str, option: str, spec: Spec, backbones: Path, tmp_path: Path
+) -> None:
     fake = [o for o in FAKE if not o.startswith(group)]
     if group in ("dataset", "env", "trainer", "logger"):
         fake = ["dataset.root=x"] if option == "lerobot" else []
@@ -42,7 +44,10 @@ def test_every_option_builds_trains_and_samples(group: str, option: str, spec: S
         assert chunk.shape == (2, 8, 4)
         assert chunk.isfinite().all()
     elif group == "dataset":
-        assert isinstance(build(config["dataset"], "dataset"), {"fake": FakeSource, "metaworld": MetaworldSource}.get(option, LeRobotSource))
+        assert isinstance(
+            build(config["dataset"], "dataset"),
+            {"fake": FakeSource, "metaworld": MetaworldSource}.get(option, LeRobotSource),
+        )
     elif group == "trainer":
         assert isinstance(build(config["trainer"], "trainer"), Trainer)
     else:

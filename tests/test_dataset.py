@@ -65,7 +65,8 @@ def test_recorded_frames_are_what_the_simulator_shows(recording: Path, tmp_path:
     start = ours.starts[1]
     np.testing.assert_array_equal(state, ours.state[start])
     assert np.abs(env.images()[0].transpose(2, 0, 1).astype(int) - ours.frames["corner2"][start]).mean() < 2
-    # Noise is on the executed action alone: replaying with the recorded actions and the same noise meets the same states.
+    # Noise is on the executed action alone: replaying with the recorded actions and the same noise meets the same
+    # states.
     for i in range(start, start + 20):
         state, *_ = env.step(ours.actions[i] + rng.normal(0, 0.05, 4))
         np.testing.assert_allclose(state, ours.state[i + 1], atol=1e-6)
@@ -83,7 +84,12 @@ def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path
     assert record_metaworld(asked, recording.parent, 1) == recording
     assert (recording / "meta" / "info.json").stat().st_mtime_ns == before
     assert json.loads((recording / "recording.json").read_text())["episodes_per_task"] == 2
-    names = {MetaworldRecording(TASKS, 2, ("corner2",), 32, s, n, 0.0, c).name for s in (0, 1) for n in (0.05, 0.1) for c in (12, 20)}
+    names = {
+        MetaworldRecording(TASKS, 2, ("corner2",), 32, s, n, 0.0, c).name
+        for s in (0, 1)
+        for n in (0.05, 0.1)
+        for c in (12, 20)
+    }
     assert len(names) == 8
 
 
@@ -128,7 +134,11 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     )
     (tmp_path / "go.py").write_text(code)
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "go.py")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT
+        [sys.executable, str(tmp_path / "go.py")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=ROOT,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".metaworld*.partial/shard0/*")) and time.monotonic() < deadline:
@@ -144,7 +154,9 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
 
 
 def test_any_lerobot_data_set_by_name(two_cameras: Path, tmp_path: Path) -> None:
-    data = source(two_cameras, tmp_path, cameras=["wrist", "observation.images.front"], state_key="observation.effort").load()
+    data = source(
+        two_cameras, tmp_path, cameras=["wrist", "observation.images.front"], state_key="observation.effort"
+    ).load()
     assert list(data.frames) == ["wrist", "front"]
     assert data.image_size == (48, 64)
     assert data.joint_names == ["shoulder", "elbow", "gripper"]
@@ -156,7 +168,9 @@ def test_any_lerobot_data_set_by_name(two_cameras: Path, tmp_path: Path) -> None
 
     table = pd.concat([pd.read_parquet(f) for f in sorted((two_cameras / "data").rglob("*.parquet"))])
     np.testing.assert_array_equal(np.stack(table["observation.effort"]), data.state)
-    small = source(two_cameras, tmp_path, image_size=[24, 32], num_episodes=3, joint_groups={"arm": ["shoulder", "elbow"]}).load()
+    small = source(
+        two_cameras, tmp_path, image_size=[24, 32], num_episodes=3, joint_groups={"arm": ["shoulder", "elbow"]}
+    ).load()
     assert small.image_size == (24, 32)
     assert len(small.task) == 3
     assert small.joint_groups == {"arm": [0, 1]}
@@ -219,13 +233,27 @@ def _cut(pattern: str, keep: float) -> Break:
         (_cut("meta/info.json", 0.5), "info.json is damaged"),
         (_info(lambda i: i.update(codebase_version="v2.1")), r"has schema v2.1, provla reads v3; convert it"),
         (_info(lambda i: i.pop("fps")), "has no 'fps'"),
-        (_info(lambda i: i.update(total_frames=61)), "truncated: meta/info.json promises 61 frames, the parquet files hold 60"),
+        (
+            _info(lambda i: i.update(total_frames=61)),
+            "truncated: meta/info.json promises 61 frames, the parquet files hold 60",
+        ),
         (_cut("data/*/*.parquet", 0.5), "data cannot be read, it is truncated or damaged"),
         (lambda root: shutil.rmtree(root / "data"), "data holds no parquet file"),
         (_cut("videos/*/*/*.mp4", 0.3), "truncated|cannot be decoded"),
         (lambda root: next(iter(root.glob("videos/*/*/*.mp4"))).unlink(), "is missing: the data set is incomplete"),
     ],
-    ids=["missing", "no-info", "half-info", "v2", "no-fps", "frames", "half-table", "no-table", "half-video", "no-video"],
+    ids=[
+        "missing",
+        "no-info",
+        "half-info",
+        "v2",
+        "no-fps",
+        "frames",
+        "half-table",
+        "no-table",
+        "half-video",
+        "no-video",
+    ],
 )
 def test_broken_data_sets_are_named(damage: Break, message: str, two_cameras: Path, tmp_path: Path) -> None:
     root = tmp_path / "broken"
@@ -243,39 +271,67 @@ def test_broken_data_sets_are_named(damage: Break, message: str, two_cameras: Pa
     ("changes", "message"),
     [
         ({"cameras": ["back"]}, r"dataset.cameras=\['back'\]: no camera 'back' in this data set; it has: front, wrist"),
-        ({"state_key": "state"}, "dataset.state_key='state' is not a vector of this data set; it has: observation.state, observation.effort, action"),
+        (
+            {"state_key": "state"},
+            (
+                "dataset.state_key='state' is not a vector of this data set; it has: observation.state, "
+                "observation.effort, action"
+            ),
+        ),
         ({"action_key": "observation.images.front"}, "dataset.action_key="),
         ({"num_episodes": 6}, "dataset.num_episodes=6: .* holds 5"),
-        ({"joint_groups": {"arm": ["knee"]}}, "names 'knee', which is no joint of this data set; it has: shoulder, elbow, gripper"),
+        (
+            {"joint_groups": {"arm": ["knee"]}},
+            "names 'knee', which is no joint of this data set; it has: shoulder, elbow, gripper",
+        ),
     ],
 )
-def test_wrong_names_are_answered_with_the_right_ones(changes: dict[str, Any], message: str, two_cameras: Path, tmp_path: Path) -> None:
+def test_wrong_names_are_answered_with_the_right_ones(
+    changes: dict[str, Any], message: str, two_cameras: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         source(two_cameras, tmp_path, **changes).load()
 
 
 def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"dataset.repo_id='nobody/nothing' is not a folder here and could not be fetched from the Hugging Face Hub"):
+    with pytest.raises(
+        ValueError,
+        match=r"dataset.repo_id='nobody/nothing' is not a folder here and could not be fetched from the Hugging Face "
+        r"Hub",
+    ):
         LeRobotSource(str(tmp_path), 0.1, 0, repo_id="nobody/nothing").load()
     with pytest.raises(ValueError, match=r"give dataset.root=<folder> and/or dataset.repo_id"):
         LeRobotSource(str(tmp_path), 0.1, 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("unshare") is None, reason="needs Linux's unshare for a small file system")
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("unshare") is None, reason="needs Linux's unshare for a small file system"
+)
 def test_full_disk_while_caching_is_one_clear_message(two_cameras: Path, tmp_path: Path) -> None:
     """A real file system of 1 MB: the check sees it, and so does a write that runs out of room."""
     small = tmp_path / "small"
     small.mkdir()
     code = (
         "import sys; from provla.dataset import LeRobotSource; import provla.dataset.cache\n"
-        "if sys.argv[1] == 'late': provla.dataset.cache.check_space = lambda *a: None\n"  # somebody else filled the disk meanwhile
-        f"try: LeRobotSource({str(small)!r}, 0.4, 0, root={str(two_cameras)!r}).load()\n"
-        "except ValueError as error: print('MESSAGE', error); import pathlib; print('LEFT', [f.name for f in pathlib.Path("
-        f"{str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"
+        # somebody else filled the disk meanwhile
+        "if sys.argv[1] == 'late': provla.dataset.cache.check_space = lambda *a: None\ntry: "
+        f"LeRobotSource({str(small)!r}, 0.4, 0, root={str(two_cameras)!r}).load()\nexcept ValueError as error: "
+        "print('MESSAGE', error); import pathlib; print('LEFT', [f.name for f in "
+        f"pathlib.Path({str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"
     )
-    for when, message in (("early", "the frame cache will not fit into"), ("late", "cannot be written: no space left on disk")):
+    for when, message in (
+        ("early", "the frame cache will not fit into"),
+        ("late", "cannot be written: no space left on disk"),
+    ):
         mount = f'mount -t tmpfs -o size=400k tmpfs {small} && {sys.executable} -c "$CODE" {when}'
-        done = subprocess.run(["unshare", "-Urm", "sh", "-c", mount], env=os.environ | {"CODE": code}, capture_output=True, text=True, cwd=ROOT, check=False)
+        done = subprocess.run(
+            ["unshare", "-Urm", "sh", "-c", mount],
+            env=os.environ | {"CODE": code},
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
         if "unshare" in done.stderr or "mount" in done.stderr:
             pytest.skip("this machine allows no mount in a user namespace")
         assert message in done.stdout, done.stderr
@@ -289,7 +345,9 @@ def test_chunks_end_at_the_episodes_end() -> None:
     actions, state = torch.from_numpy(data.actions), torch.from_numpy(data.state)
     assert batch.is_pad.tolist() == [[False] * 4, [False, False, True, True], [False, True, True, True]]
     assert torch.equal(batch.actions[0], actions[6:10])
-    assert torch.equal(batch.actions[1], actions[[10, 11, 11, 11]])  # the last action is repeated, never the next episode's first
+    assert torch.equal(
+        batch.actions[1], actions[[10, 11, 11, 11]]
+    )  # the last action is repeated, never the next episode's first
     assert torch.equal(batch.observation.state[0], state[[6, 6, 6]])  # the first observation is repeated
     assert torch.equal(batch.observation.state[1], state[[8, 9, 10]])
     assert torch.equal(batch.observation.images[1, :, 0], torch.from_numpy(data.frames["front"][8:11]))

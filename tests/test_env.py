@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 
 def suite(**changes: Any) -> MetaworldSuite:
     node = (
-        compose("dataset.image_size=32")["env"] | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 3, "num_envs": 3, "video_size": 64} | changes
+        compose("dataset.image_size=32")["env"]
+        | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 3, "num_envs": 3, "video_size": 64}
+        | changes
     )
     found = build(node, "env")
     assert isinstance(found, MetaworldSuite)
@@ -36,7 +38,15 @@ def suite(**changes: Any) -> MetaworldSuite:
 
 
 def spec(**changes: Any) -> Spec:
-    sizes = {"cameras": ("corner2",), "image_size": (32, 32), "state_size": 4, "action_size": 4, "horizon": 16, "n_obs_steps": 1, "n_action_steps": 8}
+    sizes = {
+        "cameras": ("corner2",),
+        "image_size": (32, 32),
+        "state_size": 4,
+        "action_size": 4,
+        "horizon": 16,
+        "n_obs_steps": 1,
+        "n_action_steps": 8,
+    }
     return Spec(**(sizes | {"instructions": ("a",), "joint_groups": {"all": [0, 1, 2, 3]}, "fps": 80.0} | changes))
 
 
@@ -74,7 +84,9 @@ def test_the_picture_is_that_of_lerobot() -> None:
     ours.reset(seed=3)
     theirs = Theirs("drawer-open-v3", obs_type="pixels_agent_pos", observation_width=480, observation_height=480)
     observation, _ = theirs.reset(seed=3)
-    np.testing.assert_allclose(observation["agent_pos"], ours.full_state[:4], atol=1e-3)  # theirs looks before the last kinematics
+    np.testing.assert_allclose(
+        observation["agent_pos"], ours.full_state[:4], atol=1e-3
+    )  # theirs looks before the last kinematics
     picture = cv2.resize(observation["pixels"], (96, 96), interpolation=cv2.INTER_AREA).astype(float)
     mine = ours.images()[0].astype(float)
     error = np.abs(picture - mine).mean()
@@ -85,7 +97,10 @@ def test_the_picture_is_that_of_lerobot() -> None:
 
 
 def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
-    plain, chunked = MetaworldEnv("window-open", ["corner2"], 32), ChunkEnv(MetaworldEnv("window-open", ["corner2"], 32), 2, 5, 12)
+    plain, chunked = (
+        MetaworldEnv("window-open", ["corner2"], 32),
+        ChunkEnv(MetaworldEnv("window-open", ["corner2"], 32), 2, 5, 12),
+    )
     first, _ = chunked.reset(seed=2)
     plain.reset(seed=2)
     assert first["images"].shape == (2, 1, 32, 32, 3)
@@ -106,7 +121,9 @@ def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
 
 
 class Noise:
-    """A policy of noise around 1, from the episodes' own generators; what it saw is kept. bad: the seed of an episode it has no numbers for."""
+    """A policy of noise around 1, from the episodes' own generators; what it saw is kept. bad: the seed of an episode
+    it has no numbers for.
+    """
 
     def __init__(self, bad: int = -1, size: int = 2) -> None:
         self.bad, self.size = bad, size
@@ -122,7 +139,19 @@ class Noise:
 
 
 def toy_spec(**changes: Any) -> Spec:
-    return spec(**({"cameras": ("eye",), "image_size": (16, 16), "state_size": 3, "action_size": 2, "horizon": 8, "n_action_steps": 4} | changes))
+    return spec(
+        **(
+            {
+                "cameras": ("eye",),
+                "image_size": (16, 16),
+                "state_size": 3,
+                "action_size": 2,
+                "horizon": 8,
+                "n_action_steps": 4,
+            }
+            | changes
+        )
+    )
 
 
 def toy(faults: dict[int, tuple[str, int]], bad: int = -1, **options: Any) -> tuple[list[Outcome], list[bytes]]:
@@ -144,9 +173,18 @@ def test_rollout_depends_neither_on_processes_nor_on_how_many_run_at_once() -> N
 
 
 def test_a_world_that_fails_costs_its_episode_alone() -> None:
-    """Raised, exited, killed, not finite, of another size: all others end as if nothing had been, those in the same process too."""
+    """Raised, exited, killed, not finite, of another size: all others end as if nothing had been, those in the same
+    process too.
+    """
     calm, _ = toy({})
-    faults = {0: ("raise", 5), 1: ("sys.exit", 0), 2: ("os._exit", 9), 100: ("segv", 1), 101: ("nan", 8), 102: ("shape", 4)}
+    faults = {
+        0: ("raise", 5),
+        1: ("sys.exit", 0),
+        2: ("os._exit", 9),
+        100: ("segv", 1),
+        101: ("nan", 8),
+        102: ("shape", 4),
+    }
     stormy, seen = toy(faults)
     reasons = {o.episode.seed: o.reason for o in stormy if o.reason}
     assert reasons == {
@@ -155,9 +193,12 @@ def test_a_world_that_fails_costs_its_episode_alone() -> None:
         2: "the process exited with code 3: license expired (step), after 8 steps",
         100: "killed by SIGSEGV (step), after 0 steps",
         101: "ValueError: state is not finite (after step), after 4 steps",
-        102: "ValueError: images is (1, 1, 8, 8, 3) uint8, expected (1, 1, 16, 16, 3) uint8 (after step), after 0 steps",
+        102: "ValueError: images is (1, 1, 8, 8, 3) uint8, expected (1, 1, 16, 16, 3) uint8 (after step), "
+        "after 0 steps",
     }
-    assert [told([a]) for a in stormy if not a.reason] == [told([b]) for a, b in zip(stormy, calm, strict=True) if not a.reason]
+    assert [told([a]) for a in stormy if not a.reason] == [
+        told([b]) for a, b in zip(stormy, calm, strict=True) if not a.reason
+    ]
     assert not any(o.success for o in stormy if o.reason)
     again, same = toy(faults, workers=1)
     assert told(stormy) == told(again)
@@ -169,20 +210,38 @@ def test_a_world_that_hangs_costs_its_episode_alone(kind: str) -> None:
     calm, _ = toy({})
     stuck, _ = toy({101: (kind, 5)}, timeout=1)
     assert [o.reason for o in stuck if o.reason] == ["no answer within 1 s (step), after 4 steps"]
-    assert [told([a]) for a in stuck if not a.reason] == [told([b]) for a, b in zip(stuck, calm, strict=True) if not a.reason]
+    assert [told([a]) for a in stuck if not a.reason] == [
+        told([b]) for a, b in zip(stuck, calm, strict=True) if not a.reason
+    ]
 
 
-def test_actions_that_are_not_finite_fail_the_episode_and_never_reach_the_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_actions_that_are_not_finite_fail_the_episode_and_never_reach_the_world(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from provla.run.judging import write_episodes
 
     calm, _ = toy({})
     outcomes, _ = toy({}, bad=2)
-    assert [o.reason for o in outcomes] == ["", "", "the policy's actions are not finite, after 0 steps", "", "", "", "", ""]
-    assert [told([a]) for a in outcomes if not a.reason] == [told([b]) for a, b in zip(outcomes, calm, strict=True) if not a.reason]
+    assert [o.reason for o in outcomes] == [
+        "",
+        "",
+        "the policy's actions are not finite, after 0 steps",
+        "",
+        "",
+        "",
+        "",
+        "",
+    ]
+    assert [told([a]) for a in outcomes if not a.reason] == [
+        told([b]) for a, b in zip(outcomes, calm, strict=True) if not a.reason
+    ]
     assert "1 of 8 episodes ended by a fault and count as failures" in capsys.readouterr().out
     write_episodes(outcomes, tmp_path / "episodes.csv")
     rows = list(csv.DictReader((tmp_path / "episodes.csv").open()))
-    assert [(row["success"], row["reason"]) for row in rows[1:3]] == [("1", ""), ("0", "the policy's actions are not finite, after 0 steps")]
+    assert [(row["success"], row["reason"]) for row in rows[1:3]] == [
+        ("1", ""),
+        ("0", "the policy's actions are not finite, after 0 steps"),
+    ]
 
 
 def test_worlds_may_print_and_the_console_stays_clean(capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,11 +283,18 @@ def children() -> list[str]:
     """Worker processes of this process that neither ended nor are idle."""
     idle = {worker.process.pid for worker in worlds._idle}
     mine = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in mine if int(pid) not in idle and "provla.env.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [
+        pid for pid in mine if int(pid) not in idle and "provla.env.worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
 
 
 def test_rollout_plays_meta_world(tmp_path: Path) -> None:
-    node = compose("dataset.image_size=32")["env"] | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 2, "num_envs": 3, "video_size": 64}
+    node = compose("dataset.image_size=32")["env"] | {
+        "tasks": ["drawer-close", "window-open"],
+        "episodes_per_task": 2,
+        "num_envs": 3,
+        "video_size": 64,
+    }
     driven = build(node | {"_target_": "worlds.SelfDrivingSuite"}, "env")
     outcomes = rollout(Noise(size=4), driven, spec(n_action_steps=4, state_size=4), 0, CPU)
     assert [o.episode.seed for o in outcomes] == [100000, 100001] * 2

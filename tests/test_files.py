@@ -43,7 +43,9 @@ def test_what_stood_there_stays_until_the_new_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_link_is_replaced_in_one_step_and_not_what_it_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_is_replaced_in_one_step_and_not_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "two"):
         write_text(tmp_path / name / "f", name)
     link, real, renames = tmp_path / "latest", os.replace, []
@@ -78,22 +80,31 @@ def test_tidy_brings_back_what_a_death_left_aside(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the quota of this disk is used up"),
         (OSError(errno.EROFS, "Read-only file system"), "the disk is read-only"),
         (PermissionError(errno.EACCES, "Permission denied"), "writing there is not permitted"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "no space left on disk"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "no space left on disk",
+        ),
         (RuntimeError("[Errno 28] No space left on device: avcodec_send_frame"), "no space left on disk"),
     ],
 )
-def test_whatever_library_meets_a_full_disk_the_words_are_the_same(tmp_path: Path, error: Exception, words: str) -> None:
+def test_whatever_library_meets_a_full_disk_the_words_are_the_same(
+    tmp_path: Path, error: Exception, words: str
+) -> None:
 
     def writer() -> None:
         with writing(tmp_path / "new" / "big.bin", 5_000_000), writing(tmp_path / "inner"):
             raise RuntimeError("the writer failed") from error
 
-    with pytest.raises(NoSpace, match=rf"big.bin cannot be written: {words}; it takes 5.0 MB, and \S+ .B are free in \S+; free some") as caught:
+    with pytest.raises(
+        NoSpace, match=rf"big.bin cannot be written: {words}; it takes 5.0 MB, and \S+ .B are free in \S+; free some"
+    ) as caught:
         writer()
     assert exit_code(caught.value) == 1
 
 
-def test_what_others_write_is_said_in_the_same_words(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_write_is_said_in_the_same_words(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hydra keeps its records before anything of provla runs."""
     real = os.mkdir
 
@@ -110,7 +121,11 @@ def test_what_others_write_is_said_in_the_same_words(command: Command, tmp_path:
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
-    for error in (ValueError("no"), FileNotFoundError(errno.ENOENT, "gone"), PermissionError(errno.EACCES, "denied", "/etc/shadow")):
+    for error in (
+        ValueError("no"),
+        FileNotFoundError(errno.ENOENT, "gone"),
+        PermissionError(errno.EACCES, "denied", "/etc/shadow"),
+    ):
         with pytest.raises(type(error)) as caught, writing(tmp_path / "f"):
             raise error
         assert not isinstance(caught.value, NoSpace)
@@ -118,7 +133,9 @@ def test_other_errors_pass(tmp_path: Path) -> None:
 
 def test_space_is_looked_for_where_the_folder_will_lie(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "yet", 1, "nothing")
-    with pytest.raises(NoSpace, match=r"two checkpoints will not fit into .*yet: it takes 1000000.0 GB, and \S+ .B are free in"):
+    with pytest.raises(
+        NoSpace, match=r"two checkpoints will not fit into .*yet: it takes 1000000.0 GB, and \S+ .B are free in"
+    ):
         check_space(tmp_path / "not" / "yet", 10**15, "two checkpoints")
     assert not (tmp_path / "not").exists()
 
@@ -167,9 +184,14 @@ def filling(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arm
 
 
-def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoints_before(tmp_path: Path, filling: Callable[[int], None]) -> None:
+def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoints_before(
+    tmp_path: Path, filling: Callable[[int], None]
+) -> None:
     place = Checkpoints(tmp_path / "c", "me")
-    save: Callable[[int], None] = lambda step: place.save(step, {"weights": {"w": torch.full((99,), float(step))}}, {"fit": {"step": step}}, True)  # noqa: E731
+
+    def save(step: int) -> None:
+        place.save(step, {"weights": {"w": torch.full((99,), float(step))}}, {"fit": {"step": step}}, True)
+
     save(1)
     for number in range(1, 9):
         filling(number)
@@ -183,11 +205,15 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoints_before(tmp_pa
         assert sorted(path.name for path in place.folder.iterdir()) == ["best", "latest", "step_0000001"]
     assert number > 3
     filling(1)
-    with pytest.raises(NoSpace, match=rf"{tmp_path}/c/step_0000003 cannot be written: no space left on disk; it takes 396 bytes, and"):
+    with pytest.raises(
+        NoSpace, match=rf"{tmp_path}/c/step_0000003 cannot be written: no space left on disk; it takes 396 bytes, and"
+    ):
         save(3)
 
 
-def test_a_run_on_a_full_disk_says_so_and_goes_on_later(command: Command, tmp_path: Path, filling: Callable[[int], None]) -> None:
+def test_a_run_on_a_full_disk_says_so_and_goes_on_later(
+    command: Command, tmp_path: Path, filling: Callable[[int], None]
+) -> None:
     """One message, exit code 1, and the same command ends well when there is room."""
     run = tmp_path / "run"
     filling(12)
@@ -202,7 +228,9 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_later(command: Command, tmp_pa
     assert "resuming from step" in out
 
 
-def test_two_checkpoints_must_fit_before_the_training_starts(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_checkpoints_must_fit_before_the_training_starts(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 50_000, 50_000))
     code, _, err = command("train", *FAKE, f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 1

@@ -20,7 +20,13 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def test_names_of_tensors_that_are_not_finite() -> None:
-    tensors = {"a": torch.zeros(3), "b": torch.tensor([1.0, math.nan]), "c": torch.tensor([1, 2]), "d": torch.tensor(-math.inf), "e": torch.zeros(0)}
+    tensors = {
+        "a": torch.zeros(3),
+        "b": torch.tensor([1.0, math.nan]),
+        "c": torch.tensor([1, 2]),
+        "d": torch.tensor(-math.inf),
+        "e": torch.zeros(0),
+    }
     assert not_finite(tensors) == ["b", "d"]
     assert not_finite({}) == []
 
@@ -30,7 +36,9 @@ def test_a_gauge_sums_what_is_finite_and_knows_the_first_bad_step(scaled: bool) 
     gauge = Gauge(torch.device("cpu"), [0.5, 0.25, 1.0], scaled)
     for step, (loss, norm) in enumerate([(0.1, 1.0), (0.2, math.inf), (0.3, 2.0), (math.nan, 1.0)]):
         gauge.add(step, torch.tensor(loss), torch.tensor(norm))
-        assert gauge.broken() == (None if step < (3 if scaled else 1) else 3 if scaled else 1)  # fp16's scaling sees to its own gradients
+        assert gauge.broken() == (
+            None if step < (3 if scaled else 1) else 3 if scaled else 1
+        )  # fp16's scaling sees to its own gradients
     expected = [0.5 + float(torch.tensor(0.1)) + float(torch.tensor(0.3)), 3.25, 3.0]
     assert gauge.read() == expected
     gauge.forgive()
@@ -57,4 +65,7 @@ def test_a_run_whose_numbers_are_not_finite_has_failed(command: Command, tmp_pat
 def test_an_objective_that_is_nan_is_no_result() -> None:
     with pytest.raises(NotFinite, match="the objective smoothness is nan: this run has no result"):
         objective_of("smoothness", {"smoothness": math.nan})
-    assert objective_of("auto", {}) == {"name": "train/loss", "value": None}  # neither simulation nor held-out demonstrations
+    assert objective_of("auto", {}) == {
+        "name": "train/loss",
+        "value": None,
+    }  # neither simulation nor held-out demonstrations

@@ -57,16 +57,25 @@ def track(folder: Path, history: list[dict[str, float]]) -> float:
 
 
 def rows(server: Any) -> list[dict[str, Any]]:
-    return [{key: value for key, value in json.loads(line).items() if key in ("_step", "train/loss")} for line in server.lines["wandb-history.jsonl"]]
+    return [
+        {key: value for key, value in json.loads(line).items() if key in ("_step", "train/loss")}
+        for line in server.lines["wandb-history.jsonl"]
+    ]
 
 
-def test_online_everything_is_sent_while_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_online_everything_is_sent_while_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(Wandb) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         waited = track(tmp_path / "run", [{"step": 0, "train/loss": 3.0}])
         assert waited < 3
         assert server.complete
-        assert rows(server)[:3] == [{"_step": 0, "train/loss": 3}, {"_step": 1, "train/loss": 1}, {"_step": 2, "train/loss": 0.5}]
+        assert rows(server)[:3] == [
+            {"_step": 0, "train/loss": 3},
+            {"_step": 1, "train/loss": 1},
+            {"_step": 2, "train/loss": 0.5},
+        ]
         asked = next(variables for name, variables in server.asked if name == "UpsertBucket")
         assert (asked["name"], asked["groupName"], asked["displayName"]) == (
             json.loads((tmp_path / "run" / "wandb_run.json").read_text())["id"],
@@ -74,7 +83,9 @@ def test_online_everything_is_sent_while_nobody_waits(tmp_path: Path, monkeypatc
             "a run",
         )
         assert asked["tags"] == ["study=probe", "fusion=film"]
-        assert f"checkpoint-{asked['name']}" in json.dumps([variables for name, variables in server.asked if name == "CreateArtifact"])
+        assert f"checkpoint-{asked['name']}" in json.dumps(
+            [variables for name, variables in server.asked if name == "CreateArtifact"]
+        )
         kept = json.loads(server.lines["wandb-summary.json"][-1])
         assert kept.items() >= summary(RESULT).items()
         assert "wandb sync" not in capsys.readouterr().out
@@ -88,7 +99,9 @@ def test_online_everything_is_sent_while_nobody_waits(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", [closed, silent])
-def test_a_service_that_does_not_answer_costs_nothing(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_does_not_answer_costs_nothing(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(upload, "UNREACHED", 0.0)
     with kind() as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -121,7 +134,20 @@ def test_what_hangs_or_fails_in_a_tracker_is_waited_for_by_nobody(capsys: pytest
 
 def test_the_summary_holds_what_runs_are_filtered_by() -> None:
     found = summary(RESULT)
-    for key in ("status", "commit", "config_hash", "flops_per_sample", "ms_per_chunk", "peak_memory_mb", "trajectory_mse"):
+    for key in (
+        "status",
+        "commit",
+        "config_hash",
+        "flops_per_sample",
+        "ms_per_chunk",
+        "peak_memory_mb",
+        "trajectory_mse",
+    ):
         assert key in found
-    assert (found["success_rate"], found["success_rate/low"], found["success_rate/high"], found["success_rate/push/high"]) == (0.5, 0.3, 0.7, 0.7)
+    assert (
+        found["success_rate"],
+        found["success_rate/low"],
+        found["success_rate/high"],
+        found["success_rate/push/high"],
+    ) == (0.5, 0.3, 0.7, 0.7)
     assert (found["parameters/total"], found["parameters/trainable"]) == (5, 3)

@@ -16,8 +16,11 @@ from provla.core.types import Batch, Spec, fake_batch
 from provla.trainer.loop import seed_everything
 
 CPU = torch.device("cpu")
-# As the default data set has it, three sentences being enough: their gradients are sums over the samples that share one.
-SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, ("Open the drawer", "Close the drawer", "Press the button"), {}, 80.0)
+# As the default data set has it, three sentences being enough: their gradients are sums over the samples that share
+# one.
+SPEC = Spec(
+    ("corner2",), (64, 64), 4, 4, 16, 1, 8, ("Open the drawer", "Close the drawer", "Press the button"), {}, 80.0
+)
 
 
 def draws(batch: Batch) -> Batch:
@@ -41,7 +44,9 @@ def gradients(policy: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("fusion", ["concat_mlp", "perceiver"])
 def test_gradients_repeat_with_two_threads(fusion: str) -> None:
-    """Without torch's deterministic algorithms too: no operation of provla's own leaves the order of a sum to chance."""
+    """Without torch's deterministic algorithms too: no operation of provla's own leaves the order of a sum to
+    chance.
+    """
     torch.manual_seed(0)
     node = compose(f"fusion={fusion}", "vision.channels=[8,16]", "head.channels=[16,32]")["policy"]
     policy = build(node, "policy", torch.nn.Module, spec=SPEC, device=CPU).train()

@@ -40,9 +40,17 @@ def test_errors_are_norms_over_joints_meaned_over_samples() -> None:
     p, error = predicted.double().numpy(), (predicted.double() - actions.double()).numpy()
     for suffix, joints in (("", list(range(7))), ("/arm", [1, 4, 6])):
         part = error[..., joints]
-        assert found[f"first_step_error{suffix}"] == pytest.approx(np.mean([np.linalg.norm(part[i, 0]) for i in range(5)]))
-        assert found[f"endpoint_error{suffix}"] == pytest.approx(np.mean([np.linalg.norm(part[i, n - 1]) for i, n in enumerate(lengths)]))
-        bends = [np.linalg.norm((p[i, t] - 2 * p[i, t - 1] + p[i, t - 2])[joints]) for i, n in enumerate(lengths) for t in range(2, n)]
+        assert found[f"first_step_error{suffix}"] == pytest.approx(
+            np.mean([np.linalg.norm(part[i, 0]) for i in range(5)])
+        )
+        assert found[f"endpoint_error{suffix}"] == pytest.approx(
+            np.mean([np.linalg.norm(part[i, n - 1]) for i, n in enumerate(lengths)])
+        )
+        bends = [
+            np.linalg.norm((p[i, t] - 2 * p[i, t - 1] + p[i, t - 2])[joints])
+            for i, n in enumerate(lengths)
+            for t in range(2, n)
+        ]
         assert found[f"smoothness{suffix}"] == pytest.approx(np.mean(bends))
 
 
@@ -52,7 +60,9 @@ def test_fewer_than_three_steps_have_no_smoothness(horizon: int, length: int) ->
     found = chunk_metrics(torch.ones(2, horizon, 2), torch.zeros(2, horizon, 2), is_pad, {"a": [0]})
     assert all(math.isnan(value) == name.startswith("smoothness") for name, value in found.items())
     assert list(measured(found)) == [name for name in found if not name.startswith("smoothness")]
-    broken = chunk_metrics(torch.full((2, 8, 2), torch.nan), torch.zeros(2, 8, 2), torch.zeros(2, 8, dtype=torch.bool), {})
+    broken = chunk_metrics(
+        torch.full((2, 8, 2), torch.nan), torch.zeros(2, 8, 2), torch.zeros(2, 8, dtype=torch.bool), {}
+    )
     assert measured(broken).keys() == broken.keys()  # a policy that answers nan is not taken for one without smoothness
 
 
@@ -61,7 +71,11 @@ def test_groups_of_joints_on_request() -> None:
     assert joint_groups_of(names, None) == {}
     assert joint_groups_of(names, "each") == {"shoulder": [0], "elbow": [1], "gripper": [2]}
     assert joint_groups_of(names, {"arm": ["elbow", "shoulder"]}) == {"arm": [1, 0]}
-    wrong: list[tuple[Any, str]] = [("all", "valid: null, each, or names of groups"), ({"arm": ["knee"]}, "names 'knee'"), ({"arm": []}, "arm has no joints")]
+    wrong: list[tuple[Any, str]] = [
+        ("all", "valid: null, each, or names of groups"),
+        ({"arm": ["knee"]}, "names 'knee'"),
+        ({"arm": []}, "arm has no joints"),
+    ]
     for groups, message in wrong:
         with pytest.raises(ValueError, match=message):
             joint_groups_of(names, groups)

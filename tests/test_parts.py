@@ -22,7 +22,11 @@ def options(group: str, *without: str) -> list[str]:
 
 def part(group: str, option: str, overrides: Sequence[str] = (), **sizes: Any) -> Any:
     torch.manual_seed(0)
-    node = {key: value for key, value in compose(f"{group}={option}", *overrides)[group].items() if key not in ("adapter", "quant")}
+    node = {
+        key: value
+        for key, value in compose(f"{group}={option}", *overrides)[group].items()
+        if key not in ("adapter", "quant")
+    }
     return build_matched(node, group, sizes) if group == "fusion" else build(node, group, nn.Module)(**sizes)
 
 
@@ -58,7 +62,9 @@ def test_vision_shapes_and_gradients(option: str, spec: Spec, backbones: Path) -
 @pytest.mark.parametrize("option", ["conv_small", "resnet18"])
 def test_convolutional_tokens(option: str, pool: str) -> None:
     encoder = part("vision", option, [f"vision.pool={pool}"], num_images=1, image_size=(64, 64))
-    count = {"spatial_softmax": 64 if option == "conv_small" else 32, "cells": 256 if option == "conv_small" else 4}[pool]
+    count = {"spatial_softmax": 64 if option == "conv_small" else 32, "cells": 256 if option == "conv_small" else 4}[
+        pool
+    ]
     assert encoder(torch.zeros(2, 1, 1, 3, 64, 64, dtype=torch.uint8)).features.shape == (2, count, encoder.width)
 
 
@@ -160,11 +166,15 @@ def test_film_follows_its_equation() -> None:
     block, leave = film.blocks[0], film.leave
     features = film.enter(vision.features)
     plain = film.norm((features + block(features)).mean(1))
-    torch.testing.assert_close(film(vision, text, state).features[:, 0], leave(torch.cat([plain, state.flatten(1)], -1)))  # the identity at the start
+    torch.testing.assert_close(
+        film(vision, text, state).features[:, 0], leave(torch.cat([plain, state.flatten(1)], -1))
+    )  # the identity at the start
     nn.init.normal_(film.modulations[0].weight)  # type: ignore[arg-type]
     gamma, beta = film.modulations[0](text.mean()).chunk(2, -1)
     modulated = film.norm((features + block((1 + gamma[:, None]) * features + beta[:, None])).mean(1))
-    torch.testing.assert_close(film(vision, text, state).features[:, 0], leave(torch.cat([modulated, state.flatten(1)], -1)))
+    torch.testing.assert_close(
+        film(vision, text, state).features[:, 0], leave(torch.cat([modulated, state.flatten(1)], -1))
+    )
 
 
 @pytest.mark.parametrize("option", options("head"))
@@ -188,4 +198,6 @@ class TestHead:
         features, mask = torch.randn(1, 4, 10), torch.tensor([[True, True, False, False]])
         other = torch.where(mask.unsqueeze(-1), features, 9.0)
         actions, time = torch.randn(1, 8, 3), torch.tensor([5])
-        torch.testing.assert_close(head(actions, time, Tokens(features, mask)), head(actions, time, Tokens(other, mask)))
+        torch.testing.assert_close(
+            head(actions, time, Tokens(features, mask)), head(actions, time, Tokens(other, mask))
+        )

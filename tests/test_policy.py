@@ -24,7 +24,9 @@ def make(spec: Spec, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_normalisation_undoes_itself(mode: Mode) -> None:
-    values = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 100, 1e-3, 0.0]) + torch.tensor([0, 5, -2, 7.0])
+    values = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1, 100, 1e-3, 0.0]
+    ) + torch.tensor([0, 5, -2, 7.0])
     norm = Normalizer(4)
     norm.fit(values, mode)
     torch.testing.assert_close(norm.undo(norm(values)), values)
@@ -52,10 +54,14 @@ def test_targets_that_a_clipping_sampler_cannot_reach_are_refused(mode: str, sha
     build_it = (
         make
         if kind == "provla"
-        else lambda s, *o: build(compose(*o, "policy.options.down_dims=[16,32]")["policy"], "policy", spec=s, device=torch.device("cpu"))
+        else lambda s, *o: build(
+            compose(*o, "policy.options.down_dims=[16,32]")["policy"], "policy", spec=s, device=torch.device("cpu")
+        )
     )
     with pytest.raises(
-        ValueError, match=rf"action={mode} leaves {share} of the training actions beyond ±1.*set policy.normalization.action=min_max, or {key}=false"
+        ValueError,
+        match=rf"action={mode} leaves {share} of the training actions beyond ±1.*set "
+        rf"policy.normalization.action=min_max, or {key}=false",
     ):
         build_it(spec, *given).fit_normalization(states, actions)
     build_it(spec, *given, f"{key}=false").fit_normalization(states, actions)
@@ -75,7 +81,11 @@ def test_overfits_one_batch(spec: Spec) -> None:
         # Many noise draws for every sample make the learning fast.
         rows = [i for i in range(4) for _ in range(8)]
         many = Batch(
-            type(batch.observation)(batch.observation.images[rows], batch.observation.state[rows], [batch.observation.instruction[i] for i in rows]),
+            type(batch.observation)(
+                batch.observation.images[rows],
+                batch.observation.state[rows],
+                [batch.observation.instruction[i] for i in rows],
+            ),
             batch.actions[rows],
             batch.is_pad[rows],
         )
@@ -104,7 +114,9 @@ def test_each_distinct_instruction_is_encoded_once(spec: Spec, monkeypatch: pyte
 def test_act_is_a_function_of_its_generators(spec: Spec) -> None:
     policy = make(spec).eval()
     observation = fake_observation(spec, 2)
-    first, again, other = (policy.act(observation, [torch.Generator().manual_seed(s), torch.Generator().manual_seed(9)]) for s in (1, 1, 2))
+    first, again, other = (
+        policy.act(observation, [torch.Generator().manual_seed(s), torch.Generator().manual_seed(9)]) for s in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.allclose(first[0], other[0])
     torch.testing.assert_close(first[1], other[1])
@@ -113,7 +125,17 @@ def test_act_is_a_function_of_its_generators(spec: Spec) -> None:
 def test_augmentation_only_in_training(spec: Spec) -> None:
     policy = make(spec)
     batch = fake_batch(spec, 4)
-    shifted = [Batch(batch.observation, batch.actions, batch.is_pad, torch.zeros(4, 8, 4), torch.full((4,), 0.5), torch.full((4, 2), c)) for c in (0.0, 0.99)]
+    shifted = [
+        Batch(
+            batch.observation,
+            batch.actions,
+            batch.is_pad,
+            torch.zeros(4, 8, 4),
+            torch.full((4,), 0.5),
+            torch.full((4, 2), c),
+        )
+        for c in (0.0, 0.99)
+    ]
     policy.eval()
     assert policy.loss(shifted[0])["loss"] == policy.loss(shifted[1])["loss"]
     policy.train()
@@ -142,7 +164,9 @@ def test_color_changes_brightness_and_contrast_of_whole_samples() -> None:
     images = torch.randint(80, 120, (3, 2, 1, 3, 8, 8), dtype=torch.uint8)
     seen = Observation(images, torch.zeros(3, 2, 1), ["a", "b", "c"])
     color = torch.tensor([[0.5, 0.5], [1.0, 0.5], [0.5, 1.0]])  # nothing, brighter, more contrast
-    batch = Batch(seen, torch.zeros(3, 1, 1), torch.zeros(3, 1, dtype=torch.bool), crop=torch.full((3, 2), 0.5), color=color)
+    batch = Batch(
+        seen, torch.zeros(3, 1, 1), torch.zeros(3, 1, dtype=torch.bool), crop=torch.full((3, 2), 0.5), color=color
+    )
     found, pixels = CropColor(2, 0.3)(batch).float(), images.float()
     torch.testing.assert_close(found[0], pixels[0], atol=1, rtol=0)
     torch.testing.assert_close(found[1], 1.3 * pixels[1], atol=1, rtol=0)

@@ -55,7 +55,9 @@ def test_missing_and_added_files_are_named(run: Path, capsys: pytest.CaptureFixt
     assert "nobody can say" not in capsys.readouterr().out
     (run / "policy" / "manifest.json").unlink()  # as an earlier version left it
     found = provla.load(run, device="cpu")
-    assert "has no manifest.json (an earlier provla wrote it), so nobody can say whether" in " ".join(capsys.readouterr().out.split())
+    assert "has no manifest.json (an earlier provla wrote it), so nobody can say whether" in " ".join(
+        capsys.readouterr().out.split()
+    )
     observation = fake_observation(found.spec, 2)
     assert torch.equal(*(policy.act(observation, torch.Generator().manual_seed(0)) for policy in (expected, found)))
 
@@ -65,7 +67,9 @@ def test_a_stored_place_of_a_backbones_files_is_refused(run: Path) -> None:
     stored["policy"]["text"]["files"] = "/elsewhere"
     (run / "policy" / "config.json").write_text(json.dumps(stored))
     write_manifest(run / "policy", identity="me", step=4)  # whoever plants it can write a manifest too
-    with pytest.raises(ValueError, match=r"config.json names files='/elsewhere' for a backbone: a policy keeps them in its own folder"):
+    with pytest.raises(
+        ValueError, match=r"config.json names files='/elsewhere' for a backbone: a policy keeps them in its own folder"
+    ):
         load_policy(run / "policy", CPU)
 
 

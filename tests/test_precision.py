@@ -27,7 +27,11 @@ SMALL = {
     "provla": [],
     "act": ["policy.options.dim_model=32", "policy.options.dim_feedforward=32", "policy.options.n_encoder_layers=1"],
     "diffusion": ["policy.options.down_dims=[16,32]", "policy.options.spatial_softmax_num_keypoints=4"],
-    "multi_task_dit": ["policy.options.hidden_dim=32", "policy.options.num_layers=1", "policy.clip.vision.num_hidden_layers=1"],
+    "multi_task_dit": [
+        "policy.options.hidden_dim=32",
+        "policy.options.num_layers=1",
+        "policy.clip.vision.num_hidden_layers=1",
+    ],
 }
 
 
@@ -39,7 +43,9 @@ def setup(kind: str, *overrides: str) -> tuple[Any, Sampler]:
     torch.manual_seed(0)
     policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
     policy.fit_normalization(torch.from_numpy(data.state), torch.from_numpy(data.actions))
-    return policy, Sampler(data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps)
+    return policy, Sampler(
+        data, data.split(source.val_fraction, source.split_seed)[1], spec.cameras, spec.horizon, spec.n_obs_steps
+    )
 
 
 @pytest.mark.parametrize("kind", list(SMALL))
@@ -47,7 +53,9 @@ def test_validation_repeats_itself_and_leaves_the_generators_alone(kind: str, mo
     policy, val = setup(kind)
     if kind == "act":  # something that draws inside a network even in evaluation
         inner = policy.policy.model.forward
-        monkeypatch.setattr(policy.policy.model, "forward", lambda batch: (inner(batch)[0] + torch.randn(()), inner(batch)[1]))
+        monkeypatch.setattr(
+            policy.policy.model, "forward", lambda batch: (inner(batch)[0] + torch.randn(()), inner(batch)[1])
+        )
     torch.manual_seed(1)
     first = validate(policy, val, 8, 4, 0, CPU)
     state = torch.get_rng_state()
@@ -74,10 +82,19 @@ def test_acting_is_the_same_under_autocast(kind: str) -> None:
 
 
 def test_a_run_trained_in_bf16_is_judged_as_it_acts(command: Command, tmp_path: Path) -> None:
-    """Its validation, chunks of two steps and groups of joints included, is what `evaluate` finds, and no file holds a nan."""
+    """Its validation, chunks of two steps and groups of joints included, is what `evaluate` finds, and no file holds a
+    nan.
+    """
     run, again = tmp_path / "run", tmp_path / "again"
     short = [o for o in FAKE if not o.startswith(("horizon", "n_action_steps", "logger"))]
-    more = ["logger=csv", "horizon=2", "n_action_steps=2", "dataset.joint_groups=each", "trainer.precision=bf16", "trainer.max_steps=2"]
+    more = [
+        "logger=csv",
+        "horizon=2",
+        "n_action_steps=2",
+        "dataset.joint_groups=each",
+        "trainer.precision=bf16",
+        "trainer.max_steps=2",
+    ]
     code, _, err = command("train", *short, *more, f"hydra.run.dir={run}")
     assert code == 0, err
     code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={again}")
@@ -94,6 +111,12 @@ def test_a_run_trained_in_bf16_is_judged_as_it_acts(command: Command, tmp_path: 
 
 
 def test_the_precision_is_said() -> None:
-    parts = nn.ModuleDict({"vision": nn.Linear(2, 2).bfloat16(), "head": nn.Linear(2, 2), "text": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())})
+    parts = nn.ModuleDict(
+        {
+            "vision": nn.Linear(2, 2).bfloat16(),
+            "head": nn.Linear(2, 2),
+            "text": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16()),
+        }
+    )
     assert describe_precision(parts) == "float32; bfloat16 weights in vision, text"
     assert describe_precision(nn.ModuleDict({"head": nn.Linear(2, 2)})) == "float32"

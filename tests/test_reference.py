@@ -41,24 +41,47 @@ def test_the_preset_is_the_experiment_as_described() -> None:
     assert (config["vision"]["name"], config["text"]["name"]) == ("google/siglip-base-patch16-224", "Qwen/Qwen2.5-0.5B")
     assert all(len(config[part]["revision"]) == 40 for part in ("vision", "text"))  # pinned
     lora = config["adapter"]
-    assert (lora["mode"], lora["r"], lora["alpha"], lora["dropout"], lora["target_modules"]) == ("lora", 16, 32, 0.05, ["q_proj", "v_proj"])
+    assert (lora["mode"], lora["r"], lora["alpha"], lora["dropout"], lora["target_modules"]) == (
+        "lora",
+        16,
+        32,
+        0.05,
+        ["q_proj", "v_proj"],
+    )
     fusion = config["fusion"]
     assert (fusion["num_latents"], fusion["depth"], fusion["num_heads"], fusion["width"]) == (32, 4, 8, 256)
     assert config["head"]["_target_"] == "provla.head.UNet1dConcat"
     noise = config["scheduler"]
-    assert (noise["num_train_timesteps"], noise["num_inference_steps"], noise["beta_schedule"]) == (100, 50, "squaredcos_cap_v2")
+    assert (noise["num_train_timesteps"], noise["num_inference_steps"], noise["beta_schedule"]) == (
+        100,
+        50,
+        "squaredcos_cap_v2",
+    )
     assert (noise["sampler"], noise["prediction_type"], config["horizon"]) == ("DDIMScheduler", "epsilon", 16)
     trainer: Trainer = build(config["trainer"], "trainer")
     assert (trainer.lr, trainer.warmup_steps, trainer.grad_clip, trainer.lr_schedule) == (2e-4, 100, 1.0, "cosine")
     assert trainer.weight_decay > 0
-    assert (trainer.batch_size, trainer.grad_accumulation, trainer.max_epochs, trainer.val_every_epochs, trainer.patience) == (1, 10, 10, 3, 5)
+    assert (
+        trainer.batch_size,
+        trainer.grad_accumulation,
+        trainer.max_epochs,
+        trainer.val_every_epochs,
+        trainer.patience,
+    ) == (1, 10, 10, 3, 5)
     assert trainer.total_steps(127_500) == 10 * 12_750
     data = config["dataset"]
-    assert (data["repo_id"], data["cameras"], data["val_fraction"], data["split_seed"]) == ("lerobot/aloha_mobile_cabinet", ["cam_high"], 0.1, 42)
+    assert (data["repo_id"], data["cameras"], data["val_fraction"], data["split_seed"]) == (
+        "lerobot/aloha_mobile_cabinet",
+        ["cam_high"],
+        0.1,
+        42,
+    )
     assert compose("experiments=reference", "quant=4bit")["adapter"] == lora
     from provla.dataset.demonstrations import Demonstrations
 
-    blank = Demonstrations({}, np.zeros(0), np.zeros(0), np.arange(86), np.zeros(85, dtype=int), ["Open"], [], {}, 50.0, "")
+    blank = Demonstrations(
+        {}, np.zeros(0), np.zeros(0), np.arange(86), np.zeros(85, dtype=int), ["Open"], [], {}, 50.0, ""
+    )
     train, val = blank.split(data["val_fraction"], data["split_seed"])
     assert (len(train), len(val)) == (77, 8)
 
@@ -94,13 +117,17 @@ def test_cameras_of_different_sizes(two_cameras: Path, tmp_path: Path) -> None:
         small = iio.imread(file, plugin="pyav")[:, ::2, ::2]
         iio.imwrite(file, small, plugin="pyav", codec="h264", fps=10, out_pixel_format="yuv444p")
     node = compose("dataset=lerobot", f"dataset.root={root}")["dataset"]
-    with pytest.raises(ValueError, match=r"cameras differ in size: front 48×64, wrist 24×32; set dataset\.image_size=\[h,w\]"):
+    with pytest.raises(
+        ValueError, match=r"cameras differ in size: front 48×64, wrist 24×32; set dataset\.image_size=\[h,w\]"
+    ):
         build(node, "dataset").load()
     assert build(node | {"image_size": [24, 32]}, "dataset").load().image_size == (24, 32)
 
 
 @pytest.mark.parametrize("quant", ["none", "8bit", "4bit"])
-def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: Command, aloha: Path, backbones: Path, tmp_path: Path) -> None:
+def test_a_reference_run_trains_saves_evaluates_and_loads(
+    quant: str, command: Command, aloha: Path, backbones: Path, tmp_path: Path
+) -> None:
     bases = [*local("siglip_base", backbones), *local("qwen2_5_0_5b", backbones)]
     run = tmp_path / "run"
     small = [
@@ -113,14 +140,24 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: C
     ]
     cameras = ["dataset.cameras=[cam_high,cam_left_wrist]"] if quant == "none" else []
     code, out, err = command(
-        "train", "experiments=reference", f"dataset.root={aloha}", f"quant={quant}", *bases, *small, *cameras, "logger=csv", f"hydra.run.dir={run}"
+        "train",
+        "experiments=reference",
+        f"dataset.root={aloha}",
+        f"quant={quant}",
+        *bases,
+        *small,
+        *cameras,
+        "logger=csv",
+        f"hydra.run.dir={run}",
     )
     assert code == 0, err
     result = json.loads((run / "result.json").read_text())
     assert {f"trajectory_mse/{group}" for group in GROUPS} <= set(result["metrics"])
     parts = result["parameters"]["parts"]
     per_layer = 2 * 16 * 32  # rank times what goes in and what comes out of SigLIP's 32 wide layers
-    assert parts["vision"]["trainable"] == 3 * 2 * per_layer + (2 if cameras else 1) * 32  # LoRA, and which camera it is
+    assert (
+        parts["vision"]["trainable"] == 3 * 2 * per_layer + (2 if cameras else 1) * 32
+    )  # LoRA, and which camera it is
     assert all(parts[name]["bytes"] > 0 for name in ("vision", "text", "fusion", "head"))
     if quant != "none":
         assert all(0 < result["quantization"][part]["error"] < 0.25 for part in ("vision", "text"))
@@ -141,13 +178,19 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(quant: str, command: C
         assert "the policy's cameras is ['cam_high', 'cam_left_wrist'], that of the data set" in err
     policy = provla.load(run)
     n = len(policy.spec.cameras)
-    chunk = policy.act(provla.Observation(torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"]))
+    chunk = policy.act(
+        provla.Observation(
+            torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"]
+        )
+    )
     assert chunk.shape == (1, 16, 14)
     code, out, err = command("export", f"checkpoint={run}")
     assert code == 0, err
     assert "merged 6 layers of vision" in out if quant == "none" else "merged 18 layers of vision" in out
     assert provla.load(run / "policy-full").act(
-        provla.Observation(torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"])
+        provla.Observation(
+            torch.zeros(1, 1, n, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 14), ["Open the cabinet"]
+        )
     ).shape == (1, 16, 14)
     code, _, err = command("export", f"checkpoint={run}")
     assert code == 2

@@ -36,7 +36,14 @@ def outcomes(rate: float, seed: int, arm: int, episodes: int = 50) -> dict[tuple
     return {(task, 100_000 + i): bool(draws[t, i] < level) for t, task in enumerate(TASKS) for i in range(episodes)}
 
 
-def write_run(folder: Path, config_hash: str, seed: int, successes: Mapping[tuple[str, int], bool], mse: float = 0.1, **changes: Any) -> None:
+def write_run(
+    folder: Path,
+    config_hash: str,
+    seed: int,
+    successes: Mapping[tuple[str, int], bool],
+    mse: float = 0.1,
+    **changes: Any,
+) -> None:
     """A completed run as provla.train leaves it, with these episodes."""
     folder.mkdir(parents=True, exist_ok=True)
     rate = sum(successes.values()) / len(successes) if successes else math.nan
@@ -46,7 +53,15 @@ def write_run(folder: Path, config_hash: str, seed: int, successes: Mapping[tupl
         "seed": seed,
         "objective": {"name": "success_rate", "value": rate} if successes else {"name": "trajectory_mse", "value": mse},
         "metrics": {"trajectory_mse": mse, "success_rate": rate},
-        "success": {"success_rate": {"rate": rate, "low": 0.0, "high": 1.0, "episodes": len(successes), "successes": sum(successes.values())}}
+        "success": {
+            "success_rate": {
+                "rate": rate,
+                "low": 0.0,
+                "high": 1.0,
+                "episodes": len(successes),
+                "successes": sum(successes.values()),
+            }
+        }
         if successes
         else {},
         "parameters": {"trainable": 1_000_000, "total": 2_000_000},
@@ -61,12 +76,17 @@ def write_run(folder: Path, config_hash: str, seed: int, successes: Mapping[tupl
     }
     write_json(folder / "config.json", {})
     write_json(folder / "result.json", result | changes)
-    lines = ["task,instruction,episode_seed,success,steps", *(f"{task},x,{number},{int(won)},50" for (task, number), won in successes.items())]
+    lines = [
+        "task,instruction,episode_seed,success,steps",
+        *(f"{task},x,{number},{int(won)},50" for (task, number), won in successes.items()),
+    ]
     (folder / "episodes.csv").write_text("\n".join(lines) + "\n")
     (folder / "metrics.csv").write_text("step,train/loss,val/trajectory_mse\n400,0.5,0.3\n600,0.4,\n800,0.3,0.2\n")
 
 
-def make_study(folder: Path, rates: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2), episodes: int = 50, **changes: Any) -> Path:
+def make_study(
+    folder: Path, rates: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2), episodes: int = 50, **changes: Any
+) -> Path:
     """A finished study over `fusion`: arm → the rate at which it succeeds."""
     jobs = []
     for number, (arm, rate) in enumerate(rates.items()):
@@ -153,7 +173,10 @@ def test_an_objective_of_one_task_counts_its_episodes_alone(tmp_path: Path) -> N
         result["objective"] = {"name": "success_rate/drawer-open", "value": 0.5}
         write_json(file, result)
     _, found = judge(load_study(folder), 0.1).compared[0]
-    ours, theirs = ([outcomes(rate, s, n)["drawer-open", 100_000 + i] for s in range(3) for i in range(50)] for rate, n in ((0.7, 1), (0.5, 0)))
+    ours, theirs = (
+        [outcomes(rate, s, n)["drawer-open", 100_000 + i] for s in range(3) for i in range(50)]
+        for rate, n in ((0.7, 1), (0.5, 0))
+    )
     assert found.difference == pytest.approx(np.mean(ours) - np.mean(theirs))
 
 
@@ -164,7 +187,9 @@ def test_a_grid_of_two_axes_has_effects(tmp_path: Path) -> None:
             for seed in range(3):
                 name = f"fusion={fusion},n={steps},seed={seed}"
                 axes = {"fusion": fusion, "n_action_steps": steps}
-                jobs.append(Job(name, axes | {"seed": str(seed)}, axes, seed, name, f"fusion={fusion}, n_action_steps={steps}"))
+                jobs.append(
+                    Job(name, axes | {"seed": str(seed)}, axes, seed, name, f"fusion={fusion}, n_action_steps={steps}")
+                )
                 write_run(folder / name, name, seed, outcomes(0.3 + 0.4 * f, seed, 2 * f + n))
     save_sweep(folder, Sweep("grid", None, "grid", jobs[0].arm, "success_rate", "x", jobs))
     effects = {row["effect"]: row for row in judge(load_study(folder), 0.1).effects}
@@ -188,8 +213,13 @@ def test_half_run_failed_pruned_and_damaged_cells_are_shown_and_counted(tmp_path
     shutil.rmtree(folder / "fusion=b,seed=2")
     (folder / "fusion=c,seed=0" / "result.json").write_text('{"status": "compl')
     (folder / "fusion=c,seed=1" / "result.json").unlink()
-    write_json(folder / "fusion=c,seed=2" / "result.json", {"status": "failed", "error": "Traceback\nValueError: no GPU", "attempts": 2})
-    write_json(folder / "fusion=d,seed=0" / "result.json", {"status": "pruned", "stopped": "pruned", "train_steps": 200})
+    write_json(
+        folder / "fusion=c,seed=2" / "result.json",
+        {"status": "failed", "error": "Traceback\nValueError: no GPU", "attempts": 2},
+    )
+    write_json(
+        folder / "fusion=d,seed=0" / "result.json", {"status": "pruned", "stopped": "pruned", "train_steps": 200}
+    )
     (folder / "fusion=d,seed=1" / "episodes.csv").write_text("task,instruction,episode_seed,success,steps\n")
     write_run(folder / "fusion=d,seed=2", "another", 2, outcomes(0.4, 2, 3))
     write_run(folder / "stray", "x", 0, outcomes(0.4, 0, 9))
@@ -212,15 +242,24 @@ def test_half_run_failed_pruned_and_damaged_cells_are_shown_and_counted(tmp_path
     assert verdict.compared[0][1].seeds == [0, 1]
     with (folder / "report" / "arms.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
-    assert (rows["d"]["verdict"], rows["d"]["pruned"], rows["d"]["damaged"], rows["c"]["failed"]) == (UNKNOWN, "1", "2", "1")
+    assert (rows["d"]["verdict"], rows["d"]["pruned"], rows["d"]["damaged"], rows["c"]["failed"]) == (
+        UNKNOWN,
+        "1",
+        "2",
+        "1",
+    )
 
 
 def test_results_of_odd_content_are_named_and_crash_nothing(tmp_path: Path, command: Command) -> None:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.7, "c": 0.6})
     write_json(folder / "fusion=a,seed=0" / "result.json", {"status": "completed", "config_hash": "a0"})
     write_run(folder / "fusion=b,seed=0", "b0", 0, outcomes(0.7, 0, 1), objective={"name": "loss", "value": 0.1})
-    write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1), objective={"name": "success_rate", "value": "many"})
-    write_run(folder / "fusion=b,seed=2", "b2", 2, outcomes(0.7, 2, 1), objective={"name": "success_rate", "value": math.nan})
+    write_run(
+        folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1), objective={"name": "success_rate", "value": "many"}
+    )
+    write_run(
+        folder / "fusion=b,seed=2", "b2", 2, outcomes(0.7, 2, 1), objective={"name": "success_rate", "value": math.nan}
+    )
     bare = {"status": "completed", "config_hash": "c0", "objective": {"name": "success_rate", "value": 0.6}}
     write_json(folder / "fusion=c,seed=0" / "result.json", bare | {"success": {"success_rate": {"episodes": 100}}})
     (folder / "fusion=c,seed=1" / "metrics.csv").write_text("")
@@ -247,7 +286,9 @@ def test_the_order_of_the_episodes_rows_changes_no_verdict(tmp_path: Path) -> No
     (folder / "fusion=b,seed=1" / "episodes.csv").write_text("\n".join([head, rows[0], *rows]) + "\n")
     (broken,) = (run for run in load_study(folder).runs if run.problem)
     assert broken.job.folder == "fusion=b,seed=1"
-    assert re.search(r"episodes\.csv cannot be read: (drawer-open|window-close), episode seed \d+ stands there twice", broken.problem)
+    assert re.search(
+        r"episodes\.csv cannot be read: (drawer-open|window-close), episode seed \d+ stands there twice", broken.problem
+    )
 
 
 def test_a_study_on_several_machines_says_so(tmp_path: Path) -> None:
@@ -259,13 +300,20 @@ def test_a_study_on_several_machines_says_so(tmp_path: Path) -> None:
     assert not any("machine" in problem for problem in judge(load_study(folder), 0.1).problems)
     write_run(folder / "fusion=a,seed=0", "a0", 0, outcomes(0.5, 0, 0), machine={**here, "threads": 4})
     (said,) = (problem for problem in judge(load_study(folder), 0.1).problems if "machine" in problem)
-    assert "the runs were made on 2 kinds of machine: cpu Xeon, instruction_set AVX512, threads 2; cpu Xeon, instruction_set AVX512, threads 4" in said
+    assert (
+        "the runs were made on 2 kinds of machine: cpu Xeon, instruction_set AVX512, threads 2; cpu Xeon, "
+        "instruction_set AVX512, threads 4" in said
+    )
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a\nb"])
 def test_a_studys_name_is_one_plain_name(name: str, command: Command, tmp_path: Path) -> None:
     asked = f'study="{name}"'
-    for code, _, err in (command("report", asked), command("train", "-m", "seed=0,1", "dataset=fake", asked), command("train", "dataset=fake", asked)):
+    for code, _, err in (
+        command("report", asked),
+        command("train", "-m", "seed=0,1", "dataset=fake", asked),
+        command("train", "dataset=fake", asked),
+    ):
         assert code == 2, err
         assert f"study={name!r}: expected one plain name" in err
     assert not list(tmp_path.glob("**/result.json"))
@@ -286,7 +334,10 @@ def test_arms_on_other_episodes_are_refused_as_unpaired(tmp_path: Path, command:
     write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.7, 1, 1, episodes=40))
     code, _, err = command("report", f"folder={folder}")
     assert code == 2
-    assert "unpaired: fusion=b,seed=1 was evaluated on 80 episodes and fusion=a,seed=0 on 100, of which 80 are the same" in err
+    assert (
+        "unpaired: fusion=b,seed=1 was evaluated on 80 episodes and fusion=a,seed=0 on 100, of which 80 are the same"
+        in err
+    )
     assert "needs the same eval_episodes, env.tasks and env.first_seed" in err
     assert not (folder / "report").exists()
 
@@ -330,13 +381,18 @@ def test_the_plan_says_what_a_design_resolves(command: Command) -> None:
     assert code == 0, err
     assert "Which fusion of image, instruction and state" in out
     assert "21 jobs (7 arms, 3 seeds) in outputs/fusion: 21 missing" in out
-    assert "3 seeds × 100 episodes resolve 12 points, 15 with Holm's correction for 6 comparisons (80 % power)" in out.replace("\n", " ")
+    assert (
+        "3 seeds × 100 episodes resolve 12 points, 15 with Holm's correction for 6 comparisons (80 % power)"
+        in out.replace("\n", " ")
+    )
     assert not Path("outputs").exists()
     code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=film,add","eval_episodes=80"]')
     assert code == 2
     assert "baseline='concat_mlp' is not among the arms; the arms are: film; add" in err
     write_json(Path("outputs/fusion/earlier/result.json"), {"status": "completed", "wall_seconds": 170.0})
-    code, out, err = command("report", "study=fusion", "plan=true", 'overrides=["fusion=concat_mlp,add","eval_episodes=80"]')
+    code, out, err = command(
+        "report", "study=fusion", "plan=true", 'overrides=["fusion=concat_mlp,add","eval_episodes=80"]'
+    )
     assert code == 0, err
     assert "hydra.sweeper.timeout=9 (minutes), three times what the longest finished run took" in " ".join(out.split())
     assert "3 seeds × 400 episodes resolve 6 points" in out
@@ -353,7 +409,9 @@ def test_a_pilot_at_the_ceiling_is_warned_of(tmp_path: Path, command: Command) -
     assert "is missing; expected the folder of a completed run that was evaluated in simulation" in err
 
 
-@pytest.mark.parametrize(("study", "arms", "seeds"), [("scheduler", 4, 3), ("quant", 3, 3), ("baselines", 3, 3), ("confirm", 3, 5)])
+@pytest.mark.parametrize(
+    ("study", "arms", "seeds"), [("scheduler", 4, 3), ("quant", 3, 3), ("baselines", 3, 3), ("confirm", 3, 5)]
+)
 def test_studies_ready_to_run_compose(study: str, arms: int, seeds: int, command: Command) -> None:
     code, out, err = command("report", f"study={study}", "plan=true")
     assert code == 0, err
@@ -378,7 +436,12 @@ def filmed(tmp_path: Path) -> Path:
     folder = make_study(tmp_path / "s", {"concat_mlp": 0.5, "film": 0.8, "a_b & 10%": 0.4})
     for run in folder.glob("fusion*"):
         films = [
-            Outcome(Episode(task, "x", i, True), bool(i), 8, [np.full((32, 32, 3), 20 * t + 60 * i, np.uint8) for t in range(8)])
+            Outcome(
+                Episode(task, "x", i, True),
+                bool(i),
+                8,
+                [np.full((32, 32, 3), 20 * t + 60 * i, np.uint8) for t in range(8)],
+            )
             for task in TASKS
             for i in (0, 1)
         ]
@@ -386,7 +449,9 @@ def filmed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_form_of_the_report(filmed: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_of_the_report(
+    filmed: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report_command, "ROOT", tmp_path / "project")
     code, out, err = command("report", f"folder={filmed}", "publish=true")
     assert code == 0, err
@@ -439,7 +504,12 @@ def test_the_page_in_a_browser(filmed: Path, command: Command) -> None:
 
         def column(name: str) -> list[str]:
             at = page.eval_on_selector_all("#arms th", "heads => heads.map(head => head.innerText.trim())").index(name)
-            return [str(text) for text in page.eval_on_selector_all(f"#arms tbody tr td:nth-child({at + 1})", "cells => cells.map(cell => cell.innerText)")]
+            return [
+                str(text)
+                for text in page.eval_on_selector_all(
+                    f"#arms tbody tr td:nth-child({at + 1})", "cells => cells.map(cell => cell.innerText)"
+                )
+            ]
 
         assert column("arm") == ["concat_mlp", "film", "a_b & 10%"]
         head = page.locator("#arms th", has_text="mean over seeds")
@@ -458,7 +528,10 @@ def test_the_page_in_a_browser(filmed: Path, command: Command) -> None:
         # The page's own policy stops whatever would leave it.
         assert page.evaluate("fetch('https://example.org').then(() => 'left', () => 'stopped')") == "stopped"
         browser.close()
-    assert [url for url in requests if not url.startswith(("data:", "file:", "blob:"))] in ([], ["https://example.org/"])
+    assert [url for url in requests if not url.startswith(("data:", "file:", "blob:"))] in (
+        [],
+        ["https://example.org/"],
+    )
     assert len([url for url in requests if url.startswith("file:")]) == 1
     assert all("example.org" in error for error in errors), errors
 
@@ -470,7 +543,16 @@ def test_a_search_is_reported_and_a_held_storage_is_named(tmp_path: Path, comman
     folder = tmp_path / "search"
     space = ["trainer.lr=tag(log, interval(1e-5, 1e-1))", "fusion=choice(film,concat_mlp)"]
     ours = [o for o in FAKE if not o.startswith("logger")]
-    code, out, err = command("train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=5", *space, *ours, "logger=csv", f"hydra.sweep.dir={folder}")
+    code, out, err = command(
+        "train",
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=5",
+        *space,
+        *ours,
+        "logger=csv",
+        f"hydra.sweep.dir={folder}",
+    )
     assert code == 0, err
     code, out, err = command("report", f"folder={folder}")
     assert code == 0, err

@@ -20,7 +20,9 @@ def test_a_run_comes_out_again_and_what_differs_is_named(command: Command, tmp_p
     assert "came out again, weights, metrics and episodes, to the last bit" in " ".join(out.split())
     found = json.loads((again / "rerun.json").read_text())
     assert (found["same"], found["environment"]) == (True, {})
-    assert (again / "policy" / "weights.safetensors").read_bytes() == (run / "policy" / "weights.safetensors").read_bytes()
+    assert (again / "policy" / "weights.safetensors").read_bytes() == (
+        run / "policy" / "weights.safetensors"
+    ).read_bytes()
 
     # Another number, another curve, another torch, another machine: each is named.
     result = json.loads((run / "result.json").read_text())

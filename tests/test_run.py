@@ -1,4 +1,6 @@
-"""Commands and runs as a user meets them: what a folder holds, what is written, what is said when something is wrong."""
+"""Commands and runs as a user meets them: what a folder holds, what is written, what is said when something is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,19 @@ def metaworld(recording: Path, tmp_path: Path) -> list[str]:
     (datasets / recording.name).symlink_to(recording)
     tiny = [o for o in FAKE if not o.startswith(("dataset", "logger", "horizon", "n_action"))]
     recorded = json.loads((recording / "recording.json").read_text())
-    dataset = [f"dataset.{key}={json.dumps(value)}" for key, value in recorded.items() if key not in ("version", "sha256")]
-    return [*tiny, *dataset, "eval_episodes=2", "env.num_envs=4", "env.max_episode_steps=24", "env.videos_per_task=1", "dataset.val_fraction=0.5", "logger=csv"]
+    dataset = [
+        f"dataset.{key}={json.dumps(value)}" for key, value in recorded.items() if key not in ("version", "sha256")
+    ]
+    return [
+        *tiny,
+        *dataset,
+        "eval_episodes=2",
+        "env.num_envs=4",
+        "env.max_episode_steps=24",
+        "env.videos_per_task=1",
+        "dataset.val_fraction=0.5",
+        "logger=csv",
+    ]
 
 
 def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: list[str], tmp_path: Path) -> None:
@@ -53,18 +66,35 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert result["objective"]["value"] == result["metrics"]["success_rate"]
     assert set(result["success"]) == {"drawer-close", "window-open", "success_rate"}
     assert result["choices"]["fusion"] == "concat_mlp"
-    for key in ("config_hash", "seed", "parameters", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "versions", "commit", "train_seconds"):
+    for key in (
+        "config_hash",
+        "seed",
+        "parameters",
+        "wall_seconds",
+        "ms_per_chunk",
+        "peak_memory_mb",
+        "versions",
+        "commit",
+        "train_seconds",
+    ):
         assert key in result
     with (run / "episodes.csv").open() as file:
         episodes = list(csv.DictReader(file))
-    assert [(e["task"], int(e["episode_seed"])) for e in episodes] == [(t, 100000 + i) for t in ("drawer-close", "window-open") for i in range(2)]
+    assert [(e["task"], int(e["episode_seed"])) for e in episodes] == [
+        (t, 100000 + i) for t in ("drawer-close", "window-open") for i in range(2)
+    ]
     assert sum(int(e["success"]) for e in episodes) / 4 == result["metrics"]["success_rate"]
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(r["train/loss"]) > 0 for r in rows if r["train/loss"]] == [True] * 4
     assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "chunks.png"}
     assert {p.name for p in (run / "videos").iterdir()} == {"drawer-close.mp4", "window-open.mp4"}
-    assert {p.name for p in (run / "policy").iterdir()} == {"config.json", "manifest.json", "weights.safetensors", "text"}  # text: its tokenizer
+    assert {p.name for p in (run / "policy").iterdir()} == {
+        "config.json",
+        "manifest.json",
+        "weights.safetensors",
+        "text",
+    }  # text: its tokenizer
     assert {p.name for p in (run / "checkpoints").iterdir()} >= {"latest", "best", "step_0000004"}
 
     # Again: the folder already holds the answer.
@@ -86,7 +116,10 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     changes = ["eval_episodes=1", "env.first_seed=7", "n_action_steps=2", "scheduler.num_inference_steps=2"]
     code, _, err = command("evaluate", f"checkpoint={run}", *changes, f"hydra.run.dir={tmp_path / 'few'}")
     assert code == 0, err
-    assert [line.split(",")[2] for line in (tmp_path / "few" / "episodes.csv").read_text().splitlines()[1:]] == ["7", "7"]
+    assert [line.split(",")[2] for line in (tmp_path / "few" / "episodes.csv").read_text().splitlines()[1:]] == [
+        "7",
+        "7",
+    ]
     # As if it had been trained so: of one identity.
     asked = json.loads((run / "config.json").read_text())
     asked |= {"eval_episodes": 1, "n_action_steps": 2, "env": {**asked["env"], "episodes_per_task": 1, "first_seed": 7}}
@@ -119,7 +152,10 @@ def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_pat
     policy, spec = load_policy(tmp_path / "run" / "policy", torch.device("cpu"))
     again, _ = load_policy(tmp_path / "run" / "policy", torch.device("cpu"))
     observation = fake_observation(spec, 2)
-    assert torch.equal(policy.act(observation, torch.Generator().manual_seed(0)), again.act(observation, torch.Generator().manual_seed(0)))
+    assert torch.equal(
+        policy.act(observation, torch.Generator().manual_seed(0)),
+        again.act(observation, torch.Generator().manual_seed(0)),
+    )
     assert "hydra" not in (tmp_path / "run" / "policy" / "config.json").read_text()
     code, out, err = command("evaluate", f"checkpoint={tmp_path / 'run'}")
     assert code == 0, err
@@ -131,7 +167,9 @@ def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_pat
 
 
 def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command: Command, tmp_path: Path) -> None:
-    code, _, err = command("train", "-m", *FAKE, "fusion=concat_mlp,film", "n_action_steps=4,9", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    code, _, err = command(
+        "train", "-m", *FAKE, "fusion=concat_mlp,film", "n_action_steps=4,9", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    )
     assert code == 1
     results = {f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "sweep").glob("*/result.json")}
     assert len(results) == 4
@@ -141,7 +179,9 @@ def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command
     assert err.count("failed: n_action_steps=9") == 4  # each is tried twice
 
 
-def test_wandb_offline_run_per_job_in_the_runs_folder(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline_run_per_job_in_the_runs_folder(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     jobs = [o for o in FAKE if not o.startswith("logger")]
     code, out, err = command("train", "-m", *jobs, "seed=0,1", "study=probe", f"hydra.sweep.dir={tmp_path / 'sweep'}")
@@ -162,7 +202,9 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     (tmp_path / ".env").write_text("WANDB_API_KEY=0123456789012345678901234567890123456789\n")  # read from here
     try:
-        code, out, err = command("train", *[o for o in FAKE if not o.startswith("logger")], f"hydra.run.dir={tmp_path / 'run'}")
+        code, out, err = command(
+            "train", *[o for o in FAKE if not o.startswith("logger")], f"hydra.run.dir={tmp_path / 'run'}"
+        )
     finally:
         os.environ.pop("WANDB_API_KEY", None)
     assert code == 0, err
@@ -174,7 +216,10 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fusion=magic"], r"unknown option fusion=magic; valid: add, bilinear, bottleneck, concat_mlp, cross_attention, film"),
+        (
+            ["fusion=magic"],
+            r"unknown option fusion=magic; valid: add, bilinear, bottleneck, concat_mlp, cross_attention, film",
+        ),
         (["trainer.batchsize=3"], r"unknown key 'trainer.batchsize'; did you mean trainer.batch_size?"),
         (["fusoin=film"], "unknown"),
         (["+trainer.speed=3"], "nothing reads trainer.speed=3"),
@@ -192,11 +237,14 @@ def test_wandb_unreachable_is_no_crash(command: Command, tmp_path: Path, monkeyp
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_message_and_a_non_zero_exit(command: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_message_and_a_non_zero_exit(
+    command: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     base = [
         o
         for o in FAKE
-        if not (arguments[0].startswith("dataset=lerobot") and o.startswith("dataset")) and not (arguments[0].startswith("vision=") and o.startswith("vision"))
+        if not (arguments[0].startswith("dataset=lerobot") and o.startswith("dataset"))
+        and not (arguments[0].startswith("vision=") and o.startswith("vision"))
     ]
     code, _, err = command("train", *base, *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert code != 0
@@ -260,7 +308,9 @@ def test_job_folders_are_named_by_their_overrides() -> None:
 
     assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
     assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
-    assert job_folder("fusion=film,pruner.n_startup_jobs=2,seed=0") == "fusion=film,seed=0"  # a pruner changes no result
+    assert (
+        job_folder("fusion=film,pruner.n_startup_jobs=2,seed=0") == "fusion=film,seed=0"
+    )  # a pruner changes no result
     long = [job_folder(",".join(f"key{i}=value" for i in range(40)) + f",seed={seed}") for seed in (0, 1)]
     assert long[0] != long[1]
     assert len(long[0]) < 130
@@ -275,7 +325,9 @@ def test_identity_ignores_what_cannot_change_a_result() -> None:
 
 
 def test_interrupted_run_resumes_in_its_folder(command: Command, tmp_path: Path) -> None:
-    """kill -9 in the middle of a real process; the same command, in another one, ends with the weights of an uninterrupted run."""
+    """kill -9 in the middle of a real process; the same command, in another one, ends with the weights of an
+    uninterrupted run.
+    """
     from safetensors.torch import load_file
 
     arguments = [*FAKE, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
@@ -301,21 +353,27 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(command: Command, tmp_path: Path
     fake = [o for o in FAKE if not o.startswith("logger")]
     run = tmp_path / "run"
     for steps in (4, 4):
-        code, _, err = command("train", *fake, "logger=wandb", "logger.mode=offline", f"trainer.max_steps={steps}", f"hydra.run.dir={run}")
+        code, _, err = command(
+            "train", *fake, "logger=wandb", "logger.mode=offline", f"trainer.max_steps={steps}", f"hydra.run.dir={run}"
+        )
         assert code == 0, err
         (run / "result.json").unlink()  # as if it had been killed before it wrote its result
     ids = {file.stem for file in (run / "wandb").glob("offline-run-*/*.wandb")}
     assert ids == {f"run-{json.loads((run / 'wandb_run.json').read_text())['id']}"}
 
 
-def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W&B offline records the artifacts with their aliases; its files bring the run back where the folder is gone."""
     from safetensors.torch import load_file
 
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb_data"))
     fake = [o for o in FAKE if not o.startswith("logger")]
     first, again = tmp_path / "first", tmp_path / "again"
-    code, _, err = command("train", *fake, "logger=wandb", "logger.mode=offline", "logger.artifacts=true", f"hydra.run.dir={first}")
+    code, _, err = command(
+        "train", *fake, "logger=wandb", "logger.mode=offline", "logger.artifacts=true", f"hydra.run.dir={first}"
+    )
     assert code == 0, err
     (transactions,) = (first / "wandb").glob("offline-run-*/*.wandb")
     records = list(_records(transactions))
@@ -340,7 +398,10 @@ def test_a_run_resumes_from_the_checkpoint_an_artifact_holds(command: Command, t
     code, _, err = command(*other, f"hydra.run.dir={tmp_path / 'other'}")
     assert code == 2
     assert "is of another configuration" in err
-    for resume, message in (("/nowhere", "no such folder"), ("wandb://x", "expected wandb://<entity>/<project>/<name>:<alias>")):
+    for resume, message in (
+        ("/nowhere", "no such folder"),
+        ("wandb://x", "expected wandb://<entity>/<project>/<name>:<alias>"),
+    ):
         code, _, err = command("train", *fake, "logger=none", f"resume={resume}", f"hydra.run.dir={tmp_path / 'bad'}")
         assert code == 2
         assert message in err
@@ -361,11 +422,9 @@ def _records(path: Path) -> Iterator[Any]:
 
 def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\n"
-        "try: runpy.run_module('provla.train', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "heavy = [m for m in ('torch', 'transformers', 'lerobot', 'numpy') if m in sys.modules]\n"
-        "assert not heavy, heavy"
+        "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', "
+        "run_name='__main__')\nexcept SystemExit: pass\nheavy = [m for m in ('torch', 'transformers', 'lerobot', "
+        "'numpy') if m in sys.modules]\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -374,14 +433,22 @@ def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: P
 
 def test_readme_and_makefile_name_the_same_commands() -> None:
     readme = (ROOT / "README.md").read_text()
-    for line in ("make train", "make test", "python -m provla.train fusion=perceiver quant=4bit", "pip install -e '.[dev]' -c constraints.txt"):
+    for line in (
+        "make train",
+        "make test",
+        "python -m provla.train fusion=perceiver quant=4bit",
+        "pip install -e '.[dev]' -c constraints.txt",
+    ):
         assert line in readme
 
 
 def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
     from provla.command.entry import _plain
 
-    assert _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",)) == "checkpoint='outputs/fusion/fusion=film,seed=0'"
+    assert (
+        _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",))
+        == "checkpoint='outputs/fusion/fusion=film,seed=0'"
+    )
     assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
     assert _plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
     assert _plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
@@ -395,9 +462,13 @@ def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
         (["dataset.episodes=2"], "dataset.val_fraction=0.34, and no instruction has two episodes"),
     ],
 )
-def test_training_goes_without_validation_and_says_so(changes: list[str], why: str, command: Command, tmp_path: Path) -> None:
+def test_training_goes_without_validation_and_says_so(
+    changes: list[str], why: str, command: Command, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    code, out, err = command("train", *[o for o in FAKE if not o.startswith("logger")], "logger=csv", *changes, f"hydra.run.dir={run}")
+    code, out, err = command(
+        "train", *[o for o in FAKE if not o.startswith("logger")], "logger=csv", *changes, f"hydra.run.dir={run}"
+    )
     assert code == 0, err
     assert f"no validation: no episode is held out ({why}); the objective is the training loss" in " ".join(out.split())
     result = read(run)
@@ -412,14 +483,25 @@ def test_training_goes_without_validation_and_says_so(changes: list[str], why: s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("objective=trajectory_mse", "objective='trajectory_mse' is not measured by this run (no episode is held out for validation); valid: auto, train/loss"),
-        ("trainer.keep=best", "trainer.keep=best goes by validation, and no episode is held out (dataset.val_fraction=0)"),
+        (
+            "objective=trajectory_mse",
+            (
+                "objective='trajectory_mse' is not measured by this run (no episode is held out for validation); valid: "
+                "auto, train/loss"
+            ),
+        ),
+        (
+            "trainer.keep=best",
+            "trainer.keep=best goes by validation, and no episode is held out (dataset.val_fraction=0)",
+        ),
         ("trainer.patience=2", "trainer.patience=2 goes by validation"),
         ("pruner=median", "goes by validation"),
         ("sampler_steps=[1,2]", "sampler_steps=[1, 2] goes by validation"),
     ],
 )
-def test_what_needs_validation_is_refused_where_there_is_none(change: str, message: str, command: Command, tmp_path: Path) -> None:
+def test_what_needs_validation_is_refused_where_there_is_none(
+    change: str, message: str, command: Command, tmp_path: Path
+) -> None:
     code, _, err = command("train", *FAKE, "dataset.val_fraction=0", change, f"hydra.run.dir={tmp_path / 'run'}")
     assert code == 2
     assert message in err

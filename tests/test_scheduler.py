@@ -37,7 +37,9 @@ def test_a_perfect_denoiser_samples_the_action(option: str, prediction_type: str
         """What an infinitely trained head predicts when the data is this one chunk."""
         a = alphas[t].view(-1, 1, 1)
         noise = (x - a.sqrt() * truth) / (1 - a).sqrt()
-        return {"epsilon": noise, "sample": truth, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * truth}[prediction_type]
+        return {"epsilon": noise, "sample": truth, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * truth}[
+            prediction_type
+        ]
 
     found = chosen.sample(head, CONTEXT, (2, 8, 3), torch.Generator().manual_seed(0))
     torch.testing.assert_close(found, truth, atol=2e-3, rtol=0)
@@ -70,7 +72,9 @@ def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
 
 @pytest.mark.parametrize("option", ["ddim", "ddpm", "dpm_solver", "flow", "l1", "mip"])
 def test_noise_and_steps_are_float32_whatever_the_head_computes_in(option: str) -> None:
-    """The same rounded head, once with bf16 answers to a bf16 context, as autocast and bf16 weights give them, once in float32."""
+    """The same rounded head, once with bf16 answers to a bf16 context, as autocast and bf16 weights give them, once in
+    float32.
+    """
     seen: list[torch.dtype] = []
 
     def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:

@@ -1,4 +1,6 @@
-"""Planted keys are found nowhere: in no file, no name of one, no message, no tracker's record; and hints are not hidden with them."""
+"""Planted keys are found nowhere: in no file, no name of one, no message, no tracker's record; and hints are not hidden
+with them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ COMMIT = "57c216476eefef5ab752ec549e440a49ae4ae5f3"
 
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WANDB_API_KEY", WANDB), ("PLANTED_TOKEN", TOKEN), ("MY_PASSWORD", PASSWORD), ("SSH_KEY", "/home/me/.ssh/id"), ("A_KEY", "short")):
+    for name, value in (
+        ("WANDB_API_KEY", WANDB),
+        ("PLANTED_TOKEN", TOKEN),
+        ("MY_PASSWORD", PASSWORD),
+        ("SSH_KEY", "/home/me/.ssh/id"),
+        ("A_KEY", "short"),
+    ):
         monkeypatch.setenv(name, value)
 
 
@@ -60,7 +68,10 @@ def test_what_is_no_secret_stays(text: str) -> None:
     ("text", "shown"),
     [
         ("+logger.api_key=abc", "+logger.api_key=<hidden>"),
-        ("nothing reads logger.api_key='a b'; it takes: project", "nothing reads logger.api_key='<hidden>'; it takes: project"),
+        (
+            "nothing reads logger.api_key='a b'; it takes: project",
+            "nothing reads logger.api_key='<hidden>'; it takes: project",
+        ),
         ('{"hf_token": "abc", "seed": 0}', '{"hf_token": "<hidden>", "seed": 0}'),
         ('{\\"client_secret\\": \\"abc\\"}', '{\\"client_secret\\": \\"<hidden>\\"}'),
         ("password=123456", "password=<hidden>"),
@@ -81,7 +92,16 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
 def test_configurations_keep_everything_else(tmp_path: Path) -> None:
     config = compose(*FAKE)
     assert hide_in(config) == config
-    secret = {**config, "dataset": {**config["dataset"], "api_key": "abc", "url": "https://me:pw@host", "revision": COMMIT, "pad_token": "<pad>"}}
+    secret = {
+        **config,
+        "dataset": {
+            **config["dataset"],
+            "api_key": "abc",
+            "url": "https://me:pw@host",
+            "revision": COMMIT,
+            "pad_token": "<pad>",
+        },
+    }
     write_json(tmp_path / "config.json", secret | {"said": ["say the password: swordfish"]})
     stored = (tmp_path / "config.json").read_text()
     assert "abc" not in stored
@@ -97,7 +117,10 @@ def test_configurations_keep_everything_else(tmp_path: Path) -> None:
     ("argument", "reason"),
     [
         ("+logger.api_key=literal-9d2e", "+logger.api_key=<hidden> holds a secret"),
-        ("dataset.root=https://me:literal-9d2e@host/x", "dataset.root=https://<hidden>@host/x holds credentials in a URL"),
+        (
+            "dataset.root=https://me:literal-9d2e@host/x",
+            "dataset.root=https://<hidden>@host/x holds credentials in a URL",
+        ),
         ("resume=https://host/x?token=literal-9d2e", "https://host/x?token=<hidden>' holds a key in a URL"),
         ("question=hf_abcdEFGH1234567890ijkl", "question=<hidden> holds a Hugging Face token"),
         (f"question={TOKEN}", "question=<hidden> holds the value of PLANTED_TOKEN"),
@@ -105,7 +128,9 @@ def test_configurations_keep_everything_else(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("many", [False, True])
-def test_a_secret_on_the_command_line_is_refused_and_leaves_nothing(command: Command, tmp_path: Path, argument: str, reason: str, many: bool) -> None:
+def test_a_secret_on_the_command_line_is_refused_and_leaves_nothing(
+    command: Command, tmp_path: Path, argument: str, reason: str, many: bool
+) -> None:
     where = [f"hydra.sweep.dir={tmp_path / 'out'}", "-m"] if many else [f"hydra.run.dir={tmp_path / 'out'}"]
     code, out, err = command("train", *FAKE, argument, *where)
     assert code == 2
@@ -123,10 +148,18 @@ def test_a_secret_in_a_yaml_is_refused(command: Command, tmp_path: Path) -> None
     ):
         (mine / group).mkdir(parents=True)
         (mine / group / "leaky.yaml").write_text(text)
-    for number, arguments in enumerate((["fusion=leaky"], ["-m", "fusion=leaky,film"], ["-m", "experiments=leaky", "seed=0,1"])):
+    for number, arguments in enumerate(
+        (["fusion=leaky"], ["-m", "fusion=leaky,film"], ["-m", "experiments=leaky", "seed=0,1"])
+    ):
         out = tmp_path / f"out{number}"
         code, *said = command(
-            "train", "--config-dir", str(mine), *arguments, *[o for o in FAKE if "fusion" not in o], f"hydra.run.dir={out}", f"hydra.sweep.dir={out}"
+            "train",
+            "--config-dir",
+            str(mine),
+            *arguments,
+            *[o for o in FAKE if "fusion" not in o],
+            f"hydra.run.dir={out}",
+            f"hydra.sweep.dir={out}",
         )
         assert code != 0
         assert "holds a" in said[1]
@@ -139,7 +172,12 @@ def test_a_run_that_reads_secrets_from_the_environment_keeps_none(command: Comma
     """A whole run with W&B offline, again, judged again, and one that fails with the secret in its error."""
     fake = [o for o in FAKE if not o.startswith("logger")]
     run = tmp_path / "run"
-    tracked = ["logger=wandb", "logger.mode=offline", "question='is it ${oc.env:PLANTED_TOKEN}?'", f"hydra.run.dir={run}"]
+    tracked = [
+        "logger=wandb",
+        "logger.mode=offline",
+        "question='is it ${oc.env:PLANTED_TOKEN}?'",
+        f"hydra.run.dir={run}",
+    ]
     for said in ("written to", "completed already"):
         code, out, err = command("train", *fake, *tracked)
         assert code == 0, err

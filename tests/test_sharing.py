@@ -26,7 +26,10 @@ TIMES = {"train_seconds", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "tra
 
 def curves(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if "seconds" not in key and "per_second" not in key} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if "seconds" not in key and "per_second" not in key}
+            for row in csv.DictReader(file)
+        ]
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -37,7 +40,14 @@ def same_weights(one: Path, other: Path) -> bool:
 def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     plain = [o for o in FAKE if not o.startswith("n_action")] + ["logger=csv"]
-    asked = ["train", "-m", *plain, "n_action_steps=4,8", "scheduler.num_inference_steps=2,5", f"hydra.sweep.dir={sweep}"]
+    asked = [
+        "train",
+        "-m",
+        *plain,
+        "n_action_steps=4,8",
+        "scheduler.num_inference_steps=2,5",
+        f"hydra.sweep.dir={sweep}",
+    ]
     code, out, err = command(*asked)
     assert code == 0, err
     assert "has trained these weights already" in " ".join(out.split())
@@ -50,7 +60,8 @@ def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp
     said = " ".join(judge(load_study(sweep), 0.1).notes)
     assert "3 of 4 runs took their weights from another run's training" in said
     assert "trainings behind these runs: 1." in said
-    # Each is as if it had trained alone: to the last bit where its own sampler validated it, at its end where another did.
+    # Each is as if it had trained alone: to the last bit where its own sampler validated it, at its end where another
+    # did.
     for run in others[:2]:
         steps, sampler = json.loads((run.folder / "config.json").read_text()), first.folder / "config.json"
         alone = tmp_path / "alone" / run.job.folder
@@ -73,11 +84,24 @@ def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp
 
 
 def test_a_job_that_was_killed_after_its_training_shares_it_and_goes_on(command: Command, tmp_path: Path) -> None:
-    """Over a restart: the first one's training is done, its result lost; the second one has begun a training of its own."""
+    """Over a restart: the first one's training is done, its result lost; the second one has begun a training of its
+    own.
+    """
     sweep = tmp_path / "s"
-    asked = ["train", "-m", *[o for o in FAKE if not o.startswith("n_action")], "n_action_steps=4,8", f"hydra.sweep.dir={sweep}"]
+    asked = [
+        "train",
+        "-m",
+        *[o for o in FAKE if not o.startswith("n_action")],
+        "n_action_steps=4,8",
+        f"hydra.sweep.dir={sweep}",
+    ]
     assert command(*asked)[0] == 0
-    first, second = (sweep / f"n_action_steps={n}" if (sweep / f"n_action_steps={n}").exists() else next(sweep.glob(f"*n_action_steps={n}*")) for n in (4, 8))
+    first, second = (
+        sweep / f"n_action_steps={n}"
+        if (sweep / f"n_action_steps={n}").exists()
+        else next(sweep.glob(f"*n_action_steps={n}*"))
+        for n in (4, 8)
+    )
     results = {folder: read_result(folder) for folder in (first, second)}
     (first / "result.json").unlink()
     (second / "result.json").unlink()
@@ -134,7 +158,9 @@ def fake_run(folder: Path, config: dict[str, Any], **mark: Any) -> None:
     (folder / "checkpoints" / "step_0000002.damaged").mkdir()
     (folder / "checkpoints" / "latest").symlink_to("step_0000004")
     training = Training(folder, config)
-    write_json(folder / MARK, {"training": training.identity, "step": 4, "sampler": training._sampler, "by": None, **mark})
+    write_json(
+        folder / MARK, {"training": training.identity, "step": 4, "sampler": training._sampler, "by": None, **mark}
+    )
 
 
 def test_a_training_is_taken_over_from_whoever_finished_it(tmp_path: Path) -> None:
@@ -149,7 +175,11 @@ def test_a_training_is_taken_over_from_whoever_finished_it(tmp_path: Path) -> No
     taken = tmp_path / "mine" / "checkpoints"
     assert sorted(path.name for path in taken.iterdir()) == ["latest", "step_0000004"]
     assert (taken / "latest" / "weights").read_text() == "these"
-    history = [{"step": 2, "val/loss": 1.0, "val/trajectory_mse": 2.0}, {"step": 4, "train/loss": 3.0}, {"step": 4, "val/loss": 1.0, "val/x": 2.0}]
+    history = [
+        {"step": 2, "val/loss": 1.0, "val/trajectory_mse": 2.0},
+        {"step": 4, "train/loss": 3.0},
+        {"step": 4, "val/loss": 1.0, "val/x": 2.0},
+    ]
     assert training.own(history, 4) == [{"step": 2, "val/loss": 1.0}, {"step": 4, "train/loss": 3.0}]
     # Started again, it knows; and what it took stays whole where the other is deleted.
     with one_training(tmp_path / "mine", config) as again:

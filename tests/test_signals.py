@@ -1,4 +1,6 @@
-"""Signals for real, sent to this process: what each moment of a run makes of one. With more moments and processes: benchmarks/faults/fault_signals.py."""
+"""Signals for real, sent to this process: what each moment of a run makes of one. With more moments and processes:
+benchmarks/faults/fault_signals.py.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,17 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(("signum", "step"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 4)])
-def test_a_training_ends_at_its_steps_end_and_goes_on_bit_for_bit(tmp_path: Path, signum: signal.Signals, step: int) -> None:
+def test_a_training_ends_at_its_steps_end_and_goes_on_bit_for_bit(
+    tmp_path: Path, signum: signal.Signals, step: int
+) -> None:
     """Also where the signal comes between a step and its validation (step 4)."""
-    options = ["trainer.max_steps=6", "trainer.val_every=4", "trainer.log_every=3", "trainer.batch_size=4", "trainer.grad_accumulation=2"]
+    options = [
+        "trainer.max_steps=6",
+        "trainer.val_every=4",
+        "trainer.log_every=3",
+        "trainer.batch_size=4",
+        "trainer.grad_accumulation=2",
+    ]
     whole, expected = fit(tmp_path / "whole", *options)
     policy, trainer, train, val = setup(*options)
     seen = []
@@ -46,7 +56,9 @@ def test_a_training_ends_at_its_steps_end_and_goes_on_bit_for_bit(tmp_path: Path
     assert stored[1]["fit"]["step"] == step
     resumed, found = fit(tmp_path / "part", *options)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    rows = [[{k: v for k, v in row.items() if "per_second" not in k} for row in one.history] for one in (resumed, whole)]
+    rows = [
+        [{k: v for k, v in row.items() if "per_second" not in k} for row in one.history] for one in (resumed, whole)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -60,7 +72,14 @@ def test_a_command_ends_with_128_and_the_signal_and_says_how_to_go_on(command: C
 
     fake = [o for o in FAKE if not o.startswith(("logger", "trainer.max_steps", "trainer.val_every"))]
     threading.Thread(target=when_it_trains, daemon=True).start()
-    asked = ["train", *fake, "logger=csv", "trainer.max_steps=100000", "trainer.val_every=100000", f"hydra.run.dir={run}"]
+    asked = [
+        "train",
+        *fake,
+        "logger=csv",
+        "trainer.max_steps=100000",
+        "trainer.val_every=100000",
+        f"hydra.run.dir={run}",
+    ]
     code, _, err = command(*asked)
     assert code == 143
     assert "SIGTERM: ending after this step, with a checkpoint; a second signal ends at once" in err
@@ -92,7 +111,9 @@ def test_elsewhere_a_signal_ends_at_once_and_a_block_may_hold_it_back() -> None:
 
 
 def test_between_its_jobs_a_worker_remembers_a_signal(tmp_path: Path) -> None:
-    """A launcher's process: a signal between two jobs does not raise in the launcher's own code, and no further job starts."""
+    """A launcher's process: a signal between two jobs does not raise in the launcher's own code, and no further job
+    starts.
+    """
     child = os.fork()
     if not child:
         code = 1

@@ -40,7 +40,12 @@ def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "provla.train", *arguments], env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=log.parent
+            [sys.executable, "-m", "provla.train", *arguments],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=log.parent,
         )
 
 
@@ -72,7 +77,9 @@ def test_baselines() -> None:
     assert find_baseline(None, arms) == "fusion=film, n=1"
     assert find_baseline({"fusion": "add"}, arms) == "fusion=add, n=1"
     assert find_baseline("add", arms) == "fusion=add, n=1"
-    with pytest.raises(ValueError, match=r"baseline='moe' is not among the arms; the arms are: fusion=film, n=1; fusion=add, n=1"):
+    with pytest.raises(
+        ValueError, match=r"baseline='moe' is not among the arms; the arms are: fusion=film, n=1; fusion=add, n=1"
+    ):
         find_baseline("moe", arms)
     with pytest.raises(ValueError, match="'n=1' fits 2 arms"):
         find_baseline({"n": 1}, arms)
@@ -115,18 +122,26 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
         (["trainer.lrr=1,2"], "unknown key 'trainer.lrr'; did you mean trainer.lr?"),
         (["fusion=film,add", "baseline=moe"], "baseline='moe' is not among the arms; the arms are: film; add"),
         (["fusion=glob(nothing*)"], "has no values (a glob that fits nothing?)"),
-        (["trainer.lr=interval(1e-4,1e-3)"], "a grid has no continuous axes; list values, or search with hydra/sweeper=optuna"),
+        (
+            ["trainer.lr=interval(1e-4,1e-3)"],
+            "a grid has no continuous axes; list values, or search with hydra/sweeper=optuna",
+        ),
         (["fusion=film,add", "+arms.one=film"], "arms.one='film': expected a list of overrides"),
         ([OPTUNA], "nothing to search: give at least one axis"),
         ([OPTUNA, "fusion=choice(film,flim)"], "unknown option fusion=flim"),
         ([OPTUNA, "fusion=choice(film,add)", "hydra.sweeper.n_trials=0"], "n_trials=0: must be at least 1"),
         ([OPTUNA, "fusion=choice(film,add)", "hydra.sweeper.storage=mysql://x"], "expected sqlite:///<file>"),
-        (["pruner=median", "pruner.n_startup_jobs=-1", "seed=0,1"], "pruner.n_startup_jobs=-1: expected a whole number"),
+        (
+            ["pruner=median", "pruner.n_startup_jobs=-1", "seed=0,1"],
+            "pruner.n_startup_jobs=-1: expected a whole number",
+        ),
         (["fusion.width=a,b"], "fusion.width='a': expected a whole number"),
         ([OPTUNA, "trainer.lr=choice(a,b)"], "trainer.lr='a': expected a number"),
     ],
 )
-def test_what_is_wrong_with_a_sweep_is_said_before_any_job(asked: list[str], said: str, command: Command, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_sweep_is_said_before_any_job(
+    asked: list[str], said: str, command: Command, tmp_path: Path
+) -> None:
     code, out, err = command("train", "-m", *QUICK, *asked, f"hydra.sweep.dir={tmp_path / 's'}")
     assert code == 2
     assert said in err.replace("\n", " ")
@@ -179,7 +194,9 @@ hydra:
     assert code == 0, err
     assert "| wide " in out
     # The command line wins over the study.
-    code, out, err = command("train", "-m", "--config-dir", str(tmp_path / "mine"), "experiments=own", *plain, "seed=5", "study=other")
+    code, out, err = command(
+        "train", "-m", "--config-dir", str(tmp_path / "mine"), "experiments=own", *plain, "seed=5", "study=other"
+    )
     assert code == 0, err
     assert [job.seed for job in load_sweep(Path("outputs/other")).jobs] == [5, 5]
 
@@ -189,7 +206,10 @@ def test_a_grid_killed_anywhere_goes_on_and_edits_change_nothing(tmp_path: Path,
     mine.mkdir(parents=True)
     option = (ROOT / "conf" / "fusion" / "film.yaml").read_text()
     (mine / "mine.yaml").write_text(option)
-    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + ["trainer.max_steps=60", "trainer.val_every=10"]
+    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        "trainer.max_steps=60",
+        "trainer.val_every=10",
+    ]
     sweep = tmp_path / "s"
     asked = ["--config-dir", str(tmp_path / "mine"), "-m", *long, "fusion=mine", "seed=0,1", f"hydra.sweep.dir={sweep}"]
     log = tmp_path / "log.txt"
@@ -237,10 +257,24 @@ def trials(folder: Path) -> list[Any]:
 
 def test_a_search_killed_and_restarted_has_n_trials_in_all(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
-    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + ["trainer.max_steps=60", "trainer.val_every=10"]
-    asked = ["-m", OPTUNA, "trainer.lr=tag(log, interval(1e-5, 1e-3))", "fusion=choice(film,add)", *long, f"hydra.sweep.dir={sweep}"]
+    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        "trainer.max_steps=60",
+        "trainer.val_every=10",
+    ]
+    asked = [
+        "-m",
+        OPTUNA,
+        "trainer.lr=tag(log, interval(1e-5, 1e-3))",
+        "fusion=choice(film,add)",
+        *long,
+        f"hydra.sweep.dir={sweep}",
+    ]
     log = tmp_path / "log.txt"
-    kill_when(start([*asked, "hydra.sweeper.n_trials=3"], log), lambda: len(results(sweep)) == 1 and len(list(sweep.glob("*/checkpoints/latest"))) == 2, log)
+    kill_when(
+        start([*asked, "hydra.sweeper.n_trials=3"], log),
+        lambda: len(results(sweep)) == 1 and len(list(sweep.glob("*/checkpoints/latest"))) == 2,
+        log,
+    )
     before = stamps(sweep)
     (going,) = {file.parent.parent.name for file in sweep.glob("*/checkpoints/latest")} - set(results(sweep))
     code, out, err = command("train", *asked, "hydra.sweeper.n_trials=3")
@@ -263,18 +297,31 @@ def test_a_search_killed_and_restarted_has_n_trials_in_all(command: Command, tmp
 
 def test_a_search_evaluates_no_point_twice_and_bears_failures(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
-    asked = ["train", "-m", OPTUNA, "n_action_steps=choice(4,8,9)", "hydra.sweeper.n_trials=12", *[o for o in QUICK if not o.startswith("n_action")]]
+    asked = [
+        "train",
+        "-m",
+        OPTUNA,
+        "n_action_steps=choice(4,8,9)",
+        "hydra.sweeper.n_trials=12",
+        *[o for o in QUICK if not o.startswith("n_action")],
+    ]
     code, out, err = command(*asked, f"hydra.sweep.dir={sweep}")
     assert code == 0, err
     assert len(list(sweep.glob("*/config.json"))) == 3
     assert "the space holds no further points than these 3" in out.replace("\n", " ")
     real = [t for t in trials(sweep) if "void" not in t.user_attrs]
-    assert sorted((t.params["n_action_steps"], t.state.name) for t in real) == [(4, "COMPLETE"), (8, "COMPLETE"), (9, "FAIL")]
+    assert sorted((t.params["n_action_steps"], t.state.name) for t in real) == [
+        (4, "COMPLETE"),
+        (8, "COMPLETE"),
+        (9, "FAIL"),
+    ]
     assert "2 completed, 1 failed" in out
 
 
 def test_a_search_whose_space_changed(command: Command, tmp_path: Path) -> None:
-    """A new axis joins, and the report bears trials without it; other options of an old axis or another direction are refused before any job."""
+    """A new axis joins, and the report bears trials without it; other options of an old axis or another direction are
+    refused before any job.
+    """
     sweep = tmp_path / "s"
     asked = ["train", "-m", OPTUNA, *QUICK, f"hydra.sweep.dir={sweep}"]
     assert command(*asked, "trainer.lr=choice(1e-3,1e-4)", "hydra.sweeper.n_trials=2")[0] == 0
@@ -298,16 +345,30 @@ def test_a_search_whose_space_changed(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", ["logger._target_=evil_idea.Thing", "hydra.job.env_set={EVIL: 1}"])
-def test_a_trial_that_somebody_wrote_into_the_storage_runs_no_code(planted: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_somebody_wrote_into_the_storage_runs_no_code(
+    planted: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep = tmp_path / "s"
-    asked = ["train", "-m", OPTUNA, *QUICK, "fusion=choice(film,add)", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={sweep}"]
+    asked = [
+        "train",
+        "-m",
+        OPTUNA,
+        *QUICK,
+        "fusion=choice(film,add)",
+        "hydra.sweeper.n_trials=1",
+        f"hydra.sweep.dir={sweep}",
+    ]
     assert command(*asked)[0] == 0
     (tmp_path / "evil_idea.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Thing: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with sqlite3.connect(sweep / "optuna.db") as storage:
-        row, stored = storage.execute("SELECT rowid, value_json FROM trial_user_attributes WHERE key = 'overrides'").fetchone()
+        row, stored = storage.execute(
+            "SELECT rowid, value_json FROM trial_user_attributes WHERE key = 'overrides'"
+        ).fetchone()
         own = [one for one in json.loads(stored) if not one.startswith("logger")]
-        storage.execute("UPDATE trial_user_attributes SET value_json = ? WHERE rowid = ?", (json.dumps([*own, planted]), row))
+        storage.execute(
+            "UPDATE trial_user_attributes SET value_json = ? WHERE rowid = ?", (json.dumps([*own, planted]), row)
+        )
         storage.execute("UPDATE trials SET state = 'RUNNING'")
     storage.close()
     code, _, err = command(*asked)
@@ -319,10 +380,21 @@ def test_a_trial_that_somebody_wrote_into_the_storage_runs_no_code(planted: str,
 def test_nan_is_a_failed_trial(command: Command, tmp_path: Path) -> None:
     # At an absurd rate, the loss is NaN after a step.
     sweep = tmp_path / "s"
-    asked = ["train", "-m", OPTUNA, "trainer.lr=choice(1e-3,1e30)", "trainer.grad_clip=1e30", "hydra.sweeper.n_trials=2", *QUICK]
+    asked = [
+        "train",
+        "-m",
+        OPTUNA,
+        "trainer.lr=choice(1e-3,1e30)",
+        "trainer.grad_clip=1e30",
+        "hydra.sweeper.n_trials=2",
+        *QUICK,
+    ]
     code, _, err = command(*asked, f"hydra.sweep.dir={sweep}")
     assert code == 0, err
-    assert sorted((t.params["trainer.lr"], t.state.name) for t in trials(sweep) if "void" not in t.user_attrs) == [(0.001, "COMPLETE"), (1e30, "FAIL")]
+    assert sorted((t.params["trainer.lr"], t.state.name) for t in trials(sweep) if "void" not in t.user_attrs) == [
+        (0.001, "COMPLETE"),
+        (1e30, "FAIL"),
+    ]
 
 
 def fill(path: Path) -> None:
@@ -338,7 +410,15 @@ def test_a_storage_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
 
 def test_a_held_storage_is_named(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = tmp_path / "s"
-    asked = ["train", "-m", OPTUNA, "fusion=choice(film,add)", "hydra.sweeper.n_trials=1", *QUICK, f"hydra.sweep.dir={sweep}"]
+    asked = [
+        "train",
+        "-m",
+        OPTUNA,
+        "fusion=choice(film,add)",
+        "hydra.sweeper.n_trials=1",
+        *QUICK,
+        f"hydra.sweep.dir={sweep}",
+    ]
     assert command(*asked)[0] == 0
     monkeypatch.setattr("provla.pruner.PATIENCE", 0.5)
     holder = sqlite3.connect(sweep / "optuna.db", isolation_level=None)
@@ -400,8 +480,19 @@ def test_hyperband_keeps_the_best_of_each_rung(tmp_path: Path) -> None:
 
 
 def test_a_grid_prunes_says_so_and_counts_it(command: Command, tmp_path: Path) -> None:
-    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + ["trainer.max_steps=40", "trainer.val_every=10"]
-    asked = ["train", "-m", *long, "trainer.lr=3e-3,1e-3,1e-9", "pruner=median", "pruner.n_startup_jobs=2", "pruner.n_warmup_steps=0"]
+    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        "trainer.max_steps=40",
+        "trainer.val_every=10",
+    ]
+    asked = [
+        "train",
+        "-m",
+        *long,
+        "trainer.lr=3e-3,1e-3,1e-9",
+        "pruner=median",
+        "pruner.n_startup_jobs=2",
+        "pruner.n_warmup_steps=0",
+    ]
     code, out, err = command(*asked, f"hydra.sweep.dir={tmp_path / 's'}")
     assert code == 0, err
     assert "2 completed, 1 pruned" in out
@@ -425,10 +516,23 @@ def test_a_grid_prunes_says_so_and_counts_it(command: Command, tmp_path: Path) -
 
 def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, tmp_path: Path) -> None:
     tiny = [o for o in FAKE if not o.startswith(("dataset", "logger", "horizon", "n_action", "device"))]
-    dataset = ["dataset.tasks=[drawer-close]", "dataset.episodes_per_task=2", "dataset.image_size=32", "dataset.val_fraction=0.5"]
+    dataset = [
+        "dataset.tasks=[drawer-close]",
+        "dataset.episodes_per_task=2",
+        "dataset.image_size=32",
+        "dataset.val_fraction=0.5",
+    ]
     asked = [*tiny, *dataset, "eval_episodes=1", "env.max_episode_steps=16", "logger=wandb", "env.videos_per_task=0"]
     sweep = tmp_path / "s"
-    code, out, err = command("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *asked, "seed=0,1", f"hydra.sweep.dir={sweep}")
+    code, out, err = command(
+        "train",
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        *asked,
+        "seed=0,1",
+        f"hydra.sweep.dir={sweep}",
+    )
     assert code == 0, err + out
     assert {r["status"] for r in results(sweep).values()} == {"completed"}
     logs = [file.read_text() for file in sweep.glob("*/log.txt")]
@@ -436,14 +540,19 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
     assert sum("recorded" in log or "demonstrations" in log for log in logs) >= 1
     assert len(list((tmp_path / "data" / "datasets").glob("[!.]*"))) == 1
     assert len(list(sweep.glob("*/wandb/offline-run-*/*.wandb"))) == 2
-    assert all(sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb"))  # the group, where no study is named
+    assert all(
+        sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb")
+    )  # the group, where no study is named
 
 
 def test_workers_end_with_their_killed_sweep_and_nothing_is_written_twice(command: Command, tmp_path: Path) -> None:
     import csv
 
     sweep, log = tmp_path / "s", tmp_path / "log.txt"
-    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + ["trainer.max_steps=150", "trainer.val_every=50"]
+    long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        "trainer.max_steps=150",
+        "trainer.val_every=50",
+    ]
     asked = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *long, "seed=0,1,2", f"hydra.sweep.dir={sweep}"]
     process = start(asked, log)
     end = time.monotonic() + 120
@@ -470,7 +579,10 @@ def children(pid: int) -> list[int]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == pid and "LokyProcess" in (place / "cmdline").read_text():
+            if (
+                int((place / "stat").read_text().rpartition(")")[2].split()[1]) == pid
+                and "LokyProcess" in (place / "cmdline").read_text()
+            ):
                 found.append(int(place.name))
         except (OSError, IndexError):
             continue
@@ -503,7 +615,9 @@ def test_a_run_waits_for_the_process_that_is_in_its_folder(command: Command, tmp
 
 def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
-    code, out, err = command("train", "-m", "hydra/launcher=submitit_local", *QUICK, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}")
+    code, out, err = command(
+        "train", "-m", "hydra/launcher=submitit_local", *QUICK, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}"
+    )
     assert code == 1, err + out
     assert sorted(r["status"] for r in results(sweep).values()) == ["completed", "failed"]
     assert list((sweep / ".submitit").rglob("*.out"))
@@ -513,7 +627,10 @@ def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
 def test_slots_are_given_back_by_the_dead(tmp_path: Path) -> None:
     with slot(tmp_path, 2) as first, slot(tmp_path, 2) as second:
         assert {first, second} == {0, 1}
-    script = "import sys, time; from pathlib import Path; from provla.jobs.sweep import slot\nwith slot(Path(sys.argv[1]), 1):\n print('in', flush=True)\n time.sleep(60)"
+    script = (
+        "import sys, time; from pathlib import Path; from provla.jobs.sweep import slot\n"
+        "with slot(Path(sys.argv[1]), 1):\n print('in', flush=True)\n time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -32,7 +32,10 @@ def setup(*overrides: str) -> tuple[Any, Trainer, Sampler, Sampler]:
     source = build(config["dataset"], "dataset")
     data = source.load()
     spec = make_spec(config, data)
-    samplers = [Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in data.split(source.val_fraction, source.split_seed)]
+    samplers = [
+        Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps)
+        for e in data.split(source.val_fraction, source.split_seed)
+    ]
     seed_everything(config["seed"])
     policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
     policy.fit_normalization(torch.from_numpy(data.state), torch.from_numpy(data.actions))
@@ -56,12 +59,19 @@ BASES = ["vision=siglip_base", "vision.name={b}/siglip", "text=qwen2_5_0_5b", "t
         ["quant=8bit"],
         ["trainer.grad_accumulation=2", "trainer.batch_size=4"],
         ["trainer.precision=bf16"],
-        [*BASES, "trainer=reference", "trainer.warmup_steps=5", "trainer.grad_accumulation=2"],  # frozen weights are no part of the checkpoint
+        [
+            *BASES,
+            "trainer=reference",
+            "trainer.warmup_steps=5",
+            "trainer.grad_accumulation=2",
+        ],  # frozen weights are no part of the checkpoint
         [*BASES, "quant=4bit"],
         [*BASES, "quant=8bit", "adapter.use_dora=true"],
     ],
 )
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, overrides: list[str], backbones: Path) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, overrides: list[str], backbones: Path
+) -> None:
     overrides = ["trainer.max_steps=6", *(o.format(b=backbones) for o in overrides), "trainer.val_every_epochs=null"]
     whole, expected = fit(tmp_path / "whole", *overrides)
 
@@ -92,7 +102,9 @@ class Killed(Exception):
     pass
 
 
-def logged(folder: Path, *overrides: str, dies_after_save: int | None = None, dies_after_row: int | None = None) -> list[dict[str, str]]:
+def logged(
+    folder: Path, *overrides: str, dies_after_save: int | None = None, dies_after_row: int | None = None
+) -> list[dict[str, str]]:
     """A training into `folder` that logs as a run does; the rows of its metrics.csv, without those of time."""
     policy, trainer, train, val = setup(*overrides)
 
@@ -115,7 +127,13 @@ def logged(folder: Path, *overrides: str, dies_after_save: int | None = None, di
 
 
 def test_metrics_are_the_same_with_and_without_a_kill(tmp_path: Path) -> None:
-    options = ["trainer.max_steps=7", "trainer.log_every=3", "trainer.val_every=5", "trainer.save_every=1", "trainer.val_samples=4"]
+    options = [
+        "trainer.max_steps=7",
+        "trainer.log_every=3",
+        "trainer.val_every=5",
+        "trainer.save_every=1",
+        "trainer.val_samples=4",
+    ]
     options += ["trainer.batch_size=2", "trainer.grad_accumulation=2"]
     whole = logged(tmp_path / "whole", *options)
     assert [row["step"] for row in whole] == ["3", "5", "6", "7", "7"]
@@ -136,7 +154,9 @@ def spoiled(*overrides: str, row: int, step: int = 0) -> tuple[Any, Trainer, Sam
 
 
 def test_a_bad_step_is_skipped_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """The data of one step are bad: weights, optimiser and average after it are those before it; the batch is kept; a resumed run counts the same."""
+    """The data of one step are bad: weights, optimiser and average after it are those before it; the batch is kept; a
+    resumed run counts the same.
+    """
     options = ["trainer.on_nan=skip", "trainer.max_steps=4", "trainer.save_every=1", "trainer.val_every=4"]
     policy, trainer, train, val = spoiled(*options, row=3, step=2)
     held: dict[int, dict[str, dict[str, Tensor]]] = {}
@@ -146,7 +166,9 @@ def test_a_bad_step_is_skipped_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert stored is not None
         held[stored[1]["fit"]["step"]] = stored[0]
 
-    found = trainer.fit(policy, train, val, Checkpoints(tmp_path / "checkpoints", "", saved), 0, CPU, lambda step, row: None)
+    found = trainer.fit(
+        policy, train, val, Checkpoints(tmp_path / "checkpoints", "", saved), 0, CPU, lambda step, row: None
+    )
     assert found.skipped == [3]
     for kind in ("weights", "optimizer", "average"):
         assert all(torch.equal(held[3][kind][name], tensor) for name, tensor in held[2][kind].items())
@@ -157,7 +179,9 @@ def test_a_bad_step_is_skipped_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert kept["rows"][3] == train.rows_at(0, 2, 8)[3]
     assert train.data.starts[kept["episodes"][3]] + kept["frames"][3] == kept["rows"][3]
     policy, trainer, train, val = spoiled(*options, "trainer.max_skipped=0", row=3, step=2)
-    with pytest.raises(NotFinite, match=r"step 3: the loss \((nan|inf)\) is not finite; its batch: .*/bad_batches/step_0000003.json"):
+    with pytest.raises(
+        NotFinite, match=r"step 3: the loss \((nan|inf)\) is not finite; its batch: .*/bad_batches/step_0000003.json"
+    ):
         trainer.fit(policy, train, val, Checkpoints(tmp_path / "none" / "checkpoints"), 0, CPU, lambda step, row: None)
     stored = Checkpoints(tmp_path / "none" / "checkpoints").load()
     assert stored is not None
@@ -189,7 +213,9 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path: Path) ->
     assert large is not None
     assert small is not None
     # After one step the first moment is a tenth of the gradient.
-    gradients = [{k: v for k, v in stored[0]["optimizer"].items() if k.endswith("exp_avg")} for stored in (large, small)]
+    gradients = [
+        {k: v for k, v in stored[0]["optimizer"].items() if k.endswith("exp_avg")} for stored in (large, small)
+    ]
     assert len(gradients[0]) > 20
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-7)
@@ -209,7 +235,14 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path: Path) ->
 
 
 def test_reported_loss_is_the_true_mean(tmp_path: Path) -> None:
-    found, _ = fit(tmp_path, "trainer.log_every=4", "trainer.val_every=4", "augmentation=none", "trainer.lr=0", "trainer.ema_decay=0")
+    found, _ = fit(
+        tmp_path,
+        "trainer.log_every=4",
+        "trainer.val_every=4",
+        "augmentation=none",
+        "trainer.lr=0",
+        "trainer.ema_decay=0",
+    )
     policy, _, train, _ = setup("augmentation=none")
     policy.train()
     losses = [policy.loss(train.step(0, s, 8))["loss"].item() for s in range(4)]
@@ -222,12 +255,19 @@ def test_learning_rate_schedule() -> None:
     assert trainer.lr_at(9, 110) == pytest.approx(1.0)
     assert trainer.lr_at(60, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
     assert trainer.lr_at(110, 110) == pytest.approx(0.0)
-    fraction = build(compose("trainer.lr=1.0", "trainer.warmup_steps=0.1", "trainer.lr_schedule=constant")["trainer"], "trainer")
+    fraction = build(
+        compose("trainer.lr=1.0", "trainer.warmup_steps=0.1", "trainer.lr_schedule=constant")["trainer"], "trainer"
+    )
     assert [fraction.lr_at(s, 100) for s in (0, 9, 50)] == pytest.approx([0.1, 1.0, 1.0])
 
 
 def test_epochs_and_steps() -> None:
-    trainer = build(compose("trainer.max_steps=null", "trainer.max_epochs=3", "trainer.batch_size=8", "trainer.grad_accumulation=2")["trainer"], "trainer")
+    trainer = build(
+        compose(
+            "trainer.max_steps=null", "trainer.max_epochs=3", "trainer.batch_size=8", "trainer.grad_accumulation=2"
+        )["trainer"],
+        "trainer",
+    )
     assert trainer.total_steps(100) == 3 * (100 // 16)
     assert trainer.total_steps(5) == 3
 
@@ -235,10 +275,19 @@ def test_epochs_and_steps() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.max_steps=100", "trainer.warmup_steps=100"], r"warmup_steps=100: the training has 100 steps.*fraction such as 0\.1"),
-        (["trainer.max_steps=null", "trainer.max_epochs=1", "trainer.warmup_steps=20"], r"warmup_steps=20: the training has 12 steps"),
+        (
+            ["trainer.max_steps=100", "trainer.warmup_steps=100"],
+            r"warmup_steps=100: the training has 100 steps.*fraction such as 0\.1",
+        ),
+        (
+            ["trainer.max_steps=null", "trainer.max_epochs=1", "trainer.warmup_steps=20"],
+            r"warmup_steps=20: the training has 12 steps",
+        ),
         (["trainer.max_steps=10", "trainer.warmup_steps=0.99"], r"warmup_steps=0\.99: the training has 10 steps"),
-        (["trainer.max_steps=null", "trainer.max_minutes=1", "trainer.warmup_steps=100"], r"warmup_steps=100: a training of minutes has no number of steps"),
+        (
+            ["trainer.max_steps=null", "trainer.max_minutes=1", "trainer.warmup_steps=100"],
+            r"warmup_steps=100: a training of minutes has no number of steps",
+        ),
     ],
 )
 def test_a_warm_up_that_never_ends_is_refused(overrides: list[str], message: str) -> None:
@@ -248,13 +297,28 @@ def test_a_warm_up_that_never_ends_is_refused(overrides: list[str], message: str
 
 
 def test_any_warm_up_that_ends_is_taken() -> None:
-    for overrides in (["trainer.max_steps=0", "trainer.warmup_steps=100"], ["trainer.max_steps=1"], ["trainer.max_steps=101", "trainer.warmup_steps=100"]):
+    for overrides in (
+        ["trainer.max_steps=0", "trainer.warmup_steps=100"],
+        ["trainer.max_steps=1"],
+        ["trainer.max_steps=101", "trainer.warmup_steps=100"],
+    ):
         build(compose(*overrides)["trainer"], "trainer").total_steps(100)
-    assert build(compose("trainer.max_steps=null", "trainer.max_minutes=1")["trainer"], "trainer").total_steps(100) == UNLIMITED
+    assert (
+        build(compose("trainer.max_steps=null", "trainer.max_minutes=1")["trainer"], "trainer").total_steps(100)
+        == UNLIMITED
+    )
 
 
 def test_early_stopping_with_patience(tmp_path: Path) -> None:
-    found, _ = fit(tmp_path, "trainer.lr=0", "trainer.patience=2", "trainer.max_steps=40", "trainer.val_every=1", "trainer.monitor=loss", "trainer.ema_decay=0")
+    found, _ = fit(
+        tmp_path,
+        "trainer.lr=0",
+        "trainer.patience=2",
+        "trainer.max_steps=40",
+        "trainer.val_every=1",
+        "trainer.monitor=loss",
+        "trainer.ema_decay=0",
+    )
     assert found.step == 3  # the first is the best, two more bring nothing
     assert found.stopped.startswith("early: loss has not improved for 2 validations")
 
@@ -274,11 +338,15 @@ def test_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
     assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
     stored = Checkpoints(tmp_path / "a").load()
     assert stored is not None
-    assert all(torch.equal(stored[0]["weights"][name], plain[name]) for name in plain)  # the average does not disturb the training
+    assert all(
+        torch.equal(stored[0]["weights"][name], plain[name]) for name in plain
+    )  # the average does not disturb the training
     assert all(torch.equal(averaged[name], value) for name, value in stored[0]["average"].items())
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, expected = fit(tmp_path / "a", "trainer.keep=best")
     file = tmp_path / "a" / "step_0000004" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
@@ -286,7 +354,13 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_the_sam
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoint step_0000004 is damaged: optimizer.safetensors has the right size, but not the content" in said
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"step_0000002", "step_0000004", "step_0000004.damaged", "latest", "best"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "step_0000002",
+        "step_0000004",
+        "step_0000004.damaged",
+        "latest",
+        "best",
+    }
 
 
 def test_a_run_that_ends_with_its_best_weights_needs_them(tmp_path: Path) -> None:
@@ -324,7 +398,10 @@ def test_precision_follows_the_device() -> None:
 
 
 def test_diverging_loss_is_one_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(NotFinite, match=r"step 2: the loss \((nan|inf)\) is not finite; its batch: .*step_0000002.json. Lower trainer.lr=1e\+30"):
+    with pytest.raises(
+        NotFinite,
+        match=r"step 2: the loss \((nan|inf)\) is not finite; its batch: .*step_0000002.json. Lower trainer.lr=1e\+30",
+    ):
         fit(tmp_path, "trainer.lr=1e30", "trainer.max_steps=20")
 
 

@@ -1,4 +1,6 @@
-"""What somebody hands in stays data: stored configurations, model folders, weights. And what the tree itself never does."""
+"""What somebody hands in stays data: stored configurations, model folders, weights. And what the tree itself never
+does.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def run(tmp_path: Path, spec: Spec) -> Path:
     folder = tmp_path / "run"
     config = compose(*FAKE)
     sizes = replace(spec, cameras=("front",), n_obs_steps=1, action_size=3, joint_groups={"arm": [0, 1, 2]})
-    save_policy(folder / "policy", build(config["policy"], "policy", nn.Module, spec=sizes, device=CPU), config["policy"], sizes)
+    save_policy(
+        folder / "policy", build(config["policy"], "policy", nn.Module, spec=sizes, device=CPU), config["policy"], sizes
+    )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -60,7 +64,11 @@ ATTACKS = [
     ("config.json", "unknown", [{"deep": [{"_target_": "evil_idea.Thing"}]}]),
     ("policy/config.json", "policy", {"_target_": "evil_idea.Thing"}),
     ("policy/config.json", "policy.fusion", {"_target_": "evil_idea.Thing", "_partial_": True}),
-    ("policy/config.json", "policy.vision", {"_target_": "provla.vision.SideBySide", "_partial_": True, "towers": {"a": {"_target_": "evil_idea.Thing"}}}),
+    (
+        "policy/config.json",
+        "policy.vision",
+        {"_target_": "provla.vision.SideBySide", "_partial_": True, "towers": {"a": {"_target_": "evil_idea.Thing"}}},
+    ),
     ("policy/config.json", "policy.vision.adapter", {"_target_": "evil_idea.Thing"}),
     ("policy/config.json", "policy.quant", {"_target_": "evil_idea.Thing"}),
     ("policy/config.json", "policy.normalization", {"state": "min_max", "action": {"_target_": "evil_idea.Thing"}}),
@@ -73,7 +81,9 @@ def test_a_stored_configuration_runs_and_imports_nothing(
 ) -> None:
     canary, victim = tmp_path / "canary", tmp_path / "victim"
     victim.mkdir()
-    (tmp_path / "evil_idea.py").write_text(f"from pathlib import Path\nPath({str(canary)!r}).touch()\nclass Thing: pass\n")
+    (tmp_path / "evil_idea.py").write_text(
+        f"from pathlib import Path\nPath({str(canary)!r}).touch()\nclass Thing: pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     filled = json.loads(json.dumps(node).replace("{canary}", str(canary)).replace("{victim}", str(victim)))
     change(run / file, key, filled)
@@ -120,19 +130,35 @@ def test_what_a_group_may_name(group: str, target: Any, message: str) -> None:
 def test_every_option_of_conf_may_be_stored() -> None:
     """The rule knows no list: whatever the options of conf/ name passes, also that of an arm that is added tomorrow."""
     groups = {"image": "vision", "text": "text"}  # of backbone/
-    named = [(file, name) for file in (ROOT / "conf").glob("*/*.yaml") for name in re.findall(r"_target_: (\S+)", file.read_text())]
+    named = [
+        (file, name)
+        for file in (ROOT / "conf").glob("*/*.yaml")
+        for name in re.findall(r"_target_: (\S+)", file.read_text())
+    ]
     assert len(named) > 40
     for file, name in named:
-        check_stored({groups[file.stem] if file.parent.name == "backbone" else file.parent.name: {"_target_": name}}, file)
+        check_stored(
+            {groups[file.stem] if file.parent.name == "backbone" else file.parent.name: {"_target_": name}}, file
+        )
 
 
-def test_other_modules_run_when_their_names_are_given(run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "our_ideas.py").write_text("from subprocess import Popen\nfrom provla.fusion import ConcatMLP\nclass Mine(ConcatMLP): pass\n")
+def test_other_modules_run_when_their_names_are_given(
+    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "our_ideas.py").write_text(
+        "from subprocess import Popen\nfrom provla.fusion import ConcatMLP\nclass Mine(ConcatMLP): pass\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    for file, key in (("config.json", "fusion._target_"), ("config.json", "policy.fusion._target_"), ("policy/config.json", "policy.fusion._target_")):
+    for file, key in (
+        ("config.json", "fusion._target_"),
+        ("config.json", "policy.fusion._target_"),
+        ("policy/config.json", "policy.fusion._target_"),
+    ):
         change(run / file, key, "our_ideas.Mine")
     assert command("evaluate", f"checkpoint={run}", "device=cpu")[0] == 2
-    code, _, err = command("evaluate", f"checkpoint={run}", "device=cpu", "trust=[our_ideas]", f"hydra.run.dir={tmp_path / 'out'}")
+    code, _, err = command(
+        "evaluate", f"checkpoint={run}", "device=cpu", "trust=[our_ideas]", f"hydra.run.dir={tmp_path / 'out'}"
+    )
     assert "nothing was imported" not in err
     assert code == 0, err
     import provla
@@ -149,7 +175,9 @@ def test_other_modules_run_when_their_names_are_given(run: Path, tmp_path: Path,
 
 def part(group: str, *overrides: str, **sizes: Any) -> Any:
     """A vision or text encoder, built from its node alone."""
-    return build({k: v for k, v in compose(*overrides)[group].items() if k not in ("adapter", "quant")}, group, nn.Module)(**sizes)
+    return build(
+        {k: v for k, v in compose(*overrides)[group].items() if k not in ("adapter", "quant")}, group, nn.Module
+    )(**sizes)
 
 
 def planted(canary: Path) -> str:
@@ -157,7 +185,9 @@ def planted(canary: Path) -> str:
 
 
 @pytest.mark.parametrize("place", ["tokenizer", "model", "processor"])
-def test_code_beside_a_model_neither_runs_nor_asks(tmp_path: Path, backbones: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_code_beside_a_model_neither_runs_nor_asks(
+    tmp_path: Path, backbones: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     """`auto_map`: transformers would ask on stdin, and a y would run it."""
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda *prompt: asked.append("") or "y")
@@ -173,11 +203,17 @@ def test_code_beside_a_model_neither_runs_nor_asks(tmp_path: Path, backbones: Pa
     else:
         change(model / "config.json", "auto_map", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
     group, option = ("vision", "siglip_base") if place == "processor" else ("text", "minilm")
-    node = compose(*[o for o in FAKE if not o.startswith(group)], f"{group}={option}", f"{group}.name={model}")["policy"]
+    node = compose(*[o for o in FAKE if not o.startswith(group)], f"{group}={option}", f"{group}.name={model}")[
+        "policy"
+    ]
     if place == "model":  # transformers' own class is asked for by name and reads it without that code
         build(node, "policy", nn.Module, spec=spec, device=CPU)
     else:
-        with pytest.raises(ValueError, match=r"cannot be loaded without running Python code that lies beside it \(auto_map\), and provla never runs that"):
+        with pytest.raises(
+            ValueError,
+            match=r"cannot be loaded without running Python code that lies beside it \(auto_map\), and provla never "
+            r"runs that",
+        ):
             build(node, "policy", nn.Module, spec=spec, device=CPU)
     assert not asked
     assert not canary.exists()
@@ -216,9 +252,20 @@ def test_pickled_weights(tmp_path: Path, backbones: Path, spec: Spec, monkeypatc
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
         def read(revision: str) -> Any:
-            return part("vision", "vision=clip_base", "vision.name=some/clip", f"vision.revision={revision}", num_images=1, image_size=(32, 32))
+            return part(
+                "vision",
+                "vision=clip_base",
+                "vision.name=some/clip",
+                f"vision.revision={revision}",
+                num_images=1,
+                image_size=(32, 32),
+            )
 
-        with pytest.raises(ValueError, match=r"has no safetensors file on the Hugging Face Hub, only a pickle .*set vision\.revision to the commit"):
+        with pytest.raises(
+            ValueError,
+            match=r"has no safetensors file on the Hugging Face Hub, only a pickle .*set vision\.revision to the "
+            r"commit",
+        ):
             read("main")
         if what == "tensors":
             found = read(commit).model.state_dict()
@@ -230,13 +277,17 @@ def test_pickled_weights(tmp_path: Path, backbones: Path, spec: Spec, monkeypatc
     assert not canary.exists()
 
 
-def test_a_baselines_pretrained_weights_are_tensors(tmp_path: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baselines_pretrained_weights_are_tensors(
+    tmp_path: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchvision unpickles what lies in torch's cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save({"a": Bomb(tmp_path / "canary")}, cache / "resnet18-f37072fd.pth")
-    node = compose(*FAKE, "policy=act", "policy.options.pretrained_backbone_weights=ResNet18_Weights.IMAGENET1K_V1")["policy"]
+    node = compose(*FAKE, "policy=act", "policy.options.pretrained_backbone_weights=ResNet18_Weights.IMAGENET1K_V1")[
+        "policy"
+    ]
     with pytest.raises(ValueError, match="holds more than tensors, and nothing of it was run"):
         build(node, "policy", nn.Module, spec=replace(spec, n_obs_steps=1), device=CPU)
     assert not (tmp_path / "canary").exists()
@@ -252,11 +303,38 @@ def test_an_attention_kernel_from_the_hub_is_refused(tmp_path: Path, backbones: 
 
 
 FORBIDDEN = {
-    "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "cloudpickle.loads", "joblib.load", "dill.load", "dill.loads", "marshal.load",
-    "marshal.loads", "shelve.open", "torch.load", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "eval", "exec",
-    "os.system", "os.popen", "pandas.read_pickle", "pd.read_pickle", "runpy.run_path",
-}  # fmt: skip
-OPTIONS = {"weights_only": False, "trust_remote_code": True, "allow_pickle": True, "shell": True, "use_safetensors": False}
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "dill.load",
+    "dill.loads",
+    "marshal.load",
+    "marshal.loads",
+    "shelve.open",
+    "torch.load",
+    "torch.hub.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "runpy.run_path",
+}
+OPTIONS = {
+    "weights_only": False,
+    "trust_remote_code": True,
+    "allow_pickle": True,
+    "shell": True,
+    "use_safetensors": False,
+}
 # use_safetensors=False: a pinned commit's tensors, see `load_weights`.
 EXCEPTIONS = {("provla/core/hub.py", "use_safetensors=False")}
 
@@ -270,17 +348,35 @@ def dotted(node: ast.expr) -> str:
 def forbidden(source: str) -> Iterator[str]:
     """Calls that run what they read, and switches that allow it; words in strings and comments are none."""
     tree = ast.parse(source)
-    named = {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    named = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute):
             name = dotted(node)
             if named.get(name, name) in FORBIDDEN:
                 yield named.get(name, name)
-        if isinstance(node, ast.keyword) and node.arg in OPTIONS and isinstance(node.value, ast.Constant) and node.value.value is OPTIONS[node.arg]:
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg in OPTIONS
+            and isinstance(node.value, ast.Constant)
+            and node.value.value is OPTIONS[node.arg]
+        ):
             yield f"{node.arg}={node.value.value}"
-        if isinstance(node, ast.Call) and dotted(node.func) in ("np.load", "numpy.load") and not any(k.arg == "allow_pickle" for k in node.keywords):
+        if (
+            isinstance(node, ast.Call)
+            and dotted(node.func) in ("np.load", "numpy.load")
+            and not any(k.arg == "allow_pickle" for k in node.keywords)
+        ):
             yield f"{dotted(node.func)} that does not say allow_pickle=False"
-        if isinstance(node, ast.Call) and dotted(node.func).endswith(".from_pretrained") and not any(k.arg == "trust_remote_code" for k in node.keywords):
+        if (
+            isinstance(node, ast.Call)
+            and dotted(node.func).endswith(".from_pretrained")
+            and not any(k.arg == "trust_remote_code" for k in node.keywords)
+        ):
             yield f"{dotted(node.func)} that does not say trust_remote_code=False"
 
 
@@ -288,15 +384,33 @@ def test_the_tree_loads_no_code() -> None:
     tracked = [f for part in ("provla", "hydra_plugins", "benchmarks", "tests") for f in (ROOT / part).rglob("*.py")]
     assert len(tracked) > 60
     found = [(str(file.relative_to(ROOT)), what) for file in tracked for what in forbidden(file.read_text())]
-    ours = [(file, what) for file, what in found if not (file.startswith("tests/") and "from_pretrained" in what)]  # those load what they wrote
+    ours = [
+        (file, what) for file, what in found if not (file.startswith("tests/") and "from_pretrained" in what)
+    ]  # those load what they wrote
     assert set(ours) == EXCEPTIONS
 
 
 def test_the_search_for_such_calls_finds_them() -> None:
     for line in (
-        "import pickle; pickle.loads(b'')", "from pickle import loads as read; read(b'')", "torch.load('x')", "f = eval", "np.load('x')",
-        "subprocess.run('x', shell=True)", "AutoModel.from_pretrained('x')", "f(trust_remote_code=True)", "yaml.load(x, Loader=l)", "os.system('x')",
-    ):  # fmt: skip
+        "import pickle; pickle.loads(b'')",
+        "from pickle import loads as read; read(b'')",
+        "torch.load('x')",
+        "f = eval",
+        "np.load('x')",
+        "subprocess.run('x', shell=True)",
+        "AutoModel.from_pretrained('x')",
+        "f(trust_remote_code=True)",
+        "yaml.load(x, Loader=l)",
+        "os.system('x')",
+    ):
         assert list(forbidden(line)), line
-    for line in ("'torch.load(x)'", "# eval(x)", "policy.eval()", "yaml.safe_load(x)", "f(shell=False)", "np.load(x, allow_pickle=False)", "re.compile('x')"):
+    for line in (
+        "'torch.load(x)'",
+        "# eval(x)",
+        "policy.eval()",
+        "yaml.safe_load(x)",
+        "f(shell=False)",
+        "np.load(x, allow_pickle=False)",
+        "re.compile('x')",
+    ):
         assert not list(forbidden(line)), line

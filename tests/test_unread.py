@@ -30,10 +30,16 @@ def composed(*overrides: str) -> dict[str, Any]:
     ("overrides", "message"),
     [
         (["policy=act", "fusion=film"], r"policy=act does not read fusion: fusion=film would change nothing"),
-        (["policy=act", "head=dit", "vision.width=32", "seed=1"], r"does not read head, vision: head=dit vision\.width=32 would"),
+        (
+            ["policy=act", "head=dit", "vision.width=32", "seed=1"],
+            r"does not read head, vision: head=dit vision\.width=32 would",
+        ),
         (["policy=act", "quant=4bit"], r"does not read quant"),
         (["policy=multi_task_dit", "text=minilm"], r"does not read text"),
-        (["policy=diffusion", "scheduler.num_inference_steps=5"], r"does not read scheduler.*or set policy\.scheduler\.num_inference_steps"),
+        (
+            ["policy=diffusion", "scheduler.num_inference_steps=5"],
+            r"does not read scheduler.*or set policy\.scheduler\.num_inference_steps",
+        ),
         (["policy=diffusion", "+scheduler.eta=1"], r"does not read scheduler"),
         (["experiments=reference", "policy=act", "adapter=lora"], r"does not read adapter"),
     ],
@@ -49,7 +55,14 @@ def test_what_a_policy_does_not_read_is_refused(overrides: list[str], message: s
     [
         ["policy=act", "seed=3", "trainer.lr=1e-4", "augmentation=crop_color", "dataset=fake"],
         ["policy=act", "augmentation.pad=3", "policy.options.dim_model=32"],
-        ["fusion=film", "head=dit", "vision.adapter=frozen", "quant=4bit", "scheduler.num_inference_steps=4", "text=none"],
+        [
+            "fusion=film",
+            "head=dit",
+            "vision.adapter=frozen",
+            "quant=4bit",
+            "scheduler.num_inference_steps=4",
+            "text=none",
+        ],
         ["experiments=reference", "policy=act"],  # a preset's choice is nobody's wish for this policy
     ],
 )

@@ -1,4 +1,6 @@
-"""What is noticed of a data set that is not what it says, and what is read right although it is stored in another way."""
+"""What is noticed of a data set that is not what it says, and what is read right although it is stored in
+another way.
+"""
 
 from __future__ import annotations
 
@@ -68,11 +70,20 @@ def test_a_damage_is_named_or_read_right(name: str, two_cameras: Path, whole: De
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("an action of 1e30", r"data/chunk-000/file-000.parquet, episode 0, frame 5: action holds 1e\+30, whose square is too large"),
+        (
+            "an action of 1e30",
+            r"data/chunk-000/file-000.parquet, episode 0, frame 5: action holds 1e\+30, whose square is too large",
+        ),
         ("7 actions where info.json says fewer", "episode 0, frame 0: action holds 7 numbers, info.json says 3"),
-        ("two time stamps exchanged", r"episode 0, frame 4: timestamp is 0.9000 s, expected 0.4000 s \(frame 4 at 10 fps"),
+        (
+            "two time stamps exchanged",
+            r"episode 0, frame 4: timestamp is 0.9000 s, expected 0.4000 s \(frame 4 at 10 fps",
+        ),
         ("another fps", "timestamp is 0.1000 s, expected 0.0500 s"),
-        ("a video at another rate", "front/chunk-000/file-000.mp4, episode 0, frame 0: runs at 20 fps, info.json says 10"),
+        (
+            "a video at another rate",
+            "front/chunk-000/file-000.mp4, episode 0, frame 0: runs at 20 fps, info.json says 10",
+        ),
         ("an empty task text", "episode 0, frame 0: has no task text"),
         ("statistics disagree", r"meta/stats.json: action: the stored mean is \[.*\], that of the data"),
         ("another video in a video's place", "front/chunk-000/file-000.mp4, episode 0: front: the pictures' mean is"),
@@ -87,10 +98,17 @@ def test_messages_name_file_episode_and_frame(name: str, message: str, two_camer
         source(root, tmp_path).load()
 
 
-@pytest.mark.parametrize(("pattern", "missing"), [(VIDEO, False), (DATA, False), (EPISODES, False), ("meta/info.json", False), ("meta/tasks.parquet", True)])
-def test_any_byte_of_a_recording_is_held_by_its_checksum(pattern: str, missing: bool, recording: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "missing"),
+    [(VIDEO, False), (DATA, False), (EPISODES, False), ("meta/info.json", False), ("meta/tasks.parquet", True)],
+)
+def test_any_byte_of_a_recording_is_held_by_its_checksum(
+    pattern: str, missing: bool, recording: Path, tmp_path: Path
+) -> None:
     root = copy(recording, tmp_path / "broken")
-    assert set(json.loads((root / RECORD).read_text())["sha256"]) == {str(f.relative_to(root)) for f in root.rglob("*.*") if f.is_file()} - {RECORD}
+    assert set(json.loads((root / RECORD).read_text())["sha256"]) == {
+        str(f.relative_to(root)) for f in root.rglob("*.*") if f.is_file()
+    } - {RECORD}
     file = next(iter(root.glob(pattern)))
     before = source(root, tmp_path).load().actions
     if missing:
@@ -101,7 +119,9 @@ def test_any_byte_of_a_recording_is_held_by_its_checksum(pattern: str, missing: 
         data[at] ^= 1
         file.write_bytes(data)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had happened
-    with pytest.raises(ValueError, match="is missing" if missing else "cannot be read|its sha256 differs from that in recording.json"):
+    with pytest.raises(
+        ValueError, match="is missing" if missing else "cannot be read|its sha256 differs from that in recording.json"
+    ):
         source(root, tmp_path).load()
     assert len(before)
 
@@ -127,14 +147,20 @@ def test_what_came_from_the_hub_is_compared_with_what_was_sent(small: Path, tmp_
         source(root, tmp_path).load()
 
 
-def test_bad_episodes_can_be_left_out(two_cameras: Path, whole: Demonstrations, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_episodes_can_be_left_out(
+    two_cameras: Path, whole: Demonstrations, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = copy(two_cameras, tmp_path / "broken")
     _table(DATA, _set("action", 17, _numbers(lambda v: v * np.nan)))(root)  # episode 1
     video = root / "videos" / "observation.images.wrist" / "chunk-000" / "file-000.mp4"
     data = bytearray(video.read_bytes())
     data[-30:] = bytes(30)  # the last frames, in episode 4
     video.write_bytes(data)
-    with pytest.raises(ValueError, match="episode 1, frame 5: action holds a number that is not finite.*dataset.bad_episodes=skip leaves these episodes out"):
+    with pytest.raises(
+        ValueError,
+        match="episode 1, frame 5: action holds a number that is not finite.*dataset.bad_episodes=skip leaves these "
+        "episodes out",
+    ):
         source(root, tmp_path).load()
     left = source(root, tmp_path, bad_episodes="skip").load()
     assert "2 of 5 episodes" in capsys.readouterr().out
@@ -156,7 +182,9 @@ def test_bad_episodes_can_be_left_out(two_cameras: Path, whole: Demonstrations, 
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "empty", "notes", "shape"])
-def test_a_damaged_frame_cache_is_made_again(what: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_frame_cache_is_made_again(
+    what: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = np.array(source(small, tmp_path).load().frames["front"])
     cache = next((tmp_path / "frames").rglob("front_*.npy"))
     data, stat = bytearray(cache.read_bytes()), cache.stat()
@@ -192,7 +220,9 @@ def test_a_video_that_changed_at_the_same_size_is_seen(small: Path, tmp_path: Pa
 
 
 def test_libav_conceals_nothing(recording: Path, tmp_path: Path) -> None:
-    """Of 24 flipped bits in the pictures' part of a video, without checksums: the frames from a damaged one to the next key frame are named."""
+    """Of 24 flipped bits in the pictures' part of a video, without checksums: the frames from a damaged one to the next
+    key frame are named.
+    """
     video = next(recording.glob(VIDEO))
     camera, data = Camera("corner2", "observation.images.corner2", "video", (32, 32)), video.read_bytes()
     spans = [Span(e, tmp_path / "video.mp4", 80 * e, 80, 80 * e) for e in range(4)]
@@ -255,10 +285,17 @@ def test_cameras_that_are_none_are_named(small: Path, tmp_path: Path, capsys: py
     front = "observation.images.front"
     root = copy(small, tmp_path / "set")
     edit_info(root, lambda info: info["features"][front].update(shape=[3, 64, 3], names=["x", "y", "z"]))
-    with pytest.raises(ValueError, match=r"'front' has shape \[3, 64, 3\] and names \['x', 'y', 'z'\], which leave open which axis is the channel"):
+    with pytest.raises(
+        ValueError,
+        match=r"'front' has shape \[3, 64, 3\] and names \['x', 'y', 'z'\], which leave open which axis is the channel",
+    ):
         source(root, tmp_path).load()
     edit_info(root, lambda info: info["features"][front].update(shape=[48, 64, 3], names=None))
-    for flag in ({"info": {"is_depth_map": True}}, {"video_info": {"video.is_depth_map": True}}, {"shape": [48, 64, 1]}):
+    for flag in (
+        {"info": {"is_depth_map": True}},
+        {"video_info": {"video.is_depth_map": True}},
+        {"shape": [48, 64, 1]},
+    ):
         edit_info(root, lambda info, flag=flag: info["features"].update(deep=info["features"][front] | flag))
         data = source(root, tmp_path).load()
         assert list(data.frames) == ["front"]
@@ -276,11 +313,15 @@ def test_pictures_are_read_like_videos(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "images", cameras={"front": plain}, episodes=2, length=4)
     data = source(root, tmp_path).load()
     for row in range(8):
-        np.testing.assert_array_equal(data.frames["front"][row], np.full((3, 48, 64), 20 + 12 * (row // 4) + 4 * (row % 4 % 3)))
+        np.testing.assert_array_equal(
+            data.frames["front"][row], np.full((3, 48, 64), 20 + 12 * (row // 4) + 4 * (row % 4 % 3))
+        )
     _flip(DATA, 0, 1)(root)
     with pytest.raises(ValueError, match=r"file-000.parquet"):
         source(root, tmp_path).load()
-    both = source(write_lerobot(tmp_path / "both", cameras={"front": {}, "wrist": plain}, episodes=2, length=4), tmp_path).load()
+    both = source(
+        write_lerobot(tmp_path / "both", cameras={"front": {}, "wrist": plain}, episodes=2, length=4), tmp_path
+    ).load()
     assert list(both.frames) == ["front", "wrist"]
     assert int(both.frames["wrist"][4].mean()) == 132
     assert abs(int(both.frames["front"][4].mean()) - 32) <= 2
@@ -306,12 +347,20 @@ def test_pictures_in_files_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="episode 0: front: the pictures' mean is"):
         source(root, tmp_path).load()
     _table(DATA, _set("observation.images.front", 1, {"bytes": None, "path": "../secret.png"}))(root)
-    with pytest.raises(ValueError, match=r"episode 0, frame 1: names '../secret.png', which lies outside of the data set"):
+    with pytest.raises(
+        ValueError, match=r"episode 0, frame 1: names '../secret.png', which lies outside of the data set"
+    ):
         source(root, tmp_path).load()
 
 
 def test_each_row_has_the_sentence_of_its_own(tmp_path: Path) -> None:
-    root = write_lerobot(tmp_path / "set", cameras={"front": {}}, episodes=4, length=6, task=lambda e, s: "Grasp" if s > 2 else ("Reach", "Push")[e % 2])
+    root = write_lerobot(
+        tmp_path / "set",
+        cameras={"front": {}},
+        episodes=4,
+        length=6,
+        task=lambda e, s: "Grasp" if s > 2 else ("Reach", "Push")[e % 2],
+    )
     data = source(root, tmp_path).load()
     assert data.instructions == ["Reach", "Grasp", "Push"]
     assert data.task.tolist() == [0, 2, 0, 2]  # of the first row: what the split goes by
@@ -330,7 +379,9 @@ def test_each_row_has_the_sentence_of_its_own(tmp_path: Path) -> None:
         ("float32", ["a", "a", "b"], ["joint0", "joint1", "joint2"], "names repeat"),
     ],
 )
-def test_numbers_and_names_of_all_kinds(dtype: str, names: Any, joints: list[str], note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_names_of_all_kinds(
+    dtype: str, names: Any, joints: list[str], note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_lerobot(tmp_path / "set", cameras={"front": {}}, episodes=1, length=6, dtype=dtype, names=names)
     import pandas as pd
 
@@ -348,7 +399,9 @@ def test_numbers_and_names_of_all_kinds(dtype: str, names: Any, joints: list[str
 def test_whole_numbers_beyond_float32_are_refused(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", cameras={"front": {}}, episodes=1, length=6, dtype="int64")
     _table(DATA, _set("action", 2, lambda v: [2**24 + 1, 0, 0]))(root)
-    with pytest.raises(ValueError, match="'action' holds whole numbers up to 16777217, which float32 cannot hold exactly"):
+    with pytest.raises(
+        ValueError, match="'action' holds whole numbers up to 16777217, which float32 cannot hold exactly"
+    ):
         source(root, tmp_path).load()
 
 
@@ -357,4 +410,6 @@ def test_nothing_held_out_is_an_empty_sampler(small: Path, tmp_path: Path) -> No
     train, val = data.split(0.0, 0)
     assert (len(train), len(val)) == (3, 0)
     assert len(Sampler(data, val, ["front"], 4, 1)) == 0
-    assert torch.equal(Sampler(data, train, ["front"], 4, 1).gather(np.array([0])).actions[0], torch.from_numpy(data.actions[:4]))
+    assert torch.equal(
+        Sampler(data, train, ["front"], 4, 1).gather(np.array([0])).actions[0], torch.from_numpy(data.actions[:4])
+    )

@@ -1,4 +1,6 @@
-"""Every mistake ends in one message: the key, what was found, what is expected. More of them: benchmarks/faults/fault_words.py."""
+"""Every mistake ends in one message: the key, what was found, what is expected. More of them:
+benchmarks/faults/fault_words.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Worlds for tests and for benchmarks/faults. Nothing heavy is imported here: every world's process imports this file."""
+"""Worlds for tests and for benchmarks/faults. Nothing heavy is imported here: every world's process imports
+this file.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def misbehave(kind: str) -> None:
 
 
 class ToyWorld:
-    """A point on a line that is to reach 1. State: position, seed and steps; the picture is as bright as the position."""
+    """A point on a line that is to reach 1. State: position, seed and steps; the picture is as bright as the
+    position.
+    """
 
     def __init__(self, task: str, n_obs_steps: int, suite: ToySuite) -> None:
         self.task, self.n_obs_steps, self.suite = task, n_obs_steps, suite
@@ -72,10 +76,17 @@ class ToyWorld:
         state = np.array([self.position, self.seed, self.steps], np.float32)
         level = 0 if np.isnan(self.position) else int(np.clip(100 + 100 * self.position, 0, 255))
         size = 8 if self.suite.faults.get(self.seed, ("", -1)) == ("shape", self.steps) else 16
-        return {"state": np.stack([state] * self.n_obs_steps), "images": np.full((self.n_obs_steps, 1, size, size, 3), level, np.uint8)}
+        return {
+            "state": np.stack([state] * self.n_obs_steps),
+            "images": np.full((self.n_obs_steps, 1, size, size, 3), level, np.uint8),
+        }
 
     def _info(self, success: bool) -> dict[str, Any]:
-        return {"success": success, "steps": self.steps, "frames": [np.full((16, 16, 3), self.steps, np.uint8)] if self.film else []}
+        return {
+            "success": success,
+            "steps": self.steps,
+            "frames": [np.full((16, 16, 3), self.steps, np.uint8)] if self.film else [],
+        }
 
 
 class ToySuite:
@@ -93,8 +104,17 @@ class ToySuite:
         workers: int = 2,
         timeout: float = 5,
     ) -> None:
-        self.faults, self.tasks, self.num_envs, self.workers, self.timeout, self.limit = faults, list(tasks), num_envs, workers, timeout, 24
-        self.episodes = [Episode(task, f"go {task}", 100 * t + i, 1) for t, task in enumerate(tasks) for i in range(each)]
+        self.faults, self.tasks, self.num_envs, self.workers, self.timeout, self.limit = (
+            faults,
+            list(tasks),
+            num_envs,
+            workers,
+            timeout,
+            24,
+        )
+        self.episodes = [
+            Episode(task, f"go {task}", 100 * t + i, 1) for t, task in enumerate(tasks) for i in range(each)
+        ]
 
     def check(self) -> None: ...
 

@@ -1,4 +1,6 @@
-"""python -E -S client.py <address> <argument> …: asks `processes.serve` for a training; its output and exit code are this process's."""
+"""python -E -S client.py <address> <argument> …: asks `processes.serve` for a training; its output and exit code are
+this process's.
+"""
 
 import json
 import os

@@ -65,7 +65,9 @@ def _table(pattern: str, change: Callable[[Any], Any]) -> Damage:
     def damage(root: Path) -> None:
         file = _one(root, pattern)
         table = pd.read_parquet(file)
-        (found if (found := change(table)) is not None else table).to_parquet(file, index=pattern.endswith("tasks.parquet"))
+        (found if (found := change(table)) is not None else table).to_parquet(
+            file, index=pattern.endswith("tasks.parquet")
+        )
 
     return damage
 
@@ -124,7 +126,9 @@ def _put(at: int, value: float) -> Callable[[Any], list[float]]:
 
 
 def _camera(table: Any, part: str) -> str:
-    return next(str(column) for column in table.columns if str(column).startswith("videos/") and str(column).endswith(part))
+    return next(
+        str(column) for column in table.columns if str(column).startswith("videos/") and str(column).endswith(part)
+    )
 
 
 def _video_time(part: str, row: int, by: float) -> Callable[[Any], None]:
@@ -148,14 +152,21 @@ def _other_video(change: str) -> Damage:
         file = _one(root, VIDEO)
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
-            rate, pictures = int(stream.average_rate), [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate, pictures = (
+                int(stream.average_rate),
+                [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)],
+            )
         if change == "size":
             pictures = [np.ascontiguousarray(picture[::2, ::2]) for picture in pictures]
         if change == "dark":
             pictures = [picture // 2 for picture in pictures]
         with av.open(str(file), "w") as container:
             stream = container.add_stream("h264", rate=rate * 2 if change == "rate" else rate)
-            stream.height, stream.width, stream.pix_fmt, stream.options = *pictures[0].shape[:2], "yuv420p", {"crf": "5"}
+            stream.height, stream.width, stream.pix_fmt, stream.options = (
+                *pictures[0].shape[:2],
+                "yuv420p",
+                {"crf": "5"},
+            )
             for picture in pictures[: len(pictures) - 3 if change == "short" else None]:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
@@ -222,7 +233,10 @@ DAMAGES: dict[str, Damage] = {
     "no task_index": _table(DATA, lambda t: t.drop(columns="task_index")),
     "a negative length": _table(EPISODES, _set("length", 1, -5)),
     "a length of 0": _table(EPISODES, _set("length", 1, 0)),
-    "lengths exchanged": _table(EPISODES, lambda t: (_set("length", 0, t["length"][0] - 1)(t), _set("length", 1, t["length"][1] + 1)(t), None)[2]),
+    "lengths exchanged": _table(
+        EPISODES,
+        lambda t: (_set("length", 0, t["length"][0] - 1)(t), _set("length", 1, t["length"][1] + 1)(t), None)[2],
+    ),
     "an episode twice": _table(EPISODES, _set("episode_index", 1, 0)),
     "an episode is missing": _table(EPISODES, lambda t: t.drop(index=1)),
     "dataset_from_index is wrong": _table(EPISODES, _set("dataset_from_index", 1, 3)),
@@ -230,7 +244,9 @@ DAMAGES: dict[str, Damage] = {
     "tasks of an episode are empty": _table(EPISODES, _set("tasks", 1, [])),
     "tasks of an episode are numbers": _table(EPISODES, _all("tasks", lambda v: [1, 2])),
     "an episode begins in another's video": _table(EPISODES, _video_time("from_timestamp", 1, -0.3)),
-    "an episode begins between frames": _table(EPISODES, lambda t: _set(_camera(t, "from_timestamp"), 1, lambda v: v + 0.004)(t)),
+    "an episode begins between frames": _table(
+        EPISODES, lambda t: _set(_camera(t, "from_timestamp"), 1, lambda v: v + 0.004)(t)
+    ),
     "an episode ends after the next begins": _table(EPISODES, _video_time("to_timestamp", 0, 0.5)),
     "an episode ends before it begins": _table(EPISODES, _video_time("to_timestamp", 1, -100)),
     "an episode begins after the video": _table(
@@ -263,7 +279,9 @@ DAMAGES: dict[str, Damage] = {
     "no video path": _json("info.json", lambda i: i.pop("video_path")),
     "a video path that leads out": _json("info.json", lambda i: i.update(video_path="../../{video_key}.mp4")),
     "a video path with unknown fields": _json("info.json", lambda i: i.update(video_path="videos/{nothing}/{0}.mp4")),
-    "pictures of another size": _json("info.json", lambda i: [f.update(shape=[30, 30, 3]) for f in i["features"].values() if f["dtype"] == "video"]),
+    "pictures of another size": _json(
+        "info.json", lambda i: [f.update(shape=[30, 30, 3]) for f in i["features"].values() if f["dtype"] == "video"]
+    ),
     "another schema": _json("info.json", lambda i: i.update(codebase_version="v2.1")),
     "statistics disagree (mean)": _json("stats.json", _statistic("mean", 1.0)),
     "statistics disagree (max)": _json("stats.json", _statistic("max", -0.5)),
@@ -274,15 +292,23 @@ DAMAGES: dict[str, Damage] = {
 
 
 def outcome(root: Path, data_dir: Path, whole: Any) -> tuple[bool, str]:
-    """Whether a damaged data set is refused by the name of a file, an episode or a key, or read as the whole one; and what was said."""
+    """Whether a damaged data set is refused by the name of a file, an episode or a key, or read as the whole one; and
+    what was said.
+    """
     from provla.dataset.lerobot import LeRobotSource
 
     try:
         found = LeRobotSource(str(data_dir), 0.2, 0, root=str(root)).load()
     except ValueError as error:
         said = str(error)
-        return any(word in said for word in ("episode", "parquet", ".json", ".mp4", "/data", "promises", "camera", "dataset.")), said
-    same = found.instructions == whole.instructions and found.fps == whole.fps and list(found.frames) == list(whole.frames)
-    arrays = ((getattr(found, name), getattr(whole, name)) for name in ("state", "actions", "starts", "task", "row_task"))
+        return any(
+            word in said for word in ("episode", "parquet", ".json", ".mp4", "/data", "promises", "camera", "dataset.")
+        ), said
+    same = (
+        found.instructions == whole.instructions and found.fps == whole.fps and list(found.frames) == list(whole.frames)
+    )
+    arrays = (
+        (getattr(found, name), getattr(whole, name)) for name in ("state", "actions", "starts", "task", "row_task")
+    )
     pictures = ((found.frames[camera], whole.frames[camera]) for camera in whole.frames)
     return same and all(np.array_equal(a, b) for a, b in (*arrays, *pictures)), "read"

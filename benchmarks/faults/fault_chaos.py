@@ -1,4 +1,6 @@
-"""The PyPI tool ckpt-chaos (MIT): it ends a training at every event of its files, in every way it knows, starts it again and compares."""
+"""The PyPI tool ckpt-chaos (MIT): it ends a training at every event of its files, in every way it knows, starts it
+again and compares.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,51 @@ POINTS = 10_000  # more than there are: every event
 
 
 def fault_ckpt_chaos(place: Path) -> tuple[int, int, str]:
-    """ckpt-chaos, every file event of a run with two checkpoints: killed before it, files cut in half, SIGTERM, unsynced data lost"""
+    """ckpt-chaos, every file event of a run with two checkpoints: killed before it, files cut in half, SIGTERM,
+    unsynced data lost
+    """
     if find_spec("ckpt_chaos") is None:
         return 0, 0, "not done: ckpt-chaos is not installed (pip install ckpt-chaos==0.1.8)"
     server = serve(str(place / "address"))
     client = [sys.executable, "-E", "-S", str(Path(__file__).parent / "client.py"), str(place / "address")]
-    job = [*client, *SMALL, "threads=1", "trainer.max_steps=2", "trainer.val_every=1", "trainer.log_every=1", "hydra.run.dir={out}"]
-    asked = ["--modes", MODES, "--max-points", str(POINTS), "--jobs", str(os.cpu_count()), "--work", str(place / "work"), "--grace", "60"]
+    job = [
+        *client,
+        *SMALL,
+        "threads=1",
+        "trainer.max_steps=2",
+        "trainer.val_every=1",
+        "trainer.log_every=1",
+        "hydra.run.dir={out}",
+    ]
+    asked = [
+        "--modes",
+        MODES,
+        "--max-points",
+        str(POINTS),
+        "--jobs",
+        str(os.cpu_count()),
+        "--work",
+        str(place / "work"),
+        "--grace",
+        "60",
+    ]
     asked += ["--result-file", "{out}/policy/weights.safetensors"]
-    asked += ["--ckpt-ignore-size", "--checkpoint-glob", "{out}/checkpoints/step_*", "--step-regex", r"resuming from step (\d+)"]
+    asked += [
+        "--ckpt-ignore-size",
+        "--checkpoint-glob",
+        "{out}/checkpoints/step_*",
+        "--step-regex",
+        r"resuming from step (\d+)",
+    ]
     try:
         with (place / "log.txt").open("w") as log:
-            subprocess.run([sys.executable, "-m", "ckpt_chaos", "run", *asked, "--", *job], cwd=place, stdout=log, stderr=log, check=False)
+            subprocess.run(
+                [sys.executable, "-m", "ckpt_chaos", "run", *asked, "--", *job],
+                cwd=place,
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
     finally:
         os.kill(server, signal.SIGKILL)
         wait(server)

@@ -1,4 +1,6 @@
-"""Checkpoints and policy folders, damaged: flipped bits, deaths at every file operation, other runs' files, links out, names that lead out."""
+"""Checkpoints and policy folders, damaged: flipped bits, deaths at every file operation, other runs' files, links out,
+names that lead out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def fault_flipped_bits(place: Path) -> tuple[int, int, str]:
     composed = small.config()
     assert not small.train(place / "run", composed)[0]
     step = place / "run" / "checkpoints" / "step_0000008"
-    checks: list[tuple[Path, Callable[[Path], Any]]] = [(step, _read(step)), (place / "run" / "policy", lambda folder: load_policy(folder, CPU))]
+    checks: list[tuple[Path, Callable[[Path], Any]]] = [
+        (step, _read(step)),
+        (place / "run" / "policy", lambda folder: load_policy(folder, CPU)),
+    ]
     for folder, load in checks:
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         where.append(f"{len(files)} files of {folder.name}")
@@ -49,7 +54,9 @@ def fault_flipped_bits(place: Path) -> tuple[int, int, str]:
 
 
 def fault_a_run_meets_a_damaged_checkpoint(place: Path) -> tuple[int, int, str]:
-    """the latest checkpoint is damaged and the command given again: it goes on from the one before, to the same weights"""
+    """the latest checkpoint is damaged and the command given again: it goes on from the one before, to the
+    same weights
+    """
     composed, rng = small.config("trainer.keep=best"), random.Random(1)
     assert not small.train(place / "whole", composed)[0]
     expected = (place / "whole" / "policy" / "weights.safetensors").read_bytes()
@@ -73,7 +80,9 @@ def fault_a_run_meets_a_damaged_checkpoint(place: Path) -> tuple[int, int, str]:
 
 
 def fault_deaths_while_saving(place: Path) -> tuple[int, int, str]:
-    """the process ends at every file operation of a save (a first one, another, the same step again, one adopted): no whole checkpoint is lost"""
+    """the process ends at every file operation of a save (a first one, another, the same step again, one adopted): no
+    whole checkpoint is lost
+    """
     tried = survived = 0
     source = place / "source" / "step_0000003"
     _save(place / "source", 3)
@@ -97,11 +106,16 @@ def fault_deaths_while_saving(place: Path) -> tuple[int, int, str]:
 
 
 def fault_other_runs_and_links(place: Path) -> tuple[int, int, str]:
-    """another run's checkpoint, links out of the run, links that dangle or are missing: never another run's weights, never from zero unsaid"""
+    """another run's checkpoint, links out of the run, links that dangle or are missing: never another run's weights,
+    never from zero unsaid
+    """
     composed, other = small.config(), small.config("seed=1")
     assert not small.train(place / "whole", composed)[0]
     assert not small.train(place / "theirs", other)[0]
-    expected, theirs = (place / "whole" / "policy" / "weights.safetensors").read_bytes(), place / "theirs" / "checkpoints"
+    expected, theirs = (
+        (place / "whole" / "policy" / "weights.safetensors").read_bytes(),
+        place / "theirs" / "checkpoints",
+    )
     before = _content(place / "theirs")
 
     def replace(path: Path, target: Path | str | None) -> None:
@@ -124,12 +138,27 @@ def fault_other_runs_and_links(place: Path) -> tuple[int, int, str]:
     }
     stops = {
         "their steps alone": (theirs_alone, "holds no valid checkpoint"),
-        "steps deleted": (lambda run: [shutil.rmtree(path) for path in (run / "checkpoints").glob("step_*")], "holds no valid checkpoint"),
+        "steps deleted": (
+            lambda run: [shutil.rmtree(path) for path in (run / "checkpoints").glob("step_*")],
+            "holds no valid checkpoint",
+        ),
         "checkpoints/ is a link": (lambda run: replace(run / "checkpoints", theirs), "is a link that leads out"),
-        "a step is a link": (lambda run: replace(run / "checkpoints" / "step_0000008", theirs / "step_0000008"), "is a link that leads out"),
-        "latest leads to theirs": (lambda run: replace(run / "checkpoints" / "latest", theirs / "step_0000008"), "is a link that leads out"),
-        "plots/ is a link": (lambda run: replace(run / "plots", place / "theirs" / "plots"), "is a link that leads out"),
-        "policy/ is a link": (lambda run: replace(run / "policy", place / "theirs" / "policy"), "is a link that leads out"),
+        "a step is a link": (
+            lambda run: replace(run / "checkpoints" / "step_0000008", theirs / "step_0000008"),
+            "is a link that leads out",
+        ),
+        "latest leads to theirs": (
+            lambda run: replace(run / "checkpoints" / "latest", theirs / "step_0000008"),
+            "is a link that leads out",
+        ),
+        "plots/ is a link": (
+            lambda run: replace(run / "plots", place / "theirs" / "plots"),
+            "is a link that leads out",
+        ),
+        "policy/ is a link": (
+            lambda run: replace(run / "policy", place / "theirs" / "policy"),
+            "is a link that leads out",
+        ),
     }
     failed = []
     for name, damage in goes_on.items():

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def _recorded(place: Path, which: str) -> tuple[Path, Any]:
-    """A small data set, by LeRobot's own writer or recorded in simulation, and what is read from it while it is whole."""
+    """A small data set, by LeRobot's own writer or recorded in simulation, and what is read from it while it
+    is whole.
+    """
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import write_two_cameras
 
@@ -25,7 +27,11 @@ def _recorded(place: Path, which: str) -> tuple[Path, Any]:
     if which == "lerobot":
         root = write_two_cameras(place / "whole" / "two_cameras")
     else:
-        root = record_metaworld(MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3), place / "whole", workers=2)
+        root = record_metaworld(
+            MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3),
+            place / "whole",
+            workers=2,
+        )
     return root, LeRobotSource(str(place / "data"), 0.2, 0, root=str(root)).load()
 
 
@@ -54,16 +60,32 @@ def fault_lerobot(place: Path) -> tuple[int, int, str]:
 
 def fault_flips_recording(place: Path) -> tuple[int, int, str]:
     """Single flipped bits anywhere in a recording made here: video, rows, episodes"""
-    return _try(place, "metaworld", {f"{pattern} {seed}": _flip(pattern, seed) for pattern in (VIDEO, DATA, EPISODES) for seed in range(100, 110)})
+    return _try(
+        place,
+        "metaworld",
+        {f"{pattern} {seed}": _flip(pattern, seed) for pattern in (VIDEO, DATA, EPISODES) for seed in range(100, 110)},
+    )
 
 
 def fault_flips_lerobot(place: Path) -> tuple[int, int, str]:
-    """200 flipped bits in each file of a data set that keeps no checksums: noticed by decoders, statistics and one another alone"""
-    return _try(place, "lerobot", {f"{pattern} {seed}": _flip(pattern, seed, 200) for pattern in (VIDEO, DATA, EPISODES) for seed in range(200, 207)})
+    """200 flipped bits in each file of a data set that keeps no checksums: noticed by decoders, statistics and one
+    another alone
+    """
+    return _try(
+        place,
+        "lerobot",
+        {
+            f"{pattern} {seed}": _flip(pattern, seed, 200)
+            for pattern in (VIDEO, DATA, EPISODES)
+            for seed in range(200, 207)
+        },
+    )
 
 
 def fault_frame_cache(place: Path) -> tuple[int, int, str]:
-    """A frame cache with a flipped bit (its time of modification put back), cut, emptied, without its notes: made again"""
+    """A frame cache with a flipped bit (its time of modification put back), cut, emptied, without its notes:
+    made again
+    """
     from provla.dataset.lerobot import LeRobotSource
 
     root, whole = _recorded(place, "lerobot")

@@ -49,7 +49,9 @@ def fault_full_while_saving(place: Path) -> tuple[int, int, str]:
             checkpoints, step, error = Checkpoints(folder / "checkpoints", "me"), 0, ""
             while not error and step < 9:
                 step += 1
-                tensors = {name: {"w": torch.full((10_000,), float(step))} for name in ("weights", "average", "optimizer")}
+                tensors = {
+                    name: {"w": torch.full((10_000,), float(step))} for name in ("weights", "average", "optimizer")
+                }
                 try:
                     checkpoints.save(step, tensors, {"fit": {"step": step}}, False)
                 except Exception as found:
@@ -59,23 +61,37 @@ def fault_full_while_saving(place: Path) -> tuple[int, int, str]:
             tried += 1
             loaded = checkpoints.load()
             good = (step == 1 and loaded is None) or (loaded is not None and loaded[1]["fit"]["step"] == step - 1)
-            survived += good and all(word in error for word in (*WORDS, "it takes 120.0 kB")) and not list(checkpoints.folder.glob(".*"))
+            survived += (
+                good
+                and all(word in error for word in (*WORDS, "it takes 120.0 kB"))
+                and not list(checkpoints.folder.glob(".*"))
+            )
     return tried, survived, "disks of 140 kB and 12 kB more each, up to where three fit"
 
 
 def fault_full_during_a_run(place: Path) -> tuple[int, int, str]:
-    """the disk of a run is full somewhere between its start and its result, or read-only: said, and the run ends well on a larger one"""
+    """the disk of a run is full somewhere between its start and its result, or read-only: said, and the run ends well
+    on a larger one
+    """
     if os.geteuid():
         return ROOTLESS
     composed, failed = small.config(), []
     assert not small.train(place / "whole", composed)[0]
     expected = (place / "whole" / "policy" / "weights.safetensors").read_bytes()
-    used = sum(-(-file.stat().st_size // 4096) * 4 for file in (place / "whole").rglob("*") if file.is_file() and not file.is_symlink())
+    used = sum(
+        -(-file.stat().st_size // 4096) * 4
+        for file in (place / "whole").rglob("*")
+        if file.is_file() and not file.is_symlink()
+    )
     shares = (1, 30, 60, 75, 85, 97)
     for share in shares:
         with disk(place / "disk", max(8, used * share // 100)) as folder:
             error, _ = small.train(folder / "run", composed)
-            said = error.startswith("NoSpace: ") and (" cannot be written: " in error or " will not fit into " in error) and " free in " in error
+            said = (
+                error.startswith("NoSpace: ")
+                and (" cannot be written: " in error or " will not fit into " in error)
+                and " free in " in error
+            )
             remount(folder, f"size={4 * used}k")
             after, _ = small.train(folder / "run", composed)
             if not said or after or (folder / "run" / "policy" / "weights.safetensors").read_bytes() != expected:
@@ -90,7 +106,9 @@ def fault_full_during_a_run(place: Path) -> tuple[int, int, str]:
 
 
 def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
-    """the disk of the data is full while demonstrations are recorded or frames decoded: said, nothing half is left, and it works on a larger one"""
+    """the disk of the data is full while demonstrations are recorded or frames decoded: said, nothing half is left, and
+    it works on a larger one
+    """
     if os.geteuid():
         return ROOTLESS
     asked = demonstrations.MetaworldRecording(("drawer-close",), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
@@ -101,12 +119,16 @@ def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
     try:
         for kilobytes in (60, 140):
             with disk(place / "disk", kilobytes) as folder:
-                failed += _refused(lambda: demonstrations.record_metaworld(asked, folder, 1), folder, f"recording on {kilobytes} kB")
+                failed += _refused(
+                    lambda: demonstrations.record_metaworld(asked, folder, 1), folder, f"recording on {kilobytes} kB"
+                )
                 if kilobytes == 140:
                     remount(folder, "size=20m")
                     recording = demonstrations.record_metaworld(asked, folder, 1)
                     with disk(place / "cache", 40) as other:
-                        node = small.compose("dataset=lerobot", f"dataset.root={recording}", f"data_dir={other}", "env=none")["dataset"]
+                        node = small.compose(
+                            "dataset=lerobot", f"dataset.root={recording}", f"data_dir={other}", "env=none"
+                        )["dataset"]
                         failed += _refused(build(node, "dataset").load, other / "frames", "frames")
                         remount(other, "size=20m")
                         if len(build(node, "dataset").load().starts) != 3:
@@ -122,7 +144,9 @@ def _refused(work: object, folder: Path, what: str) -> list[str]:
         work()  # type: ignore[operator]
     except NoSpace as error:
         left = [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
-        return [f"{what} left {left}"] if left else [] if "no space left on disk" in str(error) else [f"{what}: {error}"]
+        return (
+            [f"{what} left {left}"] if left else [] if "no space left on disk" in str(error) else [f"{what}: {error}"]
+        )
     except Exception as error:
         return [f"{what}: {type(error).__name__} {error}"]
     return [f"{what}: no error"]

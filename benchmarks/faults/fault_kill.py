@@ -44,7 +44,14 @@ def fault_kill_at_random(place: Path) -> tuple[int, int, str]:
 
 def fault_kill_in_a_save(place: Path) -> tuple[int, int, str]:
     """SIGKILL while a checkpoint is written, renamed, or an older one deleted"""
-    options = [*SMALL, "trainer.max_steps=12", "trainer.val_every=6", "trainer.save_every=1", "trainer.log_every=2", "hydra.run.dir=run"]
+    options = [
+        *SMALL,
+        "trainer.max_steps=12",
+        "trainer.val_every=6",
+        "trainer.save_every=1",
+        "trainer.log_every=2",
+        "hydra.run.dir=run",
+    ]
     run(options, place / "whole")
     expected, rng, survived, hits = outcome(place / "whole" / "run"), random.Random(1), 0, 0
     for number in range(SAVES):
@@ -65,7 +72,14 @@ def fault_kill_in_a_save(place: Path) -> tuple[int, int, str]:
 def fault_kill_while_frames_are_decoded(place: Path) -> tuple[int, int, str]:
     """SIGKILL while the frame cache of a LeRobot data set is decoded"""
     root = write_dataset(place / "dataset")
-    options = [*SMALL[1:], "dataset=lerobot", f"dataset.root={root}", "trainer.max_steps=4", "trainer.val_every=4", "hydra.run.dir=run"]
+    options = [
+        *SMALL[1:],
+        "dataset=lerobot",
+        f"dataset.root={root}",
+        "trainer.max_steps=4",
+        "trainer.val_every=4",
+        "hydra.run.dir=run",
+    ]
     run(options, place / "whole")
     expected, rng, survived, hits = outcome(place / "whole" / "run"), random.Random(2), 0, 0
     for number in range(DECODINGS):
@@ -79,7 +93,11 @@ def fault_kill_while_frames_are_decoded(place: Path) -> tuple[int, int, str]:
             hits += bool(_unfinished(folder))
         run(options, folder)
         survived += outcome(folder / "run") == expected and not _unfinished(folder)
-    return DECODINGS, survived, f"two kills each; {hits} of {2 * DECODINGS} left half a cache behind, which the next start cleared away"
+    return (
+        DECODINGS,
+        survived,
+        f"two kills each; {hits} of {2 * DECODINGS} left half a cache behind, which the next start cleared away",
+    )
 
 
 def _unfinished(folder: Path) -> list[Path]:
@@ -88,7 +106,9 @@ def _unfinished(folder: Path) -> list[Path]:
 
 
 def _step(run: Path) -> int:
-    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0)
+    return max(
+        (int(path.name[5:]) for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0
+    )
 
 
 def write_dataset(root: Path, episodes: int = 6, length: int = 60) -> Path:
@@ -97,15 +117,23 @@ def write_dataset(root: Path, episodes: int = 6, length: int = 60) -> Path:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     joints = ["shoulder", "elbow", "gripper"]
-    features = {"observation.images.front": {"dtype": "video", "shape": (128, 160, 3), "names": ["height", "width", "channels"]}}
+    features = {
+        "observation.images.front": {"dtype": "video", "shape": (128, 160, 3), "names": ["height", "width", "channels"]}
+    }
     features |= {key: {"dtype": "float32", "shape": (3,), "names": joints} for key in ("observation.state", "action")}
     encoder = RGBEncoderConfig(vcodec="h264", g=2, crf=18, preset="ultrafast")
     dataset = LeRobotDataset.create("test/front", fps=10, features=features, root=root, rgb_encoder=encoder)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
         for step in range(length):
-            numbers = {key: np.sin(step / 9 + np.arange(3) + episode).astype(np.float32) for key in ("observation.state", "action")}
-            frame = {"observation.images.front": rng.integers(0, 256, (128, 160, 3), dtype=np.uint8), "task": "Wave" if episode % 2 else "Point"}
+            numbers = {
+                key: np.sin(step / 9 + np.arange(3) + episode).astype(np.float32)
+                for key in ("observation.state", "action")
+            }
+            frame = {
+                "observation.images.front": rng.integers(0, 256, (128, 160, 3), dtype=np.uint8),
+                "task": "Wave" if episode % 2 else "Point",
+            }
             dataset.add_frame(numbers | frame)
         dataset.save_episode()
     dataset.finalize()

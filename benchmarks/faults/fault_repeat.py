@@ -30,7 +30,9 @@ def weights(folder: Path) -> str:
 
 
 def fault_threads(place: Path) -> tuple[int, int, str]:
-    """The default policy, full size, started with no word of threads (twice), OMP_NUM_THREADS=1, 2 and 4, and killed in the middle"""
+    """The default policy, full size, started with no word of threads (twice), OMP_NUM_THREADS=1, 2 and 4, and killed in
+    the middle
+    """
     found = {}
     for name, threads in (("first", None), ("again", None), ("1", 1), ("2", 2), ("4", 4)):
         if start(place / name, threads).wait():
@@ -44,4 +46,8 @@ def fault_threads(place: Path) -> tuple[int, int, str]:
     start(place / "killed", 1).wait()
     found["killed"] = weights(place / "killed")
     same = sum(one == found["first"] for one in found.values())
-    return len(found), same, f"sha256 of policy/weights.safetensors {found['first']} in {same} of {len(found)} processes"
+    return (
+        len(found),
+        same,
+        f"sha256 of policy/weights.safetensors {found['first']} in {same} of {len(found)} processes",
+    )

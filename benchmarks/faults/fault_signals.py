@@ -1,4 +1,6 @@
-"""Signals for real, at every moment of a run: what is done is kept, the exit code is 128 + n, and the same command goes on to the same result."""
+"""Signals for real, at every moment of a run: what is done is kept, the exit code is 128 + n, and the same command goes
+on to the same result.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ from processes import SMALL, ended, outcome, run, start, wait, wait_for
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 PARTS = 2  # of an accumulated batch
 OPTIONS = [
-    *SMALL, "trainer.max_steps=12", "trainer.val_every=6", "trainer.log_every=4", "trainer.batch_size=4",
-    f"trainer.grad_accumulation={PARTS}", "hydra.run.dir=run",
-]  # fmt: skip
+    *SMALL,
+    "trainer.max_steps=12",
+    "trainer.val_every=6",
+    "trainer.log_every=4",
+    "trainer.batch_size=4",
+    f"trainer.grad_accumulation={PARTS}",
+    "hydra.run.dir=run",
+]
 
 
 def fault_signal_in_a_training(place: Path) -> tuple[int, int, str]:
@@ -49,7 +56,14 @@ def fault_signal_in_a_training(place: Path) -> tuple[int, int, str]:
 def fault_signal_elsewhere(place: Path) -> tuple[int, int, str]:
     """Signals while frames are decoded and while the policy is judged"""
     root = write_dataset(place / "dataset")
-    decode = [*SMALL[1:], "dataset=lerobot", f"dataset.root={root}", "trainer.max_steps=4", "trainer.val_every=4", "hydra.run.dir=run"]
+    decode = [
+        *SMALL[1:],
+        "dataset=lerobot",
+        f"dataset.root={root}",
+        "trainer.max_steps=4",
+        "trainer.val_every=4",
+        "hydra.run.dir=run",
+    ]
     moments: dict[str, tuple[list[str], Callable[[Path], Any]]] = {
         "decoding": (decode, lambda folder: [*(folder / "data").rglob(".*.partial")]),
         "judging": (OPTIONS, lambda folder: (folder / "run" / "policy").is_dir()),
@@ -79,7 +93,9 @@ def fault_signal_at_import(place: Path) -> tuple[int, int, str]:
     for signum, delay in zip(SIGNALS, (0.4, 0.8, 1.6, 3.0), strict=True):
         (folder := place / signum.name).mkdir()
         with (folder / "log.txt").open("w") as log:
-            process = subprocess.Popen([sys.executable, "-m", "provla.train", *OPTIONS], cwd=folder, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "provla.train", *OPTIONS], cwd=folder, stdout=log, stderr=log
+            )
             wait_for(process.pid, lambda pid=process.pid: _handles(pid, signal.SIGUSR1))  # Python itself has started
             time.sleep(delay)
             process.send_signal(signum)
@@ -128,7 +144,11 @@ def fault_signal_to_a_sweep(place: Path) -> tuple[int, int, str]:
             good = good and statuses[1] == "missing"
         survived += good
         notes += [] if good else [f"{launcher}: codes {code}, {again}, {statuses}"]
-    return 3, survived, "; ".join(notes) or "a checkpoint in each job; no further job started; the same command finished"
+    return (
+        3,
+        survived,
+        "; ".join(notes) or "a checkpoint in each job; no further job started; the same command finished",
+    )
 
 
 def fault_signal_to_a_recording(place: Path) -> tuple[int, int, str]:
@@ -136,7 +156,12 @@ def fault_signal_to_a_recording(place: Path) -> tuple[int, int, str]:
     import psutil
 
     survived = 0
-    asked = ["dataset=metaworld", "dataset.tasks=[drawer-close,window-open]", "dataset.episodes_per_task=20", "dataset.image_size=64"]
+    asked = [
+        "dataset=metaworld",
+        "dataset.tasks=[drawer-close,window-open]",
+        "dataset.episodes_per_task=20",
+        "dataset.image_size=64",
+    ]
     for signum in (signal.SIGTERM, signal.SIGINT):
         folder = place / signum.name
         child = start([*asked, "dataset.workers=2"], folder, command="record")
@@ -161,7 +186,9 @@ def fault_signal_to_the_smoke_preset(place: Path) -> tuple[int, int, str]:
 
 
 def _at_call(module: str, name: str, number: int, signum: signal.Signals | None) -> None:
-    """In the process that is to be signalled: at the n-th call of a function it signals itself; without a signal, it dwells there."""
+    """In the process that is to be signalled: at the n-th call of a function it signals itself; without a signal, it
+    dwells there.
+    """
     found: Any = sys.modules[module]
     original, calls = getattr(found, name), []
 
@@ -187,7 +214,9 @@ def _handles(pid: int, signum: signal.Signals) -> bool:
 
 
 def _step(run: Path) -> int:
-    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0)
+    return max(
+        (int(path.name[5:]) for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0
+    )
 
 
 def _rows(run: Path) -> int:

@@ -1,4 +1,6 @@
-"""Sweeps whose jobs kill their process, hang, or are asked for twice: the study ends, and every healthy job has one result."""
+"""Sweeps whose jobs kill their process, hang, or are asked for twice: the study ends, and every healthy job has one
+result.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,27 @@ def start(place: Path, *asked: str) -> subprocess.Popen[bytes]:
     option.parent.mkdir(parents=True, exist_ok=True)
     option.write_text("_target_: damage.Damage\nhow: none\nnumber: 0\n")
     (place / "damage.py").write_text(DAMAGE)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{place}", "PROVLA_DATA": str(place / "data"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "provla.train", "--config-dir", str(place / "mine"), "-m", *FAKE, f"hydra.sweep.dir={place / 's'}", *asked]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{place}",
+        "PROVLA_DATA": str(place / "data"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "provla.train",
+        "--config-dir",
+        str(place / "mine"),
+        "-m",
+        *FAKE,
+        f"hydra.sweep.dir={place / 's'}",
+        *asked,
+    ]
     with (place / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def until_done(place: Path, *asked: str, at_most: int = 6) -> int:
@@ -79,7 +98,10 @@ def results(place: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((place / "s").glob("*/result.json")):
         config = json.loads((file.parent / "config.json").read_text())
-        found.append(json.loads(file.read_text()) | {"how": config["augmentation"].get("how"), "number": config["augmentation"].get("number")})
+        found.append(
+            json.loads(file.read_text())
+            | {"how": config["augmentation"].get("how"), "number": config["augmentation"].get("number")}
+        )
     return found
 
 
@@ -90,7 +112,9 @@ def count(place: Path, healthy: int) -> tuple[int, int]:
     good = {run["number"] for run in found if run["how"] not in bad and run["status"] == "completed"}
     asked = json.loads((place / "s" / "sweep.json").read_text())["jobs"]
     once = len(good) == healthy == sum(run["how"] not in bad for run in found)
-    return len(asked), (sum(run["status"] == ("failed" if run["how"] in bad else "completed") for run in found) if once else 0)
+    return len(asked), (
+        sum(run["status"] == ("failed" if run["how"] in bad else "completed") for run in found) if once else 0
+    )
 
 
 def fault_killed_in_a_serial_grid(place: Path) -> tuple[int, int, str]:
@@ -113,7 +137,12 @@ def fault_killed_in_a_pool(place: Path) -> tuple[int, int, str]:
 def fault_hanging(place: Path) -> tuple[int, int, str]:
     """Jobs of a grid hang for ever, in Python and in native code, under hydra.sweeper.timeout"""
     begun = time.monotonic()
-    asked = ["augmentation=damage", "augmentation.how=sleep,native,none", "augmentation.number=0", "hydra.sweeper.timeout=0.5"]
+    asked = [
+        "augmentation=damage",
+        "augmentation.how=sleep,native,none",
+        "augmentation.number=0",
+        "hydra.sweeper.timeout=0.5",
+    ]
     starts = until_done(place, *asked, at_most=1)
     tried, survived = count(place, 1)
     survived -= sum("timeout" not in run.get("error", "") for run in results(place) if run["status"] == "failed")
@@ -128,7 +157,11 @@ def fault_redundant_override(place: Path) -> tuple[int, int, str]:
     until_done(place, "augmentation.number=1,0", "trainer.max_steps=4", "augmentation=damage", "horizon=8")
     after = {file.stat().st_mtime_ns for file in (place / "s").glob("*/result.json")}
     tried, survived = count(place, 2)
-    return tried, survived if after == before else 0, "nothing was trained again" if after == before else "trained again"
+    return (
+        tried,
+        survived if after == before else 0,
+        "nothing was trained again" if after == before else "trained again",
+    )
 
 
 def fault_search_killed(place: Path) -> tuple[int, int, str]:
@@ -146,7 +179,11 @@ def fault_search_killed(place: Path) -> tuple[int, int, str]:
     found = results(place)
     kept = first <= {file.stat().st_mtime_ns for file in sweep.glob("*/result.json")}
     done = sum(run["status"] == "completed" for run in found)
-    return 3, done if kept and killed and len(found) == 3 else 0, f"killed: {killed}; trials: {len(found)}, completed: {done}"
+    return (
+        3,
+        done if kept and killed and len(found) == 3 else 0,
+        f"killed: {killed}; trials: {len(found)}, completed: {done}",
+    )
 
 
 def reason(place: Path, how: str) -> str:

@@ -20,8 +20,25 @@ sys.path.insert(0, str(ROOT / "tests"))
 from servers import Broken, Wandb, closed, serving, silent  # noqa: E402
 
 TINY = [
-    *("dataset=fake", "env=none", "device=cpu", "logger=wandb", "logger.mode=online", "vision.channels=[8,16]", "vision.width=16", "vision.num_keypoints=8"),
-    *("fusion.width=16", "head.channels=[16,32]", "head.time_width=16", "horizon=8", "n_action_steps=4", "trainer.batch_size=8", "trainer.log_every=1"),
+    *(
+        "dataset=fake",
+        "env=none",
+        "device=cpu",
+        "logger=wandb",
+        "logger.mode=online",
+        "vision.channels=[8,16]",
+        "vision.width=16",
+        "vision.num_keypoints=8",
+    ),
+    *(
+        "fusion.width=16",
+        "head.channels=[16,32]",
+        "head.time_width=16",
+        "horizon=8",
+        "n_action_steps=4",
+        "trainer.batch_size=8",
+        "trainer.log_every=1",
+    ),
     *("trainer.val_every=10", "trainer.val_samples=8"),
 ]
 # Runs a command and says when its first training step was taken, seconds after the tracker was started.
@@ -47,10 +64,22 @@ main()
 
 def command(folder: Path, url: str, steps: int) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_MODE"}
-    environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4, "PROVLA_DATA": str(folder / "data"), "WANDB_DATA_DIR": str(folder / "wandb_data")}
+    environment |= {
+        "WANDB_BASE_URL": url,
+        "WANDB_API_KEY": "0123456789" * 4,
+        "PROVLA_DATA": str(folder / "data"),
+        "WANDB_DATA_DIR": str(folder / "wandb_data"),
+    }
     environment["PYTHONPATH"] = str(ROOT)
     asked = [*TINY, f"trainer.max_steps={steps}", f"hydra.run.dir={folder / 'run'}"]
-    return subprocess.Popen([sys.executable, "-c", TIMED, *asked], env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", TIMED, *asked],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _without(place: Path, service: Callable[[], AbstractContextManager[Any]]) -> tuple[int, int, str]:
@@ -64,10 +93,26 @@ def _without(place: Path, service: Callable[[], AbstractContextManager[Any]]) ->
     (files,) = (place / "run" / "wandb").glob("offline-run-*")
     with serving(Wandb) as server:
         environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789" * 4}
-        subprocess.run([sys.executable, "-m", "wandb", "sync", str(files)], env=environment, cwd=place, check=False, capture_output=True, timeout=120)
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", str(files)],
+            env=environment,
+            cwd=place,
+            check=False,
+            capture_output=True,
+            timeout=120,
+        )
         sent = {json.loads(line).get("_step") for line in server.lines.get("wandb-history.jsonl", [])}
-    good = run.returncode == 0 and first <= 5 and {int(float(row["step"])) for row in rows} >= set(range(1, 21)) and sent >= set(range(1, 21))
-    return 1, int(good and "wandb sync" in said), f"first step after {first:.1f} s; all steps in metrics.csv, and sent later"
+    good = (
+        run.returncode == 0
+        and first <= 5
+        and {int(float(row["step"])) for row in rows} >= set(range(1, 21))
+        and sent >= set(range(1, 21))
+    )
+    return (
+        1,
+        int(good and "wandb sync" in said),
+        f"first step after {first:.1f} s; all steps in metrics.csv, and sent later",
+    )
 
 
 def fault_closed(place: Path) -> tuple[int, int, str]:
@@ -86,7 +131,9 @@ def fault_errors(place: Path) -> tuple[int, int, str]:
 
 
 def fault_killed(place: Path) -> tuple[int, int, str]:
-    """A tracked run is killed with SIGKILL while it trains, and started again: one W&B run, whole, and no process is left"""
+    """A tracked run is killed with SIGKILL while it trains, and started again: one W&B run, whole, and no process is
+    left
+    """
     with serving(Wandb) as server:
         run = command(place, server.url, 100_000)
         try:

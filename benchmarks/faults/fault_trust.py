@@ -1,4 +1,6 @@
-"""Files that bite: configurations, models and weights that would run code where they are loaded. A canary file tells whether any did."""
+"""Files that bite: configurations, models and weights that would run code where they are loaded. A canary file tells
+whether any did.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PARTS = ("vision", "text", "fusion", "head", "scheduler", "augmentation", "adapt
 
 
 def _attacks(place: Path) -> Iterator[dict[str, Any]]:
-    """Nodes that touch `place`/canary, or delete `place`/victim, where they are built; some where their module is imported."""
+    """Nodes that touch `place`/canary, or delete `place`/victim, where they are built; some where their module is
+    imported.
+    """
     yield {"_target_": "os.system", "command": f"touch {place}/canary"}
     yield {"_target_": "subprocess.Popen", "args": ["touch", f"{place}/canary"]}
     yield {"_target_": "shutil.rmtree", "path": f"{place}/victim"}
@@ -45,7 +49,9 @@ def _bitten(place: Path) -> bool:
 
 
 def _loaded(run: Path, out: Path, policy: bool = True) -> list[str]:
-    """What those say that refuse a run: evaluating it and, where its policy is what bites, loading and exporting that."""
+    """What those say that refuse a run: evaluating it and, where its policy is what bites, loading and
+    exporting that.
+    """
     import provla
     from provla.policy.folder import export_policy
     from provla.run.evaluate import evaluate
@@ -75,7 +81,9 @@ def _nested(node: dict[str, Any], depth: int) -> Any:
 
 
 def fault_stored_configurations(place: Path) -> tuple[int, int, str]:
-    """a stored config.json whose nodes run code (os.system, Popen, rmtree, exec, a module in the working folder), in every group and depth"""
+    """a stored config.json whose nodes run code (os.system, Popen, rmtree, exec, a module in the working folder), in
+    every group and depth
+    """
     run, here = _trap(place), Path.cwd()
     tried = survived = 0
     os.chdir(place)
@@ -110,7 +118,13 @@ def _model(folder: Path) -> Path:
     """A small BERT with its tokenizer, in the form that the Hub has them."""
     import transformers as t
 
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 300,
+    }
     t.BertModel(t.BertConfig(**small)).save_pretrained(folder)
     t.ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
     return folder
@@ -130,7 +144,14 @@ def _say_yes() -> None:
 def _run(place: Path, name: str, model: Path) -> tuple[int, str]:
     """Trains with a model folder as text encoder, in a process that says yes to everything."""
     small = [o for o in processes.SMALL if not o.startswith("logger")]
-    arguments = [*small, "logger=none", "trainer.max_steps=1", "text=minilm", f"text.name={model}", f"hydra.run.dir={place / name}"]
+    arguments = [
+        *small,
+        "logger=none",
+        "trainer.max_steps=1",
+        "text=minilm",
+        f"text.name={model}",
+        f"hydra.run.dir={place / name}",
+    ]
     code = processes.wait(processes.start(arguments, place / f"{name}-log", prepare=_say_yes), 120)
     return code, (place / f"{name}-log" / "log.txt").read_text()
 
@@ -138,14 +159,20 @@ def _run(place: Path, name: str, model: Path) -> tuple[int, str]:
 def fault_code_beside_a_model(place: Path) -> tuple[int, int, str]:
     """model folders with code of their own (auto_map in configuration, tokenizer, both), and a y on stdin"""
     survived = 0
-    cases = {"config": ("config.json",), "tokenizer": ("tokenizer_config.json",), "both": ("config.json", "tokenizer_config.json")}
+    cases = {
+        "config": ("config.json",),
+        "tokenizer": ("tokenizer_config.json",),
+        "both": ("config.json", "tokenizer_config.json"),
+    }
     for name, files in cases.items():
         model = _model(place / name)
         (model / "evil.py").write_text(f"open({str(place / 'canary')!r}, 'w')\nclass Evil: pass\n")
         if "config.json" in files:
             _change(model / "config.json", auto_map={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
         if "tokenizer_config.json" in files:
-            _change(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
+            _change(
+                model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil"
+            )
         code, log = _run(place, f"run-{name}", model)
         right = code == 2 and "provla never runs that" in log if "tokenizer_config.json" in files else code == 0
         survived += right and not (place / "canary").exists() and "[y/N]" not in log and "Traceback" not in log
@@ -194,8 +221,17 @@ def fault_pickled_weights(place: Path) -> tuple[int, int, str]:
     before = os.environ.get("TORCH_HOME")
     os.environ["TORCH_HOME"] = str(place / "torch")
     try:
-        act = [o for o in FAKE if o.partition("=")[0].partition(".")[0] in ("dataset", "horizon", "n_action_steps", "trainer", "device")]
-        asked = compose(*act, "logger=none", "policy=act", "policy.options.pretrained_backbone_weights=ResNet18_Weights.IMAGENET1K_V1")
+        act = [
+            o
+            for o in FAKE
+            if o.partition("=")[0].partition(".")[0] in ("dataset", "horizon", "n_action_steps", "trainer", "device")
+        ]
+        asked = compose(
+            *act,
+            "logger=none",
+            "policy=act",
+            "policy.options.pretrained_backbone_weights=ResNet18_Weights.IMAGENET1K_V1",
+        )
         error, _ = train(place / "act", asked)
     finally:
         os.environ.pop("TORCH_HOME")

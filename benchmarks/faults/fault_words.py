@@ -1,4 +1,6 @@
-"""Mistakes of the hand: command lines and configuration files that are wrong. Each has to end in a run or in one message, never in a traceback."""
+"""Mistakes of the hand: command lines and configuration files that are wrong. Each has to end in a run or in one
+message, never in a traceback.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,46 @@ FAKE = [
     "dataset=fake",
     "logger=none",
     "device=cpu",
-    *("vision.channels=[8,16]", "vision.width=16", "vision.num_keypoints=8", "fusion.width=16", "head.channels=[16,32]", "head.time_width=16"),
-    *("horizon=8", "n_action_steps=4", "trainer.batch_size=8", "trainer.val_every=2", "trainer.val_samples=8", "trainer.max_steps=1"),
+    *(
+        "vision.channels=[8,16]",
+        "vision.width=16",
+        "vision.num_keypoints=8",
+        "fusion.width=16",
+        "head.channels=[16,32]",
+        "head.time_width=16",
+    ),
+    *(
+        "horizon=8",
+        "n_action_steps=4",
+        "trainer.batch_size=8",
+        "trainer.val_every=2",
+        "trainer.val_samples=8",
+        "trainer.max_steps=1",
+    ),
 ]
 # What people write, and worse.
 VALUES = [
     *("abc", "''", "' '", "ünï", "'a b'", "a/b", "'../x'", "null", "true", "false", "'3'", "???", "auto", "none"),
-    *("0", "-1", "1", "2", "3", "7", "100000", "1000000000000", "-1000000000000", "0.5", "-0.5", "1.0", "1e-9", "1e38", "1e400", "nan", "inf", "-inf"),
+    *(
+        "0",
+        "-1",
+        "1",
+        "2",
+        "3",
+        "7",
+        "100000",
+        "1000000000000",
+        "-1000000000000",
+        "0.5",
+        "-0.5",
+        "1.0",
+        "1e-9",
+        "1e38",
+        "1e400",
+        "nan",
+        "inf",
+        "-inf",
+    ),
     *(
         "[]",
         "[1]",
@@ -51,15 +86,71 @@ VALUES = [
 ]
 # Everything the issue names, and what is like it.
 NAMED = [
-    *("trainer.lr=abc", "trainer.lr=null", "trainer.betas=0.9", "dataset.val_fraction=abc", "head.channels=64", "fusion.width=a", "trainer.max_steps=true"),
-    *("scheduler.num_inference_steps=a", "text.config.hidden_size=63", "head.width=0", "eval_episodes=-1", "trainer.batch_size=100000", "horizon=0"),
-    *("head.channels=[12,20]", "head.channels=[]", "head.kernel_size=4", "head.time_width=3", "policy.normalization.action=log", "n_obs_steps=null"),
-    *("text.config.num_attention_heads=0", "text.config={}", "text.config.hidden_act=loud", "vision.pool=max", "trainer.betas=[1,2]", "trainer.lr=nan"),
-    *("policy=act policy.options.dim_model=a", "policy=diffusion policy.options.down_dims=64", "policy=diffusion policy.options.horizon=3"),
-    *("vision=siglip_tiny vision.config.patch_size=7", "vision=siglip_tiny vision.config.image_size=a", "vision=siglip_tiny vision.processor.image_mean=a"),
-    *("adapter=lora +adapter.peft.bias=7", "adapter=lora +adapter.peft.rank=7", "adapter=lora adapter.dropout=2", "quant=4bit quant.bits=5"),
-    *("fusion=perceiver fusion.num_heads=3", "fusion.match_params=-5", "fusion.match_params=1", "policy=act policy.scheduler=null", "~head.channels"),
-    *("dataset.image_size=[8,8]", "dataset.cameras=front", "dataset.episodes=0", "dataset.state_size=-1", "augmentation.pad=-1", "seed=1.5", "seed=[1]"),
+    *(
+        "trainer.lr=abc",
+        "trainer.lr=null",
+        "trainer.betas=0.9",
+        "dataset.val_fraction=abc",
+        "head.channels=64",
+        "fusion.width=a",
+        "trainer.max_steps=true",
+    ),
+    *(
+        "scheduler.num_inference_steps=a",
+        "text.config.hidden_size=63",
+        "head.width=0",
+        "eval_episodes=-1",
+        "trainer.batch_size=100000",
+        "horizon=0",
+    ),
+    *(
+        "head.channels=[12,20]",
+        "head.channels=[]",
+        "head.kernel_size=4",
+        "head.time_width=3",
+        "policy.normalization.action=log",
+        "n_obs_steps=null",
+    ),
+    *(
+        "text.config.num_attention_heads=0",
+        "text.config={}",
+        "text.config.hidden_act=loud",
+        "vision.pool=max",
+        "trainer.betas=[1,2]",
+        "trainer.lr=nan",
+    ),
+    *(
+        "policy=act policy.options.dim_model=a",
+        "policy=diffusion policy.options.down_dims=64",
+        "policy=diffusion policy.options.horizon=3",
+    ),
+    *(
+        "vision=siglip_tiny vision.config.patch_size=7",
+        "vision=siglip_tiny vision.config.image_size=a",
+        "vision=siglip_tiny vision.processor.image_mean=a",
+    ),
+    *(
+        "adapter=lora +adapter.peft.bias=7",
+        "adapter=lora +adapter.peft.rank=7",
+        "adapter=lora adapter.dropout=2",
+        "quant=4bit quant.bits=5",
+    ),
+    *(
+        "fusion=perceiver fusion.num_heads=3",
+        "fusion.match_params=-5",
+        "fusion.match_params=1",
+        "policy=act policy.scheduler=null",
+        "~head.channels",
+    ),
+    *(
+        "dataset.image_size=[8,8]",
+        "dataset.cameras=front",
+        "dataset.episodes=0",
+        "dataset.state_size=-1",
+        "augmentation.pad=-1",
+        "seed=1.5",
+        "seed=[1]",
+    ),
 ]
 
 
@@ -68,7 +159,9 @@ class Enough(BaseException):
 
 
 def say(arguments: Sequence[str], name: str = "train", seconds: float = 6.0) -> tuple[str, str]:
-    """How a command line ends, in this process: its exit code, `ran` where it was still at it after `seconds` of CPU time, or `traceback`; and what it said."""
+    """How a command line ends, in this process: its exit code, `ran` where it was still at it after `seconds` of CPU
+    time, or `traceback`; and what it said.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     def enough(*_: Any) -> None:
@@ -109,7 +202,11 @@ def names() -> tuple[dict[str, list[str]], list[str]]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    groups = {g.name: sorted(f.stem for f in g.glob("*.yaml")) for g in (ROOT / "conf").iterdir() if g.is_dir() and g.name != "backbone"}
+    groups = {
+        g.name: sorted(f.stem for f in g.glob("*.yaml"))
+        for g in (ROOT / "conf").iterdir()
+        if g.is_dir() and g.name != "backbone"
+    }
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         whole = OmegaConf.to_container(compose("train", overrides=FAKE), resolve=False)
@@ -118,7 +215,10 @@ def names() -> tuple[dict[str, list[str]], list[str]]:
         for option in options:
             node = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{option}.yaml"), resolve=False)
             inside = node.get(group, node) if isinstance(node, dict) else {}  # type: ignore[call-overload]
-            keys += [f"{group}={option} {group}.{key}" for key in _dotted({k: v for k, v in inside.items() if k != "defaults"})]
+            keys += [
+                f"{group}={option} {group}.{key}"
+                for key in _dotted({k: v for k, v in inside.items() if k != "defaults"})
+            ]
     return groups, keys
 
 
@@ -132,7 +232,11 @@ def lines(count: int, seed: int = SEED) -> list[list[str]]:
     """Random override lines over all groups and keys, each on top of the fake run."""
     draw = random.Random(seed)
     groups, keys = names()
-    slow = {"dataset=metaworld", "env=metaworld", "logger=wandb"}  # record, simulate and start a service where nothing is wrong with them
+    slow = {
+        "dataset=metaworld",
+        "env=metaworld",
+        "logger=wandb",
+    }  # record, simulate and start a service where nothing is wrong with them
     found = []
     while len(found) < count:
         line = list(FAKE)
@@ -157,7 +261,9 @@ def judge(tries: Sequence[tuple[str, Sequence[str]]], place: Path, seconds: floa
     lost, before = 0, Path.cwd()
     os.chdir(place)
     os.environ |= {"PROVLA_DATA": str(place / "data"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    say([*FAKE, f"hydra.run.dir={place}/first"], seconds=1e9)  # what is imported is imported: no later line is cut off in the middle of that
+    say(
+        [*FAKE, f"hydra.run.dir={place}/first"], seconds=1e9
+    )  # what is imported is imported: no later line is cut off in the middle of that
     begun = time.process_time()
     try:
         for number, (label, line) in enumerate(tries):
@@ -179,7 +285,9 @@ def fault_random_lines(place: Path) -> tuple[int, int, str]:
 
 
 def fault_named_lines(place: Path) -> tuple[int, int, str]:
-    """command lines with one wrong value, which ended in tracebacks or ran nonsense once: every one has to end in a message"""
+    """command lines with one wrong value, which ended in tracebacks or ran nonsense once: every one has to end in a
+    message
+    """
     tried, alive, note = judge([(line, [*_fitting(line), *line.split()]) for line in NAMED], place)
     return tried, alive, note
 
@@ -254,7 +362,12 @@ def broken(place: Path) -> list[tuple[str, list[str]]]:
             for path, text in files.items():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(text)
-            tries.append((f"{group}: {what}", ["--config-dir", str(folder), *_fitting(f"{group}=bad"), f"{group}=bad", "env=none"]))
+            tries.append(
+                (
+                    f"{group}: {what}",
+                    ["--config-dir", str(folder), *_fitting(f"{group}=bad"), f"{group}=bad", "env=none"],
+                )
+            )
     return tries
 
 

@@ -41,11 +41,19 @@ def play(faults: dict[int, tuple[str, int]], bad: int = -1, **options: Any) -> l
 
 
 def told(outcome: Outcome) -> tuple[Any, ...]:
-    return outcome.episode, outcome.success, outcome.steps, outcome.reason, [frame.tobytes() for frame in outcome.frames]
+    return (
+        outcome.episode,
+        outcome.success,
+        outcome.steps,
+        outcome.reason,
+        [frame.tobytes() for frame in outcome.frames],
+    )
 
 
 def fault_worlds(place: Path) -> tuple[int, int, str]:
-    """A world raises, exits, is killed by a signal, hangs, hangs in C, has NaN as its state; at the reset and in the middle of an episode"""
+    """A world raises, exits, is killed by a signal, hangs, hangs in C, has NaN as its state; at the reset and in the
+    middle of an episode
+    """
     calm = [told(outcome) for outcome in play({})]
     tried = survived = 0
     for kind in KINDS:
@@ -53,7 +61,12 @@ def fault_worlds(place: Path) -> tuple[int, int, str]:
             found = [told(outcome) for outcome in play({2: (kind, when)}, timeout=2)]
             lost = [one for one in found if one[3]]
             tried += 1
-            survived += len(lost) == 1 and lost[0][0].seed == 2 and not lost[0][1] and [a for a in found if not a[3]] == [b for b in calm if b[0].seed != 2]
+            survived += (
+                len(lost) == 1
+                and lost[0][0].seed == 2
+                and not lost[0][1]
+                and [a for a in found if not a[3]] == [b for b in calm if b[0].seed != 2]
+            )
     return tried, survived, "one failure each, with its reason; all other episodes equal to the last byte"
 
 
@@ -70,19 +83,24 @@ def fault_policy(place: Path) -> tuple[int, int, str]:
     calm, found = play({}), play({}, bad=101)
     lost = [outcome for outcome in found if outcome.reason]
     good = [outcome.episode.seed for outcome in lost] == [101] and "not finite" in lost[0].reason
-    return 1, int(good and [told(a) for a in found if not a.reason] == [told(b) for b in calm if b.episode.seed != 101]), lost[0].reason if lost else ""
+    return (
+        1,
+        int(good and [told(a) for a in found if not a.reason] == [told(b) for b in calm if b.episode.seed != 101]),
+        lost[0].reason if lost else "",
+    )
 
 
 def fault_orphans(place: Path) -> tuple[int, int, str]:
-    """The process of an evaluation is killed with SIGKILL while its worlds work, and while one hangs with the interpreter's lock held"""
+    """The process of an evaluation is killed with SIGKILL while its worlds work, and while one hangs with the
+    interpreter's lock held
+    """
     tried = survived = 0
     for faults in ({}, {2: ("hang in C", 0)}):
         code = (
-            f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, {str(Path(__file__).parent)!r}]\n"
-            "import fault_world, time\n"
-            "act = fault_world.Noise.act\n"
-            "fault_world.Noise.act = lambda self, *given: (print('GO', flush=True), time.sleep(1), act(self, *given))[2]\n"
-            f"fault_world.play({faults!r}, timeout=1000, each=50)\n"
+            f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, "
+            f"{str(Path(__file__).parent)!r}]\nimport fault_world, time\nact = "
+            "fault_world.Noise.act\nfault_world.Noise.act = lambda self, *given: (print('GO', flush=True), "
+            f"time.sleep(1), act(self, *given))[2]\nfault_world.play({faults!r}, timeout=1000, each=50)\n"
         )
         run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert run.stdout

@@ -1,4 +1,6 @@
-"""Commands in processes of their own that start in milliseconds: forked from this one, which has imported all that they need."""
+"""Commands in processes of their own that start in milliseconds: forked from this one, which has imported all that they
+need.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,33 @@ import provla.train
 
 # A policy that trains in seconds and has all the parts of the default one.
 SMALL = [
-    "dataset=fake", "env=none", "logger=csv", "vision.channels=[8,16]", "vision.width=16", "vision.num_keypoints=8",
-    "fusion.width=16", "head.channels=[16,32]", "head.time_width=16", "horizon=8", "n_action_steps=4", "trainer.batch_size=8",
-    "trainer.val_samples=8", "device=cpu", "threads=2",
-]  # fmt: skip
+    "dataset=fake",
+    "env=none",
+    "logger=csv",
+    "vision.channels=[8,16]",
+    "vision.width=16",
+    "vision.num_keypoints=8",
+    "fusion.width=16",
+    "head.channels=[16,32]",
+    "head.time_width=16",
+    "horizon=8",
+    "n_action_steps=4",
+    "trainer.batch_size=8",
+    "trainer.val_samples=8",
+    "device=cpu",
+    "threads=2",
+]
 
 
 with tempfile.TemporaryDirectory() as place:  # the first picture of a process reads its fonts
     provla.run.plots.plot_losses([{"step": 1, "train/loss": 1.0, "val/loss": 2.0}], Path(place) / "loss.png")
 
 
-def start(arguments: Sequence[str], folder: Path, command: str = "train", prepare: Callable[[], None] | None = None) -> int:
-    """Starts `python -m provla.<command> …` in `folder`, in a process group of its own; its id. What it says goes to log.txt.
+def start(
+    arguments: Sequence[str], folder: Path, command: str = "train", prepare: Callable[[], None] | None = None
+) -> int:
+    """Starts `python -m provla.<command> …` in `folder`, in a process group of its own; its id. What it says goes to
+    log.txt.
 
     prepare: called in the new process first.
     """
@@ -69,8 +86,10 @@ def start(arguments: Sequence[str], folder: Path, command: str = "train", prepar
 
 
 def serve(address: str) -> int:
-    """A process that starts jobs for others who can only run a command: `python -E -S client.py <address> <argument> …` is then the
-    same as `python -m provla.train <argument> …`, but for the seconds of the imports. Its id; to be killed."""
+    """A process that starts jobs for others who can only run a command: `python -E -S client.py <address> <argument> …`
+    is then the same as `python -m provla.train <argument> …`, but for the seconds of the imports. Its id; to be
+    killed.
+    """
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -112,7 +131,9 @@ def ended(child: int) -> bool:
 
 
 def wait(child: int, seconds: float = 600) -> int:
-    """Its exit code, −n where signal n killed it; a process that does not end in time is killed, and the code is 1000."""
+    """Its exit code, −n where signal n killed it; a process that does not end in time is killed, and the code
+    is 1000.
+    """
     until = time.monotonic() + seconds
     while not ended(child):
         if time.monotonic() > until:

@@ -1,7 +1,8 @@
 """Does damage for real and counts what survives: `make faults`, or python benchmarks/faults/run.py [name …].
 
-Every `fault_*.py` beside this file holds functions `fault_<what>(place: Path) -> tuple[int, int, str]`: they damage something in the empty
-folder `place`, and return how often they tried, how often provla survived, and a note. A docstring's first line is what RESULTS.md says.
+Every `fault_*.py` beside this file holds functions `fault_<what>(place: Path) -> tuple[int, int, str]`: they damage
+something in the empty folder `place`, and return how often they tried, how often provla survived, and a note. A
+docstring's first line is what RESULTS.md says.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ ROOT = HERE.parents[1]
 def main(wanted: list[str]) -> int:
     sys.path.insert(0, str(HERE))
     rows, lost = [], 0
-    told = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     commit = told.stdout.strip()
     for file in sorted(HERE.glob("fault_*.py")):
         for name, fault in inspect.getmembers(importlib.import_module(file.stem), inspect.isfunction):
@@ -41,14 +47,19 @@ def main(wanted: list[str]) -> int:
             tried, survived, note = inject(fault)
             lost += survived < tried
             what = (inspect.getdoc(fault) or name).splitlines()[0]
-            rows.append(f"| {what} | {tried} | {survived} | {note.replace('|', '¦')} | {time.monotonic() - begun:.0f} | {commit} |")
+            rows.append(
+                f"| {what} | {tried} | {survived} | {note.replace('|', '¦')} | {time.monotonic() - begun:.0f} | "
+                f"{commit} |"
+            )
             print(rows[-1], flush=True)
             write(rows[-1:])
     return int(bool(lost))
 
 
 def inject(fault: Callable[[Path], tuple[int, int, str]]) -> tuple[int, int, str]:
-    """The fault, in a process of its own that is forked before anything was computed: one whose threads have begun may not fork again."""
+    """The fault, in a process of its own that is forked before anything was computed: one whose threads have begun may
+    not fork again.
+    """
     context = multiprocessing.get_context("fork")
     ours, its = context.Pipe(duplex=False)
     process = context.Process(target=_inject, args=(fault, its))
@@ -76,7 +87,11 @@ def write(rows: list[str]) -> None:
     earlier = [line for line in file.read_text().splitlines() if line.startswith("| ")][1:] if file.exists() else []
     of = {row.split(" | ")[0]: row for row in [*earlier, *rows]}
     head = f"Made by `make faults`, last on {date.today()}, {os.cpu_count()} cores, {platform.machine()}."
-    table = ["| what was done | tried | survived | note | seconds | commit |", "|---|---|---|---|---|---|", *of.values()]
+    table = [
+        "| what was done | tried | survived | note | seconds | commit |",
+        "|---|---|---|---|---|---|",
+        *of.values(),
+    ]
     file.write_text("\n".join(["# Faults, injected for real", "", head, "", *table, ""]))
 
 

@@ -1,4 +1,6 @@
-"""Hydra takes sweepers from this package alone; provla's are written in `provla.study`, where everything heavy is imported late."""
+"""Hydra takes sweepers from this package alone; provla's are written in `provla.study`, where everything heavy is
+imported late.
+"""
 
 from provla.study import grid, search
 

@@ -18,8 +18,8 @@ from provla.core.files import data_home, fingerprint, write_json
 def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> str:
     """`sha256:…` over names, shapes, types and bytes of all weights, however the files that they came from are cut.
 
-    name, revision: of the folder or Hub snapshot that `model` was just loaded from. While its files stay as they are (place,
-    size, times, inode), the next start takes the hash from `fingerprints/` in the data folder.
+    name, revision: of the folder or Hub snapshot that `model` was just loaded from. While its files stay as they are
+    (place, size, times, inode), the next start takes the hash from `fingerprints/` in the data folder.
     """
     from transformers import __version__
 

@@ -1,4 +1,6 @@
-"""Transformers models as backbones: the tower a policy needs and nothing else, from the Hub, a folder, or a configuration."""
+"""Transformers models as backbones: the tower a policy needs and nothing else, from the Hub, a folder, or a
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,12 @@ class Base:
 class Source:
     """Which transformers model a tower is.
 
-    architecture: a model class of transformers, the encoder alone (`SiglipVisionModel`, `Qwen2Model`, …). name: a Hub id
-    or a folder, with `revision` (a commit); null: `config`, the arguments of the architecture's configuration, with
-    random weights. pretrained: false gives a named model random weights too, of the sizes in `config`, without a download.
-    layer: how many layers run (negative: counted from the end; null: all); what comes out passes the model's final norm.
+    architecture: a model class of transformers, the encoder alone (`SiglipVisionModel`, `Qwen2Model`, …). name: a Hub
+    id or a folder, with `revision` (a commit); null: `config`, the arguments of the architecture's configuration, with
+    random weights. pretrained: false gives a named model random weights too, of the sizes in `config`, without a
+    download.
+    layer: how many layers run (negative: counted from the end; null: all); what comes out passes the model's final
+    norm.
     dtype: of the weights. gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
     files: a folder with configuration and tokenizer or image processor, as a policy folder keeps them together with the
     weights; nothing is fetched then.
@@ -79,7 +83,10 @@ class Source:
 
         found = getattr(transformers, self.architecture, None)
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-            raise ValueError(f"{self.key}.architecture={self.architecture!r} is no model class of transformers, such as SiglipVisionModel or Qwen2Model")
+            raise ValueError(
+                f"{self.key}.architecture={self.architecture!r} is no model class of transformers, such as "
+                "SiglipVisionModel or Qwen2Model"
+            )
         return found
 
     def load(self, **options: Any) -> Any:
@@ -91,12 +98,21 @@ class Source:
             for option, value in options.items():
                 setattr(config, option, value)
             _check_attention(config, where)
-            more = {"config": config, "dtype": DTYPES[self.dtype], "output_loading_info": True, "adapter_kwargs": {"revision": self.revision}}
+            more = {
+                "config": config,
+                "dtype": DTYPES[self.dtype],
+                "output_loading_info": True,
+                "adapter_kwargs": {"revision": self.revision},
+            }
             model, found = load_weights(cls, self.name, self.revision, where, **more, **_no_pooler(cls))
             _check_complete(found, self.name, cls, where)
         else:
             try:
-                config = from_pretrained(cls.config_class, self.files, None, f"{self.key}.files") if self.files is not None else cls.config_class(**self.config)
+                config = (
+                    from_pretrained(cls.config_class, self.files, None, f"{self.key}.files")
+                    if self.files is not None
+                    else cls.config_class(**self.config)
+                )
                 for option, value in options.items():
                     setattr(config, option, value)
                 _check_attention(config, f"{self.key}.config")
@@ -104,12 +120,17 @@ class Source:
                     check_room(cls(config, **_no_pooler(cls)), f"{self.key}.config")
                 model = cls(config, **_no_pooler(cls)).to(DTYPES[self.dtype])
             except Exception as error:  # transformers and what it is made of raise many kinds
-                raise ValueError(f"{self.key}.config cannot be built as a {self.architecture}: {first_line(error)}") from error
+                raise ValueError(
+                    f"{self.key}.config cannot be built as a {self.architecture}: {first_line(error)}"
+                ) from error
         if self.layer is not None:
             _truncate(model, self.layer, self.key)
         if self.gradient_checkpointing:
             if not model.supports_gradient_checkpointing:
-                raise ValueError(f"{self.key}.gradient_checkpointing=true: {self.architecture} cannot recompute its activations; set it to false")
+                raise ValueError(
+                    f"{self.key}.gradient_checkpointing=true: {self.architecture} cannot recompute its activations; "
+                    "set it to false"
+                )
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
@@ -117,7 +138,8 @@ class Source:
 class Tower(nn.Module):
     """A part's transformers model with what has to be kept beside its weights.
 
-    model: what adapters and quantisation act on. base: where its frozen weights can be had from again; None where nowhere.
+    model: what adapters and quantisation act on. base: where its frozen weights can be had from again; None where
+    nowhere.
     vectors: their fingerprint as earlier versions took it.
     """
 
@@ -159,12 +181,15 @@ class Tower(nn.Module):
 
 
 def check_room(module: nn.Module, key: str) -> None:
-    """`ValueError` where a module, as it stands on the meta device, could not be trained in this machine's memory: its weights take four times their size."""
+    """`ValueError` where a module, as it stands on the meta device, could not be trained in this machine's memory: its
+    weights take four times their size.
+    """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * size > memory:
         raise ValueError(
-            f"{key}: weights of {size / 1e9:.1f} GB, and as much again for gradients and each of AdamW's two, do not fit into {memory / 1e9:.0f} GB"
+            f"{key}: weights of {size / 1e9:.1f} GB, and as much again for gradients and each of AdamW's two, do not "
+            f"fit into {memory / 1e9:.0f} GB"
         )
 
 
@@ -187,14 +212,19 @@ def _truncate(model: nn.Module, layer: int, key: str) -> None:
     count = len(stack)
     keep = layer if layer >= 0 else count + 1 + layer
     if not 1 <= keep <= count:
-        raise ValueError(f"{key}.layer={layer}: the model has {count} layers; valid: 1 to {count}, or -1 (all) to -{count}")
+        raise ValueError(
+            f"{key}.layer={layer}: the model has {count} layers; valid: 1 to {count}, or -1 (all) to -{count}"
+        )
     del stack[keep:]
 
 
 def _check_attention(config: Any, where: str) -> None:
     """`ValueError` for a configuration that names an attention kernel on the Hub, which would be fetched and run."""
     if "/" in str(asked := config._attn_implementation):
-        raise ValueError(f"{where}: its configuration asks for the attention kernel {asked!r}, which is code from the Hub; provla runs none of that")
+        raise ValueError(
+            f"{where}: its configuration asks for the attention kernel {asked!r}, which is code from the Hub; provla "
+            "runs none of that"
+        )
 
 
 def _no_pooler(cls: Any) -> dict[str, Any]:
@@ -206,4 +236,7 @@ def _check_complete(found: Mapping[str, Any], name: str, cls: Any, where: str) -
     """transformers only warns when a checkpoint is of another family, and leaves the weights random."""
     wrong = sorted(found["missing_keys"]) + [str(key) for key in found["mismatched_keys"]]
     if wrong:
-        raise ValueError(f"{where}={name!r} is no {cls.__name__}: {len(wrong)} of its weights are missing or of another size, such as {wrong[0]}")
+        raise ValueError(
+            f"{where}={name!r} is no {cls.__name__}: {len(wrong)} of its weights are missing or of another size, such "
+            f"as {wrong[0]}"
+        )

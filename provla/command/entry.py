@@ -41,10 +41,11 @@ def command(
 ) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
-    An error becomes its message and an exit code (see `provla.core.errors`). In a multirun a failed job is reported, the others go
-    on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep. paths: keys for which
-    `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers stand in for Hydra's own. free: nodes
-    that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`; the task checks them.
+    An error becomes its message and an exit code (see `provla.core.errors`). In a multirun a failed job is reported,
+    the others go on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
+    paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers
+    stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
+    the task checks them.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -56,19 +57,31 @@ def command(
             alone = state.mode is None or state.mode.name != "MULTIRUN"
             try:
                 check_literal(OmegaConf.to_container(config))
-                check_read(OmegaConf.to_container(config, resolve=False), state.overrides.task, state.runtime.choices.get("policy"))  # type: ignore[arg-type]
+                check_read(
+                    OmegaConf.to_container(config, resolve=False),
+                    state.overrides.task,
+                    state.runtime.choices.get("policy"),
+                )  # type: ignore[arg-type]
                 resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 assert isinstance(resolved, dict)
-                choices = {group: option for group, option in state.runtime.choices.items() if isinstance(option, str) and not group.startswith("hydra")}
+                choices = {
+                    group: option
+                    for group, option in state.runtime.choices.items()
+                    if isinstance(option, str) and not group.startswith("hydra")
+                }
                 composed = {str(key): value for key, value in resolved.items()}
                 folder = Path(state.runtime.output_dir)
                 _keep(folder, config, state)
                 with signals.working():
-                    return task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
+                    return (
+                        task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
+                    )
             except Interrupted:
                 if not signals.is_worker():
                     raise
-                return float("nan")  # raised in a launcher's process it would end the siblings; the sweep has had the signal itself
+                return float(
+                    "nan"
+                )  # raised in a launcher's process it would end the siblings; the sweep has had the signal itself
             except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
                 # Caught here, because Hydra would print the overrides and a traceback around it.
                 composing = isinstance(error, OmegaConfBaseException | HydraException)
@@ -108,12 +121,18 @@ def command(
                 complain(str(in_words(error)))
                 sys.exit(exit_code(error))
             except (Interrupted, KeyboardInterrupt) as error:
-                way = "the same command with the same folder (study= or hydra.sweep.dir= of a sweep, else hydra.run.dir=) goes on from here"
+                folder = "study= or hydra.sweep.dir= of a sweep, else hydra.run.dir="
+                way = f"the same command with the same folder ({folder}) goes on from here"
                 complain(f"{str(error) or 'interrupted'}; {way}")
                 sys.exit(getattr(error, "exit_code", 130))
             except Exception as error:
-                if isinstance(error, RecursionError) and any(step.name == "_create_defaults_tree_impl" for step in traceback.extract_tb(error.__traceback__)):
-                    complain("the defaults lists of the configuration files go round in a circle: an option names itself, or one that names it")
+                if isinstance(error, RecursionError) and any(
+                    step.name == "_create_defaults_tree_impl" for step in traceback.extract_tb(error.__traceback__)
+                ):
+                    complain(
+                        "the defaults lists of the configuration files go round in a circle: an option names itself, "
+                        "or one that names it"
+                    )
                     sys.exit(2)
                 print(hide(traceback.format_exc()), file=sys.stderr)
                 sys.exit(1)
@@ -128,7 +147,10 @@ def _check(arguments: Sequence[str]) -> None:
     """`ValueError` for a command line with a secret in it, or one that wants Hydra to load a pickle."""
     check_arguments(arguments)
     if any(argument.startswith("--e") for argument in arguments):
-        raise ValueError("--experimental-rerun loads a pickle, which can run anything; give the overrides again instead (.hydra/overrides.yaml)")
+        raise ValueError(
+            "--experimental-rerun loads a pickle, which can run anything; give the overrides again instead "
+            "(.hydra/overrides.yaml)"
+        )
 
 
 @contextmanager
@@ -146,7 +168,9 @@ def _shown() -> Iterator[None]:
 
 
 def _keep(folder: Path, config: DictConfig, state: Any) -> None:
-    """What was composed and what was typed, in `.hydra/`; Hydra's own copies, which this replaces, would hold secrets."""
+    """What was composed and what was typed, in `.hydra/`; Hydra's own copies, which this replaces, would hold
+    secrets.
+    """
     from provla.core.files import write_text
 
     kept = folder / ".hydra"
@@ -155,20 +179,25 @@ def _keep(folder: Path, config: DictConfig, state: Any) -> None:
         write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
 
 
-# What says how many processes were started side by side: torchrun and accelerate, srun, and MPI's starters. (SLURM_NTASKS is set in a batch
-# script too, where one process runs.)
+# What says how many processes were started side by side: torchrun and accelerate, srun, and MPI's starters.
+# (SLURM_NTASKS is set in a batch script too, where one process runs.)
 SIDE_BY_SIDE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def refuse_several_processes() -> None:
-    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same folder."""
-    several = [f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1]
+    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same
+    folder.
+    """
+    several = [
+        f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1
+    ]
     ranks = [f"{key}={value}" for key in RANKS if (value := os.environ.get(key, "")).isdecimal()]
     if several or any(int(rank.partition("=")[2]) > 0 for rank in ranks):
         complain(
-            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process on one device so far; "
-            "start it by python -m provla.… alone, without accelerate launch, torchrun or several tasks of srun; several GPUs take the jobs of a sweep (-m)"
+            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process "
+            "on one device so far; start it by python -m provla.… alone, without accelerate launch, torchrun or "
+            "several tasks of srun; several GPUs take the jobs of a sweep (-m)"
         )
         sys.exit(2)
 
@@ -200,7 +229,9 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
 
     count = int(launcher.get("n_jobs") or places(config["threads"]))
     count = cores() if count < 0 else count
-    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's workers could start no processes of their own
+    if (
+        multiprocessing.get_start_method(allow_none=True) == "loky"
+    ):  # joblib's workers could start no processes of their own
         multiprocessing.set_start_method("spawn", force=True)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with slot(Path(state.sweep.dir), count) as number:
@@ -226,7 +257,9 @@ def _end_with_parent(parent: int) -> None:
 
 
 def job_folder(overrides: str) -> str:
-    """The folder of a sweep's job: its overrides without those that change no result, shortened by a hash where the name would be too long."""
+    """The folder of a sweep's job: its overrides without those that change no result, shortened by a hash where the
+    name would be too long.
+    """
     overrides = re.sub(r"(^|,)\+*(pruner|logger)\.[\w.]+=[^,]*", "", overrides).lstrip(",")
     name = re.sub(r"[/\s]+", "_", hide(overrides).replace(HIDDEN, "hidden")) or "default"
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
@@ -246,7 +279,11 @@ def explain(error: Exception, name: str) -> str:
         key = match[1] or match[2]
         return f"unknown key {key!r}{_suggest(key, name)}"
     if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
-        options = ", ".join(line.strip() for line in match[3].splitlines() if line.strip() and "=" not in line and "Config search path" not in line)
+        options = ", ".join(
+            line.strip()
+            for line in match[3].splitlines()
+            if line.strip() and "=" not in line and "Config search path" not in line
+        )
         group, _, option = match[1].rpartition("/")
         return f"unknown option {group}={option}; valid: {options}"
     if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):

@@ -1,4 +1,6 @@
-"""What a command says of itself: `--help`, read from its configuration and the README; nothing is composed and nothing heavy imported."""
+"""What a command says of itself: `--help`, read from its configuration and the README; nothing is composed and nothing
+heavy imported.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,31 @@ import yaml
 
 
 def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = ()) -> str:
-    """The help of `python -m provla.<name>`. about: its docstring. root: where conf/ and README.md lie; `--config-dir` in arguments adds options."""
+    """The help of `python -m provla.<name>`. about: its docstring. root: where conf/ and README.md lie; `--config-dir`
+    in arguments adds options.
+    """
     text = (root / "conf" / f"{name}.yaml").read_text()
     groups = list(_groups(yaml.safe_load(text)["defaults"], [root / "conf", *_more(arguments)], root))
-    parts = [about.strip().splitlines()[0], f"Usage: python -m provla.{name} {'[group=option …] ' if groups else ''}[key=value …]"]
+    parts = [
+        about.strip().splitlines()[0],
+        f"Usage: python -m provla.{name} {'[group=option …] ' if groups else ''}[key=value …]",
+    ]
     if groups:
         width = max(len(group) for group, _ in groups)
-        parts.append("Groups and their options, * the default:\n" + "\n".join(f"  {group:{width}}  {options}" for group, options in groups))
+        parts.append(
+            "Groups and their options, * the default:\n"
+            + "\n".join(f"  {group:{width}}  {options}" for group, options in groups)
+        )
     keys = _keys(text) + ([] if name == "report" else _keys((root / "conf" / "base.yaml").read_text()))
     parts.append("Keys and their defaults:\n" + "\n".join(f"  {line}" for line in keys))
     if groups:
         parts.append("Keys of an option stand in conf/<group>/<option>.yaml and are set as <group>.<key>=value.")
     if examples := _examples(name, root):
         parts.append("Examples:\n" + "\n".join(f"  {line}" for line in examples))
-    parts.append("--cfg job shows the composed configuration, -m sweeps over key=a,b,c; --hydra-help has Hydra's own flags. README.md says more.")
+    parts.append(
+        "--cfg job shows the composed configuration, -m sweeps over key=a,b,c; --hydra-help has Hydra's own flags. "
+        "README.md says more."
+    )
     return "\n\n".join(parts)
 
 

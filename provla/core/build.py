@@ -25,25 +25,32 @@ def locate(path: str, where: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_={path!r} cannot be imported ({error}); it must be the dotted path of a class on the import path") from error
+        raise ValueError(
+            f"{where}._target_={path!r} cannot be imported ({error}); it must be the dotted path of a class on the "
+            "import path"
+        ) from error
 
 
 def build(node: Mapping[str, Any], where: str, kind: type | None = None, **extra: Any) -> Any:
-    """The object a node describes, with `extra` arguments from the caller; of a `_partial_` one, what makes it from the rest.
+    """The object a node describes, with `extra` arguments from the caller; of a `_partial_` one, what makes it from the
+    rest.
 
     where: the node's key, for messages. kind: the class must be a subclass of it (pass it for a node that comes from a
-    file somebody hands in). Errors: `ValueError` as of `check_node`, for a key that is missing, and for sizes that no memory holds.
+    file somebody hands in). Errors: `ValueError` as of `check_node`, for a key that is missing, and for sizes that no
+    memory holds.
     """
     target, given = check_node(node, where, kind, extra)
     later = partial(_make, target, given, where, str(node["_target_"]))
     return partial(later, **extra) if node.get("_partial_") else later(**extra)
 
 
-def check_node(node: Any, where: str, kind: type | None = None, extra: Collection[str] = ()) -> tuple[Any, dict[str, Any]]:
+def check_node(
+    node: Any, where: str, kind: type | None = None, extra: Collection[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """The class of a node and the keys given to it, nothing built.
 
-    extra: parameters that the caller supplies. Errors: `ValueError` for a key that the class does not take, with those it takes, and
-    for a value that is not of the type its signature names (see `provla.core.checks`).
+    extra: parameters that the caller supplies. Errors: `ValueError` for a key that the class does not take, with those
+    it takes, and for a value that is not of the type its signature names (see `provla.core.checks`).
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ValueError(f"{where}={shown(node)}: expected a node with a _target_")
@@ -57,7 +64,10 @@ def check_node(node: Any, where: str, kind: type | None = None, extra: Collectio
     unknown = [key for key in given if key not in valid]
     if unknown and not takes_all:
         hint = did_you_mean(unknown[0], valid)
-        raise ValueError(f"nothing reads {where}.{unknown[0]}={shown(given[unknown[0]])}{hint}; {node['_target_']} takes: {', '.join(valid) or 'nothing'}")
+        raise ValueError(
+            f"nothing reads {where}.{unknown[0]}={shown(given[unknown[0]])}{hint}; {node['_target_']} takes: "
+            f"{', '.join(valid) or 'nothing'}"
+        )
     check_values(target, given, where)
     missing = [name for name in valid if parameters[name].default is inspect.Parameter.empty and name not in given]
     if node.get("_partial_") and not missing and not takes_all:
@@ -95,7 +105,9 @@ def _make(target: Any, given: Mapping[str, Any], where: str, name: str, /, **ext
         raise ValueError(f"{where}: provla gives {', '.join(extra)}, and {name} does not take {', '.join(refused)}")
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given and key not in extra]
     if missing:
-        raise ValueError(f"{where}.{missing[0]} is missing; {name} needs it (a part that gets it from provla says _partial_: true)")
+        raise ValueError(
+            f"{where}.{missing[0]} is missing; {name} needs it (a part that gets it from provla says _partial_: true)"
+        )
     try:
         return target(**given, **extra)
     except (MemoryError, OverflowError) as error:

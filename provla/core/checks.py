@@ -1,7 +1,9 @@
-"""What a value of a configuration may be: the types in the signatures, with their ranges, and what is said of a value that is none.
+"""What a value of a configuration may be: the types in the signatures, with their ranges, and what is said of a value
+that is none.
 
-A signature says it all (`lr: Positive`, `pool: Literal["mean", "last"]`), pydantic checks it, strictly: no "3" and no true for a number,
-null where the annotation has None. A list is fine for any sequence and a whole number for any number. Values are checked, never changed.
+A signature says it all (`lr: Positive`, `pool: Literal["mean", "last"]`), pydantic checks it, strictly: no "3" and no
+true for a number, null where the annotation has None. A list is fine for any sequence and a whole number for any
+number. Values are checked, never changed.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ WORDS = {int: "whole number", float: "number", str: "text", Any: "value"}
 def check_values(target: Any, given: Mapping[str, Any], where: str) -> None:
     """`ValueError` for the first value in `given` that the signature of `target` (a class or function) does not take.
 
-    where: the key of the node, for messages; "" for the root. What has no annotation, or one that no configuration can hold, is not looked at.
+    where: the key of the node, for messages; "" for the root. What has no annotation, or one that no configuration can
+    hold, is not looked at.
     """
     kinds = _kinds(target)
     for name, value in given.items():
@@ -60,7 +63,10 @@ def _check_members(kind: Any, node: Mapping[str, Any], key: str) -> None:
     members = get_type_hints(kind, include_extras=True)
     for name in node:
         if name not in members:
-            raise ValueError(f"nothing reads {key}.{name}={shown(node[name])}{did_you_mean(name, list(members))}; valid: {', '.join(members)}")
+            raise ValueError(
+                f"nothing reads {key}.{name}={shown(node[name])}{did_you_mean(name, list(members))}; valid: "
+                f"{', '.join(members)}"
+            )
     for name, member in members.items():
         if name in node:
             check(member, node[name], f"{key}.{name}")
@@ -75,7 +81,9 @@ def value_in(node: Any, key: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value as an error shows it: as in YAML, and not longer than a line."""
-    text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    text = (
+        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -83,7 +91,9 @@ def shown(value: Any) -> str:
 def _kinds(target: Any) -> dict[str, Any]:
     """Parameter → its type."""
     try:
-        return get_type_hints(inspect.getattr_static(target, "__init__") if isinstance(target, type) else target, include_extras=True)
+        return get_type_hints(
+            inspect.getattr_static(target, "__init__") if isinstance(target, type) else target, include_extras=True
+        )
     except (NameError, TypeError, AttributeError):  # somebody's class with names that do not exist at run time
         return {}
 
@@ -97,7 +107,9 @@ def _adapter(kind: Any) -> Callable[[Any], bool]:
 
 @cache
 def _cached(kind: Any) -> Callable[[Any], bool]:
-    """Whether a value is wrong for a type. As JSON, because strict there means what it should: lists are fine for tuples, true is no 1."""
+    """Whether a value is wrong for a type. As JSON, because strict there means what it should: lists are fine for
+    tuples, true is no 1.
+    """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
@@ -139,7 +151,9 @@ def expected(kind: Any, many: bool = False) -> str:
     if origin in (list, tuple, Sequence) or kind in (list, tuple, Sequence):
         return f"{'lists' if many else 'a list'}" + (f" of {expected(inside[0], True)}" if inside else "")
     if origin in (dict, Mapping) or kind in (dict, Mapping):
-        return f"{'nodes' if many else 'a node'}" + (f" of {expected(inside[1], True)}" if inside and inside[1] is not Any else "")
+        return f"{'nodes' if many else 'a node'}" + (
+            f" of {expected(inside[1], True)}" if inside and inside[1] is not Any else ""
+        )
     return str(getattr(kind, "__name__", kind))
 
 
@@ -175,7 +189,11 @@ def choices(kind: Any) -> list[str]:
     """The names that a type consists of; empty where it is of another sort."""
     if get_origin(kind) is Literal:
         return [choice for choice in get_args(kind) if isinstance(choice, str)]
-    return [name for part in get_args(kind) for name in choices(part)] if get_origin(kind) in (Union, types.UnionType) else []
+    return (
+        [name for part in get_args(kind) for name in choices(part)]
+        if get_origin(kind) in (Union, types.UnionType)
+        else []
+    )
 
 
 def _near(kind: Any, value: Any) -> str:

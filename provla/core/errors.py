@@ -38,7 +38,9 @@ class NotRepeated(ValueError):
 
 
 class Interrupted(BaseException):
-    """The process was asked to end by a signal, and what was done so far is kept. No `Exception`: nothing may swallow it."""
+    """The process was asked to end by a signal, and what was done so far is kept. No `Exception`: nothing may swallow
+    it.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"ended by {signal.Signals(signum).name}")

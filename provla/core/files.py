@@ -53,7 +53,8 @@ def data_home() -> Path:
 def writing(path: Path, needed: int = 0) -> Iterator[None]:
     """Around anything that writes `path`, of whatever library: a full or unwritable disk becomes `NoSpace`, in words.
 
-    needed: bytes the whole takes, where known. What else is raised passes. Around one another, the outermost names its path.
+    needed: bytes the whole takes, where known. What else is raised passes. Around one another, the outermost names its
+    path.
     """
     try:
         yield
@@ -66,7 +67,11 @@ def writing(path: Path, needed: int = 0) -> Iterator[None]:
 
 def in_words(error: Exception) -> Exception:
     """What met a full or unwritable disk outside `writing` (Hydra, say) as `NoSpace`; any other error as it is."""
-    if isinstance(error, OSError) and isinstance(error.filename, str) and (reason := _refusal(error, path := Path(error.filename))):
+    if (
+        isinstance(error, OSError)
+        and isinstance(error.filename, str)
+        and (reason := _refusal(error, path := Path(error.filename)))
+    ):
         return NoSpace(f"{path} cannot be written: {reason}; {_sizes(path, 0)}")
     return error
 
@@ -76,7 +81,9 @@ def _refusal(error: BaseException | None, path: Path) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             # Permission may be missing for reading something else.
-            elsewhere = isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(path.parent.absolute())
+            elsewhere = isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(
+                path.parent.absolute()
+            )
             if error.errno not in (errno.EACCES, errno.EPERM) or not elsewhere:
                 return REFUSALS[error.errno]
         for saying, number in SAYINGS.items():
@@ -115,10 +122,12 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
-    """A temporary sibling (file, link or folder, to be made by the caller) that takes `path`'s place when the block ends well.
+    """A temporary sibling (file, link or folder, to be made by the caller) that takes `path`'s place when the block
+    ends well.
 
-    needed: bytes it takes, for the message. `NoSpace` when the disk is full or cannot be written; whatever stood at `path` is
-    then as it was. A folder takes another's place in two steps (`.<name>-*.old` lies there in between); all else in one.
+    needed: bytes it takes, for the message. `NoSpace` when the disk is full or cannot be written; whatever stood at
+    `path` is then as it was. A folder takes another's place in two steps (`.<name>-*.old` lies there in between); all
+    else in one.
     """
     partial = path.parent / f".{path.name}-{uuid.uuid4().hex[:8]}.partial"
     with writing(path, needed):
@@ -138,7 +147,9 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Brings a file, or the files of a folder, from memory onto the disk, so that no name outlives what it names when the power fails."""
+    """Brings a file, or the files of a folder, from memory onto the disk, so that no name outlives what it names when
+    the power fails.
+    """
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file() and not file.is_symlink():
             with file.open("r+b") as stream:
@@ -154,7 +165,8 @@ def remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Clears away what writers that died have left in `folder`; what stood there before comes back where nothing took its place.
+    """Clears away what writers that died have left in `folder`; what stood there before comes back where nothing took
+    its place.
 
     Only for a folder nobody else writes to.
     """
@@ -186,7 +198,9 @@ def write_json(path: Path, value: Any) -> None:
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), end: str = "\r\n") -> str:
     """Rows as CSV, under the columns given, or every column that any row has."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(dict.fromkeys(key for row in rows for key in row)), lineterminator=end)
+    writer = csv.DictWriter(
+        text, columns or list(dict.fromkeys(key for row in rows for key in row)), lineterminator=end
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -209,5 +223,6 @@ def refuse_links_out(folder: Path, *names: str) -> None:
     for path in [folder / name for name in names] if names else folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise ValueError(
-                f"{path} is a link that leads out of {folder}, to {path.resolve()}; nothing was changed. Put the files themselves there, or delete the link."
+                f"{path} is a link that leads out of {folder}, to {path.resolve()}; nothing was changed. Put the files "
+                "themselves there, or delete the link."
             )

@@ -1,4 +1,6 @@
-"""Loading from the Hugging Face Hub or a local folder: tensors and settings, never code; with errors a user can act on."""
+"""Loading from the Hugging Face Hub or a local folder: tensors and settings, never code; with errors a user
+can act on.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,32 @@ def explain(error: Exception, name: str, key: str) -> ValueError:
     cause: BaseException | None = error
     while cause is not None:  # transformers wraps what the Hub said
         if isinstance(cause, GatedRepoError):
-            return ValueError(f"{key}={name!r} is gated: ask for access at https://huggingface.co/{name}, then set HF_TOKEN (in the environment or in .env)")
+            return ValueError(
+                f"{key}={name!r} is gated: ask for access at https://huggingface.co/{name}, then set HF_TOKEN (in the "
+                "environment or in .env)"
+            )
         if isinstance(cause, RevisionNotFoundError):
-            return ValueError(f"{key}={name!r} exists on the Hugging Face Hub, but not in the revision asked for; change {key.rpartition('.')[0]}.revision")
+            return ValueError(
+                f"{key}={name!r} exists on the Hugging Face Hub, but not in the revision asked for; change "
+                f"{key.rpartition('.')[0]}.revision"
+            )
         if isinstance(cause, RepositoryNotFoundError):
             return ValueError(
-                f"{key}={name!r} does not exist on the Hugging Face Hub, or is private; check the spelling, or set HF_TOKEN (in the environment or in .env)"
+                f"{key}={name!r} does not exist on the Hugging Face Hub, or is private; check the spelling, or set "
+                "HF_TOKEN (in the environment or in .env)"
             )
         cause = cause.__cause__ or cause.__context__
     if "trust_remote_code" in str(error) or _brings_code(Path(name).expanduser()):
         return ValueError(
-            f"{key}={name!r} cannot be loaded without running Python code that lies beside it (auto_map), and provla never runs that. Choose a model "
-            "that transformers itself knows, or make a class of your own of it, in a module that you trust"
+            f"{key}={name!r} cannot be loaded without running Python code that lies beside it (auto_map), and provla "
+            "never runs that. Choose a model that transformers itself knows, or make a class of your own of it, in a "
+            "module that you trust"
         )
     if "safetensors" in reason and "use_safetensors" in str(error):
         return ValueError(
-            f"{key}={name!r} has no safetensors file on the Hugging Face Hub, only a pickle (.bin), which provla reads of a pinned commit alone, and "
-            f"tensors alone; set {key.rpartition('.')[0]}.revision to the commit that you looked at, or choose a model with safetensors"
+            f"{key}={name!r} has no safetensors file on the Hugging Face Hub, only a pickle (.bin), which provla "
+            f"reads of a pinned commit alone, and tensors alone; set {key.rpartition('.')[0]}.revision to the commit "
+            "that you looked at, or choose a model with safetensors"
         )
     if Path(name).expanduser().exists():
         return ValueError(f"{key}={name!r}: the folder does not hold what is needed: {reason}")
@@ -50,12 +61,15 @@ def explain(error: Exception, name: str, key: str) -> ValueError:
 
 
 def _brings_code(folder: Path) -> bool:
-    return folder.is_dir() and any('"auto_map"' in file.read_text(errors="replace") for file in folder.glob("*config.json"))
+    return folder.is_dir() and any(
+        '"auto_map"' in file.read_text(errors="replace") for file in folder.glob("*config.json")
+    )
 
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Whoever calls `torch.load` in this block, libraries included, gets torch's restricted unpickler, which makes tensors alone.
+    """Whoever calls `torch.load` in this block, libraries included, gets torch's restricted unpickler, which makes
+    tensors alone.
 
     `ValueError` for a file that holds anything else.
     """
@@ -65,8 +79,12 @@ def tensors_only() -> Iterator[None]:
     try:
         yield
     except UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "Unsupported" in line), "").strip() or "it is damaged"
-        raise ValueError(f"a file of pretrained weights holds more than tensors, and nothing of it was run ({reason}); fetch it anew") from error
+        reason = (
+            next((line for line in str(error).splitlines() if "Unsupported" in line), "").strip() or "it is damaged"
+        )
+        raise ValueError(
+            f"a file of pretrained weights holds more than tensors, and nothing of it was run ({reason}); fetch it anew"
+        ) from error
     finally:
         os.environ.pop(name)
         if before is not None:
@@ -74,15 +92,23 @@ def tensors_only() -> Iterator[None]:
 
 
 def load_weights(cls: Any, name: str, revision: str | None, key: str, **options: Any) -> Any:
-    """`from_pretrained` of a model class, from safetensors. A pickle is read only where the Hub has nothing else at a pinned commit."""
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"  # transformers would ask a service to convert the model, and tell it our token
+    """`from_pretrained` of a model class, from safetensors. A pickle is read only where the Hub has nothing else at a
+    pinned commit.
+    """
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = (
+        "1"  # transformers would ask a service to convert the model, and tell it our token
+    )
     try:
         return from_pretrained(cls, name, revision, key, use_safetensors=True, **options)
     except ValueError as error:
-        pinned = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and not Path(name).expanduser().exists()
+        pinned = (
+            revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and not Path(name).expanduser().exists()
+        )
         if not pinned or "no safetensors file on the Hugging Face Hub" not in str(error):
             raise
-    console.print(f"{key}={name} has no safetensors at {revision}; the tensors of its pickle are read, and nothing else of it")
+    console.print(
+        f"{key}={name} has no safetensors at {revision}; the tensors of its pickle are read, and nothing else of it"
+    )
     return from_pretrained(cls, name, revision, key, use_safetensors=False, **options)
 
 
@@ -96,7 +122,9 @@ def from_pretrained(cls: Any, name: str, revision: str | None, key: str, **optio
     enable_progress_bars()  # of downloads, which the line above silenced too
     folder = Path(name).expanduser()
     source = str(folder) if folder.is_dir() else name
-    return guarded(lambda: cls.from_pretrained(source, revision=revision, trust_remote_code=False, **options), name, key)
+    return guarded(
+        lambda: cls.from_pretrained(source, revision=revision, trust_remote_code=False, **options), name, key
+    )
 
 
 def guarded(load: Callable[[], Any], name: str, key: str) -> Any:
@@ -108,5 +136,15 @@ def guarded(load: Callable[[], Any], name: str, key: str) -> Any:
     try:
         with tensors_only():
             return load()
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, HTTPError, HfHubHTTPError, HFValidationError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        HTTPError,
+        HfHubHTTPError,
+        HFValidationError,
+        SafetensorError,
+    ) as error:
         raise explain(error, name, key) from error

@@ -12,7 +12,22 @@ from provla.core.files import fingerprint
 from provla.core.renamed import as_first_named
 from provla.core.secrets import hide_in
 
-NODES = ("dataset", "augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy", "env", "trainer", "logger", "pruner")
+NODES = (
+    "dataset",
+    "augmentation",
+    "vision",
+    "text",
+    "adapter",
+    "quant",
+    "fusion",
+    "head",
+    "scheduler",
+    "policy",
+    "env",
+    "trainer",
+    "logger",
+    "pruner",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,19 @@ class Root:
 VALUES = tuple(Root.__annotations__)
 STUDY = ("question", "arms", "baseline")
 # Keys that cannot change a result, and so are no part of a run's identity.
-NEUTRAL = ("resume", "rerun", "trust", "study", "device", "data_dir", "logger", "pruner", "objective", "sampler_steps", *STUDY)
+NEUTRAL = (
+    "resume",
+    "rerun",
+    "trust",
+    "study",
+    "device",
+    "data_dir",
+    "logger",
+    "pruner",
+    "objective",
+    "sampler_steps",
+    *STUDY,
+)
 NEUTRAL_INSIDE = {
     "dataset": ("data_dir", "workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
@@ -68,10 +95,11 @@ def identity(config: Mapping[str, Any]) -> str:
 def training_identity(config: Mapping[str, Any]) -> str:
     """Hash of everything in a configuration that can change the trained weights.
 
-    Training never reads `env`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of steps (`num_inference_steps`)
-    only where a validation of sampled chunks decides something: which weights are kept (`trainer.keep=best`), or when the training
-    ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples nothing. A policy, scheduler or trainer of one's own may
-    read `n_action_steps` and the sampler's steps whenever it likes, so there they count.
+    Training never reads `env`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of steps
+    (`num_inference_steps`)
+    only where a validation of sampled chunks decides something: which weights are kept (`trainer.keep=best`), or when
+    the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples nothing. A policy, scheduler or
+    trainer of one's own may read `n_action_steps` and the sampler's steps whenever it likes, so there they count.
     """
     kept = {key: node for key, node in essence(config).items() if key not in ("env", "eval_episodes")}
     if not _ours(config, "policy"):
@@ -101,7 +129,11 @@ def _ours(config: Mapping[str, Any], key: str) -> bool:
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """`key: theirs → mine` for every value that can change the result and is not the same."""
     a, b = _flat(essence(mine)), _flat(essence(theirs))
-    return [f"{key}: {b.get(key, 'absent')} → {a.get(key, 'absent')}" for key in dict.fromkeys([*a, *b]) if a.get(key, "absent") != b.get(key, "absent")]
+    return [
+        f"{key}: {b.get(key, 'absent')} → {a.get(key, 'absent')}"
+        for key in dict.fromkeys([*a, *b])
+        if a.get(key, "absent") != b.get(key, "absent")
+    ]
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,18 +148,25 @@ def check_keys(config: Mapping[str, Any]) -> None:
     valid = [*VALUES, *NODES]
     unknown = [key for key in config if key not in valid]
     if unknown:
-        raise ValueError(f"nothing reads the key {unknown[0]!r}{did_you_mean(unknown[0], valid)}; valid: {', '.join(valid)}")
+        raise ValueError(
+            f"nothing reads the key {unknown[0]!r}{did_you_mean(unknown[0], valid)}; valid: {', '.join(valid)}"
+        )
     check_study(config.get("study"))
     check_values(Root, config, "")
-    missing = [key for key in valid if key not in config and key not in ("rerun", "trust")]  # which a run of an earlier version does not have
+    missing = [
+        key for key in valid if key not in config and key not in ("rerun", "trust")
+    ]  # which a run of an earlier version does not have
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")
 
 
 def check_study(name: Any) -> None:
-    """`ValueError` for a study's name that is more than one plain name: it becomes a folder under outputs/, and files under experiments/."""
+    """`ValueError` for a study's name that is more than one plain name: it becomes a folder under outputs/, and files
+    under experiments/.
+    """
     if name is not None and (name == "" or not re.fullmatch(r"\w[\w .,=+-]*", str(name))):
         raise ValueError(
-            f"study={name!r}: expected one plain name of letters, digits, spaces and . , = + - _, without slashes, such as study=fusion; "
-            "a sweep's folder elsewhere is hydra.sweep.dir=<folder> (train), or folder=<folder> (report)"
+            f"study={name!r}: expected one plain name of letters, digits, spaces and . , = + - _, without slashes, "
+            "such as study=fusion; a sweep's folder elsewhere is hydra.sweep.dir=<folder> (train), or "
+            "folder=<folder> (report)"
         )

@@ -15,8 +15,9 @@ Generators = Generator | list[Generator] | None
 class Vision(Protocol):
     """images (B,T,C,3,h,w) uint8 → Tokens (B,N,width). Resizes and scales pixels itself.
 
-    Built with `num_images` (T·C) and `image_size` (h, w). An encoder may also have `adaptable`, the module that adapters
-    and quantisation act on (else the encoder itself), and `pretrained` (else false); `backbone.Tower` gives both.
+    Built with `num_images` (T·C) and `image_size` (h, w). An encoder may also have `adaptable`, the module that
+    adapters and quantisation act on (else the encoder itself), and `pretrained` (else false); `backbone.Tower` gives
+    both.
     """
 
     width: int
@@ -47,16 +48,24 @@ class Fusion(Protocol):
 
 
 class Head(Protocol):
-    """(noisy actions (B,H,A), time (B,), context Tokens) → prediction (B,H,A). Built with `action_size`, `horizon`, `context_width`."""
+    """(noisy actions (B,H,A), time (B,), context Tokens) → prediction (B,H,A). Built with `action_size`, `horizon`,
+    `context_width`.
+    """
 
     def __call__(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor: ...
 
 
 class Scheduler(Protocol):
-    """The training objective and the sampler, both on normalised actions. Noise and steps are float32 whatever the head computes in."""
+    """The training objective and the sampler, both on normalised actions. Noise and steps are float32 whatever the head
+    computes in.
+    """
 
-    def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None, time: Tensor | None) -> Tensor:
-        """Mean over the unpadded steps and the joints, a scalar. noise (B,H,A) and time (B,) are drawn here when None."""
+    def loss(
+        self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None, time: Tensor | None
+    ) -> Tensor:
+        """Mean over the unpadded steps and the joints, a scalar. noise (B,H,A) and time (B,) are drawn here
+        when None.
+        """
         ...
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
@@ -67,8 +76,8 @@ class Scheduler(Protocol):
 class Augmentation(Protocol):
     """batch → its images (B,T,C,3,h,w) uint8, changed; called in training only.
 
-    All it draws stands in the batch (crop, color, or what `Batch.key` seeds), so that a sample's change does not depend on
-    its neighbours; it draws for itself where the batch holds no draws.
+    All it draws stands in the batch (crop, color, or what `Batch.key` seeds), so that a sample's change does not depend
+    on its neighbours; it draws for itself where the batch holds no draws.
     """
 
     def __call__(self, batch: Batch) -> Tensor: ...

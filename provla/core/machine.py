@@ -36,8 +36,8 @@ def _choose(deterministic: bool, lenient: bool) -> None:
 def reproducible(threads: int, device: torch.device, deterministic: bool) -> Iterator[None]:
     """Inside, equal computations give equal bits on one machine, in any process and whatever it was started with.
 
-    On the CPU: torch computes with `threads` threads, because sums over several are rounded by their number, and takes its
-    deterministic algorithms. On a GPU it takes them where `deterministic` asks for it: they cost time there. An
+    On the CPU: torch computes with `threads` threads, because sums over several are rounded by their number, and takes
+    its deterministic algorithms. On a GPU it takes them where `deterministic` asks for it: they cost time there. An
     operation that has none is refused where `deterministic` is set, and named in a warning where it is not.
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -46,7 +46,9 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     _choose(deterministic or device.type == "cpu", lenient=not deterministic)
-    _deterministic.fill_uninitialized_memory = False  # a guard for debugging: nothing here reads what it has not written
+    _deterministic.fill_uninitialized_memory = (
+        False  # a guard for debugging: nothing here reads what it has not written
+    )
     try:
         yield
     finally:
@@ -56,7 +58,9 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What can round a sum otherwise: the CPU's model, its instruction set as torch uses it, threads; the GPU and CUDA."""
+    """What can round a sum otherwise: the CPU's model, its instruction set as torch uses it, threads; the GPU
+    and CUDA.
+    """
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -87,7 +91,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     memory = {"peak_memory_mb": peak_memory()}
     if torch.cuda.is_available():
         memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    made = {"versions": versions, "python": platform.python_version(), "cpus": os.cpu_count(), "machine": machine(device)}
+    made = {
+        "versions": versions,
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "machine": machine(device),
+    }
     return {**memory, **made, **_commit()}
 
 
@@ -95,7 +104,10 @@ def _commit() -> dict[str, str | None]:
     """commit, `-dirty` where something is not committed; uncommitted: a hash of that."""
     commit = _git("describe", "--always", "--dirty", "--abbrev=12").strip()
     changed = _git("diff", "HEAD", "--", "provla", "hydra_plugins", "conf") if commit.endswith("-dirty") else ""
-    return {"commit": commit or None, "uncommitted": hashlib.sha256(changed.encode()).hexdigest()[:12] if changed else None}
+    return {
+        "commit": commit or None,
+        "uncommitted": hashlib.sha256(changed.encode()).hexdigest()[:12] if changed else None,
+    }
 
 
 def _git(*arguments: str) -> str:
@@ -104,7 +116,9 @@ def _git(*arguments: str) -> str:
 
 
 def peak_memory() -> float:
-    """The largest resident size so far [MB]: since `forget_peak_memory` where the system can tell, else of the process."""
+    """The largest resident size so far [MB]: since `forget_peak_memory` where the system can tell, else of the
+    process.
+    """
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -131,5 +145,7 @@ def find_device(name: str) -> torch.device:
             raise RuntimeError("provla does not run there")
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>") from error
+        raise ValueError(
+            f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>"
+        ) from error
     return device

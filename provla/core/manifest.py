@@ -33,7 +33,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         if manifest["version"] != VERSION:
-            raise Damaged(folder, MANIFEST, f"is of version {manifest['version']!r}; this provla reads version {VERSION}")
+            raise Damaged(
+                folder, MANIFEST, f"is of version {manifest['version']!r}; this provla reads version {VERSION}"
+            )
         if manifest.pop("sha256") != fingerprint(manifest, 64):
             raise Damaged(folder, MANIFEST, "is not as it was written (sha256)")
     except FileNotFoundError as error:
@@ -50,8 +52,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def check_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, once every file was found to be what it says; `Damaged` where one is not.
 
-    A name that leads out of the folder is refused unread. Files that the manifest does not name may lie in the folder, where
-    nobody looks, but not in a folder inside it, which is read as a whole.
+    A name that leads out of the folder is refused unread. Files that the manifest does not name may lie in the folder,
+    where nobody looks, but not in a folder inside it, which is read as a whole.
     """
     manifest, file = read_manifest(folder), MANIFEST
     try:

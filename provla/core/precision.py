@@ -1,4 +1,6 @@
-"""The precision of deployment: what a policy's own weights are stored in, without autocast, in validation, episodes, `evaluate` and latency alike."""
+"""The precision of deployment: what a policy's own weights are stored in, without autocast, in validation, episodes,
+`evaluate` and latency alike.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,14 @@ def deployed(act: Act) -> Act:
 
 @contextmanager
 def repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """The precision of deployment, without gradients; what draws inside a module draws by `seed`, and torch's generators stay as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """The precision of deployment, without gradients; what draws inside a module draws by `seed`, and torch's
+    generators stay as they were.
+    """
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
         torch.manual_seed(seed)
         yield
 

@@ -16,7 +16,12 @@ def now(name: Any) -> Any:
 
 
 def as_first_named(node: Any) -> Any:
-    """A configuration under the names that its classes had first: identities are hashes of those, and so outlive a renaming."""
+    """A configuration under the names that its classes had first: identities are hashes of those, and so outlive a
+    renaming.
+    """
     if isinstance(node, Mapping):
-        return {key: FIRST.get(value, value) if key == "_target_" and isinstance(value, str) else as_first_named(value) for key, value in node.items()}
+        return {
+            key: FIRST.get(value, value) if key == "_target_" and isinstance(value, str) else as_first_named(value)
+            for key, value in node.items()
+        }
     return [as_first_named(value) for value in node] if isinstance(node, list | tuple) else node

@@ -1,8 +1,9 @@
 """Keys, tokens and passwords: refused where they are typed, hidden in whatever is written or shown.
 
-Secrets come from the environment. A configuration names them (`${oc.env:WANDB_API_KEY}`), and what is stored of its resolved form passes
-`hide_in`; messages and tracebacks pass `hide`. Hidden are: values of keys that are secrets by their name, values of the environment's own
-secrets wherever they stand, credentials in URLs, and what has the form of a known service's key.
+Secrets come from the environment. A configuration names them (`${oc.env:WANDB_API_KEY}`), and what is stored of its
+resolved form passes `hide_in`; messages and tracebacks pass `hide`. Hidden are: values of keys that are secrets by
+their name, values of the environment's own secrets wherever they stand, credentials in URLs, and what has the form of a
+known service's key.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ LIKELY = r"[\w\-]*[_\-](?:key|token|pat)"
 RANDOM = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?=(?:\D*\d){2})[\w\-+=~]{16,}")
 NO_SECRET = re.compile(r"(?i)|null|none|true|false|\?\?\?|\.{3}.*|…|<.*|\$\{.*|\d{1,5}")
 VALUE = r"""(?P<value>\\"[^"]*\\"|\\'[^']*\\'|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\$\{[^}]*\}|[^\s,;&(){}\[\]'"]+)"""
-ASSIGNED = re.compile(rf"(?i)(?P<head>(?<![\w\-])(?:(?P<certain>{CERTAIN})|{LIKELY})(?P<between>\\?['\"]?\s*=\s*))(?!=){VALUE}")
-LISTED = re.compile(rf"(?i)(?P<head>(?<![\w\-])(?:(?P<certain>{CERTAIN})|{LIKELY})(?P<between>\\?['\"]?\s*:\s*)){VALUE}")
+ASSIGNED = re.compile(
+    rf"(?i)(?P<head>(?<![\w\-])(?:(?P<certain>{CERTAIN})|{LIKELY})(?P<between>\\?['\"]?\s*=\s*))(?!=){VALUE}"
+)
+LISTED = re.compile(
+    rf"(?i)(?P<head>(?<![\w\-])(?:(?P<certain>{CERTAIN})|{LIKELY})(?P<between>\\?['\"]?\s*:\s*)){VALUE}"
+)
 ENVIRONMENT = re.compile(r"(?i).+_(?:KEY|TOKEN|SECRET|PASSWORD)")
 FORMS = {
     "credentials in a URL": re.compile(r"(?<=://)(?:[^/\s:@'\"]*:[^/\s@'\"]+|[^/\s:@'\"]{12,})(?=@)"),
-    "a key in a URL": re.compile(r"(?i)(?<=[?&])((?:[\w\-]*(?:token|secret|password|signature|credential|key)|sig|auth)=)[^&\s#'\"]{4,}"),
+    "a key in a URL": re.compile(
+        r"(?i)(?<=[?&])((?:[\w\-]*(?:token|secret|password|signature|credential|key)|sig|auth)=)[^&\s#'\"]{4,}"
+    ),
     "a Hugging Face token": re.compile(r"\bhf_(?=[A-Za-z]*\d)[A-Za-z0-9]{16,}"),
     "a key": re.compile(r"\b(?:sk-|wandb_v1_|gh[pousr]_|github_pat_|glpat-|AKIA)(?=\w*\d)[\w\-]{16,}"),
     "a bearer token": re.compile(r"(?i)(\bbearer\s+)[\w\-.~+/=]{12,}"),
@@ -45,7 +52,8 @@ def hide(text: str) -> str:
 
 
 def hide_in(value: Any, key: str = "") -> Any:
-    """A configuration, or whatever JSON can hold, with every secret blotted out; classes' names stay. key: the value's own.
+    """A configuration, or whatever JSON can hold, with every secret blotted out; classes' names stay. key: the value's
+    own.
 
     In its strings `name: value` is left alone, which may be a sentence that a policy was trained on.
     """
@@ -78,7 +86,8 @@ def check_literal(config: Any) -> None:
 
 
 def _refusal(reason: str, shown: str) -> str:
-    return f"{shown} holds {reason}; nothing was started. Put it into the environment or into .env, and write ${{oc.env:NAME}} where a key needs it"
+    way_out = "Put it into the environment or into .env, and write ${oc.env:NAME} where a key needs it"
+    return f"{shown} holds {reason}; nothing was started. {way_out}"
 
 
 def _leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,7 +105,10 @@ def _is_secret(key: str, value: Any) -> bool:
     """By the key's name, and where that could be another thing's, by the value."""
     if value is None or isinstance(value, bool) or NO_SECRET.fullmatch(str(value)):
         return False
-    return bool(re.fullmatch(CERTAIN, key, re.IGNORECASE) or (re.fullmatch(LIKELY, key, re.IGNORECASE) and RANDOM.fullmatch(str(value))))
+    return bool(
+        re.fullmatch(CERTAIN, key, re.IGNORECASE)
+        or (re.fullmatch(LIKELY, key, re.IGNORECASE) and RANDOM.fullmatch(str(value)))
+    )
 
 
 def _hide(text: str, key: str, own: Iterable[str], listed: bool) -> str:
@@ -106,7 +118,11 @@ def _hide(text: str, key: str, own: Iterable[str], listed: bool) -> str:
         text = form.sub(lambda found: (found[1] if found.re.groups else "") + HIDDEN, text)
     text = ASSIGNED.sub(_blot, text) if "=" in text else text
     text = LISTED.sub(_blot, text) if listed and ":" in text else text
-    return text if len(text) < 40 or COMMIT.search(key) else HEX.sub(lambda found: found[0] if COMMIT.search(text[: found.start()][-24:]) else HIDDEN, text)
+    return (
+        text
+        if len(text) < 40 or COMMIT.search(key)
+        else HEX.sub(lambda found: found[0] if COMMIT.search(text[: found.start()][-24:]) else HIDDEN, text)
+    )
 
 
 def _blot(found: re.Match[str]) -> str:
@@ -121,7 +137,11 @@ def _blot(found: re.Match[str]) -> str:
 
 def _environment() -> dict[str, str]:
     """The environment's secrets → their names, longest first; a path or a short word is none."""
-    found = {value: name for name, value in os.environ.items() if len(value) >= 8 and value[0] not in "/.~" and ENVIRONMENT.fullmatch(name)}
+    found = {
+        value: name
+        for name, value in os.environ.items()
+        if len(value) >= 8 and value[0] not in "/.~" and ENVIRONMENT.fullmatch(name)
+    }
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
 

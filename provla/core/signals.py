@@ -1,7 +1,8 @@
-"""Signals that ask a process to end: at once where nothing is lost, in a training at the end of the step, in a save after it.
+"""Signals that ask a process to end: at once where nothing is lost, in a training at the end of the step, in a save
+after it.
 
-SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become `Interrupted`, so that files are tidied up, children ended, and the exit code
-is 128 + n. A second signal ends the process where it stands.
+SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 become `Interrupted`, so that files are tidied up, children ended, and the exit
+code is 128 + n. A second signal ends the process where it stands.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ WORKERS = ("popen_loky", "submitit.core._submit")  # in the command lines of the
 
 @dataclass
 class _State:
-    """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many blocks hold
-    it back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells others of a signal."""
+    """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many
+    blocks hold it back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells
+    others of a signal.
+    """
 
     listening: bool = False
     signum: int | None = None
@@ -99,7 +102,9 @@ def deferred(forward: Callable[[], None] | None = None) -> Iterator[None]:
 
 @contextmanager
 def telling(call: Callable[[], None]) -> Iterator[None]:
-    """In this block `call` is told of the first signal when it comes: whoever is killed after it was asked to end had no say in it."""
+    """In this block `call` is told of the first signal when it comes: whoever is killed after it was asked to end had
+    no say in it.
+    """
     _told.append(call)
     try:
         yield
@@ -166,7 +171,10 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if not _state.deferred:
         raise Interrupted(signum)
     if _state.forward is not None:
-        _say(f"{signal.Signals(signum).name}: jobs end after their present step, with a checkpoint; a second signal ends all")
+        _say(
+            f"{signal.Signals(signum).name}: jobs end after their present step, with a checkpoint; a second signal "
+            "ends all"
+        )
         _state.forward()
     elif not _state.worker:
         _say(f"{signal.Signals(signum).name}: ending after this step, with a checkpoint; a second signal ends at once")

@@ -1,8 +1,9 @@
 """What a stored configuration may name: nothing that its reader has not agreed to run.
 
 A run's `config.json`, a `policy/` folder or an export can come from anybody. Its `_target_`s are checked as text before
-anything is imported, by a rule and no list: a node of the group `fusion` may name `provla.fusion.<Class>`, and so on. Classes
-of other modules need the reader's word, `trust=[my_ideas]`. What somebody types, or writes into their own YAML, is theirs.
+anything is imported, by a rule and no list: a node of the group `fusion` may name `provla.fusion.<Class>`, and so on.
+Classes of other modules need the reader's word, `trust=[my_ideas]`. What somebody types, or writes into their own YAML,
+is theirs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,22 @@ from typing import Any, NamedTuple
 from provla.core.identity import NODES
 from provla.core.renamed import now
 
-# What the class of a group that is no part of a policy has, one of these; parts of a policy are an `nn.Module`, which `build` checks.
-MEMBERS = {"dataset": ("load",), "env": ("episodes", "make"), "trainer": ("fit",), "logger": ("log",), "pruner": ("prune",)}
+# What the class of a group that is no part of a policy has, one of these; parts of a policy are an `nn.Module`, which
+# `build` checks.
+MEMBERS = {
+    "dataset": ("load",),
+    "env": ("episodes", "make"),
+    "trainer": ("fit",),
+    "logger": ("log",),
+    "pruner": ("prune",),
+}
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 class Target(NamedTuple):
-    """A `_target_` of a configuration. key: its node. group: the nearest key above it that is a group; None: under none."""
+    """A `_target_` of a configuration. key: its node. group: the nearest key above it that is a group; None: under
+    none.
+    """
 
     key: str
     group: str | None
@@ -43,12 +53,17 @@ def targets(config: Any, key: str = "", group: str | None = None) -> Iterator[Ta
 
 
 def check_stored(config: Mapping[str, Any], source: Any, trust: Sequence[str] = ()) -> None:
-    """`ValueError` where a stored configuration names anything but provla's own parts and classes of the modules in `trust`.
+    """`ValueError` where a stored configuration names anything but provla's own parts and classes of the modules in
+    `trust`.
 
-    source: where it was stored, for the message. All names are read before the first is imported; then each must be a class
-    that was written in the module it is named after, and that its group can use.
+    source: where it was stored, for the message. All names are read before the first is imported; then each must be a
+    class that was written in the module it is named after, and that its group can use.
     """
-    wrong = [name for name in trust if not isinstance(name, str) or not DOTTED.fullmatch(name)] if not isinstance(trust, str) else [trust]
+    wrong = (
+        [name for name in trust if not isinstance(name, str) or not DOTTED.fullmatch(name)]
+        if not isinstance(trust, str)
+        else [trust]
+    )
     if wrong:
         raise ValueError(f"trust={wrong[0]!r}: expected a list of modules, such as trust=[my_ideas]")
     found = list(targets(config))
@@ -82,15 +97,18 @@ def _allowed(target: Target, trust: Sequence[str]) -> bool:
 
 def _refusal(target: Target, source: Any) -> ValueError:
     rooms = " or ".join(f"{room}.<Class>" for room in _rooms(target.group)) or "no class at all"
-    module = str(target.name).rpartition(".")[0] if isinstance(target.name, str) and DOTTED.fullmatch(target.name) else ""
+    module = (
+        str(target.name).rpartition(".")[0] if isinstance(target.name, str) and DOTTED.fullmatch(target.name) else ""
+    )
     way_out = (
-        f" If you know the module {module} and want its code to run here, say so: trust=[{module}] on the command line, trust=[{module!r}] in Python."
+        f" If you know the module {module} and want its code to run here, say so: trust=[{module}] on the command "
+        f"line, trust=[{module!r}] in Python."
         if module
         else ""
     )
     return ValueError(
-        f"{target.key}._target_={target.name!r} in {source}: a stored configuration may name provla's own parts alone (here: {rooms}), and nothing "
-        f"was imported or run.{way_out}"
+        f"{target.key}._target_={target.name!r} in {source}: a stored configuration may name provla's own parts alone "
+        f"(here: {rooms}), and nothing was imported or run.{way_out}"
     )
 
 
@@ -100,11 +118,16 @@ def _check_class(target: Target, source: Any, trust: Sequence[str]) -> None:
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{where} cannot be imported ({error}); the module must be on the import path, as it was for the training") from error
+        raise ValueError(
+            f"{where} cannot be imported ({error}); the module must be on the import path, as it was for the training"
+        ) from error
     if not inspect.isclass(found) or not _inside(found.__module__, (*_rooms(target.group), *trust)):
         home = getattr(found, "__module__", None) or type(found).__module__
         what = "a class" if inspect.isclass(found) else "no class but a " + type(found).__name__
-        raise ValueError(f"{where} is {what} of {home}; a stored configuration may name classes alone, each by the module that it is written in")
+        raise ValueError(
+            f"{where} is {what} of {home}; a stored configuration may name classes alone, each by the module that it "
+            "is written in"
+        )
     members = MEMBERS.get(target.group or "", ())
     if members and target.key == target.group and not any(hasattr(found, member) for member in members):
         raise ValueError(f"{where} is nothing that {target.group} can use: it has no {' or '.join(members)}")

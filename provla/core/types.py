@@ -1,6 +1,7 @@
 """What flows between the rooms, drawn once.
 
-Legend: B batch, T observation steps, C cameras, H horizon (actions predicted), A action size, S state size, N tokens, D width.
+Legend: B batch, T observation steps, C cameras, H horizon (actions predicted), A action size, S state size, N tokens, D
+width.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ class _Movable:
     """Moves and slices every tensor (and list) of a dataclass along the batch."""
 
     def to(self, device: torch.device) -> Self:
-        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), (Tensor, Observation))}  # type: ignore[arg-type]
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), (Tensor, Observation))
+        }  # type: ignore[arg-type]
         return replace(self, **moved)  # type: ignore[type-var]
 
     def rows(self, part: slice) -> Self:
@@ -50,9 +55,9 @@ class Batch(_Movable):
 
     actions (B,H,A) float32 in the robot's units; is_pad (B,H) bool, True past the episode's end. The random draws of a
     training step travel with the samples they belong to, so that splitting a batch changes no gradient and every arm of
-    a study meets the same draws: noise (B,H,A) standard normal; time (B,), crop (B,2) and color (B,2) uniform in [0, 1);
-    key (B,) int64, a seed per sample for draws whose size only the policy knows. steps_per_sample: unpadded steps per
-    sample of the batch that this one is a part of; None where it is no part.
+    a study meets the same draws: noise (B,H,A) standard normal; time (B,), crop (B,2) and color (B,2) uniform in [0,
+    1); key (B,) int64, a seed per sample for draws whose size only the policy knows. steps_per_sample: unpadded steps
+    per sample of the batch that this one is a part of; None where it is no part.
     """
 
     observation: Observation
@@ -77,7 +82,9 @@ class Batch(_Movable):
         return (whole.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
 
     def per_sample(self, mean: Tensor) -> Tensor:
-        """A mean over samples, weighted so that parts of a batch that count by their unpadded steps add up to its own."""
+        """A mean over samples, weighted so that parts of a batch that count by their unpadded steps add up to
+        its own.
+        """
         if self.steps_per_sample is None:
             return mean
         return mean * (self.steps_per_sample * len(self)) / (~self.is_pad).sum()
@@ -127,7 +134,10 @@ class Spec:
 def check_steps(horizon: int, n_action_steps: int) -> None:
     """`ValueError` for more actions executed than predicted."""
     if n_action_steps > horizon:
-        raise ValueError(f"n_action_steps={n_action_steps} exceeds horizon={horizon}: a policy cannot execute more actions than it predicts")
+        raise ValueError(
+            f"n_action_steps={n_action_steps} exceeds horizon={horizon}: a policy cannot execute more actions than it "
+            "predicts"
+        )
 
 
 def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
@@ -157,11 +167,17 @@ def joint_groups_of(names: Sequence[str], groups: JointGroups | str) -> dict[str
     if groups == "each":
         return {name: [i] for i, name in enumerate(names)}
     if isinstance(groups, str):
-        raise ValueError(f"dataset.joint_groups={groups!r}; valid: null, each, or names of groups with lists of joints, such as {{arm: [{names[0]}]}}")
+        raise ValueError(
+            f"dataset.joint_groups={groups!r}; valid: null, each, or names of groups with lists of joints, such as "
+            f"{{arm: [{names[0]}]}}"
+        )
     for group, members in groups.items():
         unknown = [str(name) for name in members if name not in names]
         if unknown:
-            raise ValueError(f"dataset.joint_groups names {unknown[0]!r}, which is no joint of this data set; it has: {', '.join(names)}")
+            raise ValueError(
+                f"dataset.joint_groups names {unknown[0]!r}, which is no joint of this data set; it has: "
+                f"{', '.join(names)}"
+            )
         if not members:
             raise ValueError(f"dataset.joint_groups.{group} has no joints; this data set has: {', '.join(names)}")
     return {group: [names.index(name) for name in members] for group, members in groups.items()}

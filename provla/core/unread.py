@@ -1,4 +1,6 @@
-"""What a policy does not read: chosen on the command line it would change nothing, and arms that differ in it alone would be equal."""
+"""What a policy does not read: chosen on the command line it would change nothing, and arms that differ in it alone
+would be equal.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ PARTS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head",
 def check_read(config: Mapping[str, Any], overrides: Sequence[str], policy: str) -> None:
     """`ValueError` where overrides choose or change a part that the policy does not read.
 
-    config: composed, with its interpolations unresolved. overrides: as they were typed. policy: the option of that name, for
-    the message. What a default or a preset chose and nobody reads is no error.
+    config: composed, with its interpolations unresolved. overrides: as they were typed. policy: the option of that
+    name, for the message. What a default or a preset chose and nobody reads is no error.
     """
     if "policy" not in config:
         return
@@ -23,7 +25,12 @@ def check_read(config: Mapping[str, Any], overrides: Sequence[str], policy: str)
     if not unread:
         return
     parts = list(dict.fromkeys(unread.values()))
-    own = [f"policy.{part}.{key}" for part in parts if isinstance(node := config["policy"].get(part), Mapping) for key in node]
+    own = [
+        f"policy.{part}.{key}"
+        for part in parts
+        if isinstance(node := config["policy"].get(part), Mapping)
+        for key in node
+    ]
     raise ValueError(
         f"policy={policy} does not read {', '.join(parts)}: {' '.join(unread)} would change nothing. Leave it out"
         + (f", or set {', '.join(own)}" if own else "")

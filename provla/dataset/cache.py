@@ -27,9 +27,10 @@ Frames = NDArray[np.uint8]
 class Cached:
     """What a camera's pictures came to.
 
-    frames: (N,3,h,w) uint8, memory-mapped read-only; None where `problems` says why there are none. everywhere, sampled: per
-    episode the mean and standard deviation of each channel as recorded, (E,2,3), over all pictures and over those that LeRobot
-    samples for its statistics. compared: see `remember`. rebuilt: why a file that was there was made again.
+    frames: (N,3,h,w) uint8, memory-mapped read-only; None where `problems` says why there are none. everywhere,
+    sampled: per episode the mean and standard deviation of each channel as recorded, (E,2,3), over all pictures and
+    over those that LeRobot samples for its statistics. compared: see `remember`. rebuilt: why a file that was there was
+    made again.
     """
 
     frames: Frames | None
@@ -45,11 +46,14 @@ class Cached:
         _note(self.notes, compared=compared)
 
 
-def frame_cache(folder: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float, fresh: bool = False) -> Cached:
+def frame_cache(
+    folder: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float, fresh: bool = False
+) -> Cached:
     """`folder/<camera>_<h>x<w>.npy`, decoded now if it is not there; its checksums, an episode each, stand beside it.
 
-    The file appears whole or not at all; of several processes one decodes and the others wait. A file that was written to since is
-    compared with its checksums, as with fresh=true, and decoded again, with a line that says so, where they differ.
+    The file appears whole or not at all; of several processes one decodes and the others wait. A file that was written
+    to since is compared with its checksums, as with fresh=true, and decoded again, with a line that says so, where they
+    differ.
     """
     path = folder / f"{camera.name}_{size[0]}x{size[1]}.npy"
     notes = path.with_suffix(".json")
@@ -61,7 +65,9 @@ def frame_cache(folder: Path, root: Path, camera: Camera, spans: list[Span], siz
             return (None if fresh else _known(path, notes)) or _make(path, notes, root, camera, spans, size, fps)
 
 
-def _make(path: Path, notes: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float) -> Cached:
+def _make(
+    path: Path, notes: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float
+) -> Cached:
     """What is there already, if its checksums hold; else it is decoded."""
     wrong = ""
     if path.is_file():
@@ -92,7 +98,14 @@ def _known(path: Path, notes: Path) -> Cached | None:
             return Cached(None, [Problem(**problem) for problem in said["problems"]])
         if said["signature"] != signature(path):
             return None
-        return Cached(np.load(path, mmap_mode="r", allow_pickle=False), [], said["everywhere"], said["sampled"], notes, said.get("compared"))
+        return Cached(
+            np.load(path, mmap_mode="r", allow_pickle=False),
+            [],
+            said["everywhere"],
+            said["sampled"],
+            notes,
+            said.get("compared"),
+        )
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -106,15 +119,23 @@ def _damage(path: Path, notes: Path, spans: list[Span], size: tuple[int, int]) -
         return f"it cannot be read: {error}"
     if frames.shape != (sum(span.length for span in spans), 3, *size) or frames.dtype != np.uint8:
         return f"it holds {frames.shape} {frames.dtype}"
-    bad = [span.episode for span, digest in zip(spans, digests, strict=False) if _digest(frames[span.row : span.row + span.length]) != digest]
-    return f"another sha256 in episode {bad[0]}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "") if bad else ""
+    bad = [
+        span.episode
+        for span, digest in zip(spans, digests, strict=False)
+        if _digest(frames[span.row : span.row + span.length]) != digest
+    ]
+    return (
+        f"another sha256 in episode {bad[0]}" + (f" and {len(bad) - 1} others" if len(bad) > 1 else "") if bad else ""
+    )
 
 
 def _digest(frames: Frames) -> str:
     return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()[:32]
 
 
-def _decode_into(path: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float) -> dict[str, Any]:
+def _decode_into(
+    path: Path, root: Path, camera: Camera, spans: list[Span], size: tuple[int, int], fps: float
+) -> dict[str, Any]:
     """Writes the file, unless there are problems; what is to be noted beside it."""
     total = sum(span.length for span in spans)
     shape = (total, 3, *size)
@@ -148,7 +169,13 @@ def _decode_into(path: Path, root: Path, camera: Camera, spans: list[Span], size
                 raise _Incomplete
     except _Incomplete:
         return {"problems": [vars(problem) for problem in problems]}
-    return {"problems": [], "signature": signature(path), "sha256": digests, "everywhere": everywhere, "sampled": sampled}
+    return {
+        "problems": [],
+        "signature": signature(path),
+        "sha256": digests,
+        "everywhere": everywhere,
+        "sampled": sampled,
+    }
 
 
 class _Incomplete(Exception):
@@ -165,7 +192,9 @@ def _small(image: Image, size: tuple[int, int]) -> Frames:
 
 
 def statistics(images: list[Image]) -> tuple[list[list[float]], list[list[float]]]:
-    """Mean and standard deviation of each channel [0..1] over all pictures, and over those that LeRobot's `sample_images` takes."""
+    """Mean and standard deviation of each channel [0..1] over all pictures, and over those that LeRobot's
+    `sample_images` takes.
+    """
     import cv2
 
     step = thinning(*images[0].shape[:2])

@@ -1,4 +1,6 @@
-"""Checksums of files: computed once and remembered by what `stat` says, compared with those that came with the files."""
+"""Checksums of files: computed once and remembered by what `stat` says, compared with those that came with the
+files.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,19 @@ def signature(file: Path) -> list[int]:
 
 def sha256_of_all(root: Path) -> dict[str, str]:
     """Of every file under `root`, by its path within; for `RECORD`."""
-    return {file.relative_to(root).as_posix(): sha256(file) for file in sorted(root.rglob("*")) if file.is_file() and file.name != RECORD}
+    return {
+        file.relative_to(root).as_posix(): sha256(file)
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and file.name != RECORD
+    }
 
 
 class Checksums:
     """sha256 of a data set's files. A file is read again where its `signature` has changed.
 
-    memory: a folder for what is remembered. fresh: read every file again. wrong: why a file is not what it was when it was recorded
-    or fetched, by its path; known for recordings made here and for what came from the Hub. origin: where that is known from (with fresh).
+    memory: a folder for what is remembered. fresh: read every file again. wrong: why a file is not what it was when it
+    was recorded or fetched, by its path; known for recordings made here and for what came from the Hub. origin: where
+    that is known from (with fresh).
     """
 
     def __init__(self, root: Path, memory: Path, files: Iterable[Path], fresh: bool = False) -> None:
@@ -55,7 +62,12 @@ class Checksums:
                 known[name] = old
                 continue
             digest = sha256(file)
-            known[name] = {"signature": now, "sha256": digest, "recorded": recorded.get(name), "wrong": _wrong(root, file, name, digest, recorded)}
+            known[name] = {
+                "signature": now,
+                "sha256": digest,
+                "recorded": recorded.get(name),
+                "wrong": _wrong(root, file, name, digest, recorded),
+            }
         self._place, self._before = place, before
         self._known = known
         self.wrong |= {name: entry["wrong"] for name, entry in known.items() if entry["wrong"]}
@@ -93,7 +105,8 @@ def _recorded(root: Path) -> dict[str, str]:
 def _wrong(root: Path, file: Path, name: str, digest: str, recorded: dict[str, str]) -> str:
     """Why the file is not what it was; empty where nothing is known against it."""
     if recorded and recorded.get(name) != digest:
-        return f"is not what was recorded (its sha256 differs from that in {RECORD}): damaged or changed; record or fetch the data set again"
+        differs = f"its sha256 differs from that in {RECORD}"
+        return f"is not what was recorded ({differs}): damaged or changed; record or fetch the data set again"
     fetched = _fetched(root, file, name)
     if len(fetched) == 64 and fetched != digest:
         return "is not what the Hub sent (its sha256 differs): damaged or changed; fetch the data set again"
@@ -105,8 +118,8 @@ def _wrong(root: Path, file: Path, name: str, digest: str, recorded: dict[str, s
 
 
 def _fetched(root: Path, file: Path, name: str) -> str:
-    """What the Hub's client noted of a file it fetched: sha256, or git's hash of a small one. In its cache it is the name of the
-    blob; in a local folder it stands in a note beside, good until the file is changed."""
+    """What the Hub's client noted of a file it fetched: sha256, or git's hash of a small one. In its cache it is the
+    name of the blob; in a local folder it stands in a note beside, good until the file is changed."""
     mark = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
     if file.is_symlink() and mark.fullmatch(blob := Path(os.readlink(file)).name):
         return blob

@@ -19,8 +19,8 @@ class Demonstrations:
     """Whole data set as arrays; row i is one control step.
 
     frames: camera → (N,3,h,w) uint8; state (N,S), actions (N,A) float32; starts (E+1,): episode e is rows
-    starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first row; row_task (N,): of each row, None where
-    no episode changes its task. skipped: what is wrong with the episodes that were left out.
+    starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first row; row_task (N,): of each
+    row, None where no episode changes its task. skipped: what is wrong with the episodes that were left out.
     """
 
     frames: Mapping[str, Frames]
@@ -46,7 +46,9 @@ class Demonstrations:
         return np.concatenate([np.arange(0), *(np.arange(self.starts[e], self.starts[e + 1]) for e in episodes)])
 
     def split(self, val_fraction: float, seed: int) -> tuple[Array, Array]:
-        """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that has two."""
+        """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that
+        has two.
+        """
         val: list[int] = []
         for task in range(len(self.instructions)):
             episodes = np.flatnonzero(self.task == task)

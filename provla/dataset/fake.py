@@ -38,8 +38,12 @@ class FakeSource:
         actions = np.sin(time + phase).reshape(-1, action_size).astype(np.float32)
         names = [f"joint{i}" for i in range(action_size)]
         return Demonstrations(
-            frames={camera: rng.integers(0, 256, (episodes * length, 3, size, size), dtype=np.uint8) for camera in cameras},
-            state=np.resize(np.cos(time + phase), (episodes, length, state_size)).reshape(-1, state_size).astype(np.float32),
+            frames={
+                camera: rng.integers(0, 256, (episodes * length, 3, size, size), dtype=np.uint8) for camera in cameras
+            },
+            state=np.resize(np.cos(time + phase), (episodes, length, state_size))
+            .reshape(-1, state_size)
+            .astype(np.float32),
             actions=actions,
             starts=np.arange(episodes + 1) * length,
             task=task,

@@ -20,7 +20,9 @@ NUMBER = re.compile(r"float(16|32|64)|u?int(8|16|32|64)|bool")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a data set: in which file (relative to it), episode and frame, and what. None: the whole of it."""
+    """Something wrong with a data set: in which file (relative to it), episode and frame, and what. None: the whole of
+    it.
+    """
 
     file: str
     episode: int | None
@@ -28,7 +30,11 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        place = [self.file, *([] if self.episode is None else [f"episode {self.episode}"]), *([] if self.frame is None else [f"frame {self.frame}"])]
+        place = [
+            self.file,
+            *([] if self.episode is None else [f"episode {self.episode}"]),
+            *([] if self.frame is None else [f"frame {self.frame}"]),
+        ]
         return f"{', '.join(place)}: {self.what}"
 
 
@@ -57,25 +63,35 @@ class Info:
         """Of a feature; `ValueError` where it is no list of sizes."""
         shape = self.features[key].get("shape")
         if not isinstance(shape, list) or not shape or not all(_whole(size) and size > 0 for size in shape):
-            raise ValueError(f"{self.root}/meta/info.json: features.{key}.shape={shape!r}, expected a list of sizes such as [4]")
+            raise ValueError(
+                f"{self.root}/meta/info.json: features.{key}.shape={shape!r}, expected a list of sizes such as [4]"
+            )
         return tuple(shape)
 
     def vectors(self) -> list[str]:
         """The features that can be a state or an action."""
         numeric = [key for key, f in self.features.items() if NUMBER.fullmatch(f["dtype"]) and key not in BOOKKEEPING]
-        return [key for key in numeric if isinstance(shape := self.features[key].get("shape"), list) and len(shape) == 1]
+        return [
+            key for key in numeric if isinstance(shape := self.features[key].get("shape"), list) and len(shape) == 1
+        ]
 
     def names(self, key: str) -> tuple[list[str], str]:
-        """One name per dimension of a vector, and what there is to say about it. LeRobot stores a list, nested lists, or a
-        dictionary of a list or of positions; where there is no usable name, joints are numbered."""
+        """One name per dimension of a vector, and what there is to say about it. LeRobot stores a list, nested lists,
+        or a dictionary of a list or of positions; where there is no usable name, joints are numbered."""
         size, found = self.shape(key)[0], self.features[key].get("names")
         if isinstance(found, Mapping) and found and all(_whole(at) for at in found.values()):
             found = [name for name, _ in sorted(found.items(), key=lambda item: item[1])]
         flat = _flat(found)
         if len(flat) == size == len(set(flat)):
             return flat, ""
-        why = f"features.{key}.names in meta/info.json are {len(flat)} for {size} dimensions" if len(flat) != size else f"features.{key}.names repeat"
-        return [f"joint{i}" for i in range(size)], f"{why}: joints are numbered, joint0 to joint{size - 1}" if flat else ""
+        why = (
+            f"features.{key}.names in meta/info.json are {len(flat)} for {size} dimensions"
+            if len(flat) != size
+            else f"features.{key}.names repeat"
+        )
+        return [
+            f"joint{i}" for i in range(size)
+        ], f"{why}: joints are numbered, joint0 to joint{size - 1}" if flat else ""
 
     def cameras(self) -> tuple[dict[str, Camera], dict[str, str]]:
         """Cameras by name, and why others are none (depth, one channel, unclear layout), by name."""
@@ -85,7 +101,10 @@ class Info:
                 continue
             name = key.removeprefix("observation.images.")
             if not re.fullmatch(r"[\w.\- ]+", name) or name.startswith("."):
-                raise ValueError(f"{self.root}/meta/info.json: the camera {key!r} has a name that cannot name a file; rename the feature")
+                raise ValueError(
+                    f"{self.root}/meta/info.json: the camera {key!r} has a name that cannot name a file; rename the "
+                    "feature"
+                )
             try:
                 height, width, channels = self._layout(key)
             except ValueError as error:
@@ -94,7 +113,10 @@ class Info:
             if self._is_depth(key):
                 others[name] = "is a depth map (is_depth_map in meta/info.json); provla reads colour pictures"
             elif channels != 3:
-                others[name] = f"has {channels} channel{'s' * (channels > 1)} (shape {list(self.shape(key))}); provla reads colour pictures of 3"
+                others[name] = (
+                    f"has {channels} channel{'s' * (channels > 1)} (shape {list(self.shape(key))}); provla reads "
+                    "colour pictures of 3"
+                )
             else:
                 found[name] = Camera(name, key, feature["dtype"], (height, width))
         return found, others
@@ -104,16 +126,25 @@ class Info:
         return any(note.get(flag) for note in notes for flag in ("is_depth_map", "video.is_depth_map"))
 
     def _layout(self, key: str) -> tuple[int, int, int]:
-        """(height, width, channels). The channel is the outer axis of size 1, 3 or 4; where both are, the names decide."""
+        """(height, width, channels). The channel is the outer axis of size 1, 3 or 4; where both are, the
+        names decide.
+        """
         shape, names = self.shape(key), [name.lower() for name in _flat(self.features[key].get("names"))]
         if len(shape) == 2:
             return shape[0], shape[1], 1
         likely = [axis for axis in (0, 2) if len(shape) == 3 and shape[axis] in (1, 3, 4)]
-        said = [i for i, name in enumerate(names) if name in ("channel", "channels", "c")] if len(names) == len(shape) else []
+        said = (
+            [i for i, name in enumerate(names) if name in ("channel", "channels", "c")]
+            if len(names) == len(shape)
+            else []
+        )
         if len(likely) == 2:
             likely = [axis for axis in likely if said == [axis]]
         if len(likely) != 1:
-            raise ValueError(f"has shape {list(shape)} and names {self.features[key].get('names')!r}, which leave open which axis is the channel")
+            raise ValueError(
+                f"has shape {list(shape)} and names {self.features[key].get('names')!r}, which leave open which axis "
+                "is the channel"
+            )
         sides = [axis for axis in range(3) if axis != likely[0]]
         if len(names) == 3 and names[sides[0]] in ("width", "w") and names[sides[1]] in ("height", "h"):
             sides.reverse()
@@ -124,9 +155,13 @@ class Info:
         try:
             name = str(self.video_path).format(video_key=key, chunk_index=chunk, file_index=file)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{self.root}/meta/info.json: video_path={self.video_path!r} is no pattern of a file ({error})") from error
+            raise ValueError(
+                f"{self.root}/meta/info.json: video_path={self.video_path!r} is no pattern of a file ({error})"
+            ) from error
         if self.video_path is None or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{self.root}/meta/info.json: video_path={self.video_path!r} must name files inside the data set")
+            raise ValueError(
+                f"{self.root}/meta/info.json: video_path={self.video_path!r} must name files inside the data set"
+            )
         return self.root / name
 
 
@@ -208,7 +243,9 @@ class Table:
 
         column = self.columns[key]
         if not pa.types.is_integer(column.type):
-            raise ValueError(f"{self.root / self.file(0)}: the column {key!r} holds {column.type}, expected whole numbers")
+            raise ValueError(
+                f"{self.root / self.file(0)}: the column {key!r} holds {column.type}, expected whole numbers"
+            )
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise ValueError(f"{self.root / self.file(row)}: the column {key!r} holds nothing in row {row}")
@@ -231,7 +268,9 @@ class Table:
         for row, value in enumerate(self.columns[key].to_pylist()):
             texts = [value] if isinstance(value, str) else value
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{self.root / self.file(row)}: the column {key!r} holds {value!r:.60} in row {row}, expected texts")
+                raise ValueError(
+                    f"{self.root / self.file(row)}: the column {key!r} holds {value!r:.60} in row {row}, expected texts"
+                )
             found.append(texts)
         return found
 
@@ -254,15 +293,22 @@ def read_table(root: Path, folder: str, columns: Sequence[str], optional: Sequen
                 has = set(stored.schema_arrow.names)
                 missing = [column for column in columns if column not in has]
                 if missing:
-                    raise ValueError(f"{file} has no column {missing[0]!r}; it has: {', '.join(sorted(c for c in has if not c.startswith('stats/')))}")
+                    raise ValueError(
+                        f"{file} has no column {missing[0]!r}; it has: "
+                        f"{', '.join(sorted(c for c in has if not c.startswith('stats/')))}"
+                    )
                 part = stored.read(columns=[*columns, *(column for column in optional if column in has)])
             part.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{root}/{folder} cannot be read, it is truncated or damaged: {file.relative_to(root)}: {_line(error)}") from error
+            raise ValueError(
+                f"{root}/{folder} cannot be read, it is truncated or damaged: {file.relative_to(root)}: {_line(error)}"
+            ) from error
         parts.append(part)
     common = [column for column in (*columns, *optional) if all(column in part.column_names for part in parts)]
     try:
-        whole = pa.concat_tables([part.select(common).replace_schema_metadata() for part in parts], promote_options="permissive")
+        whole = pa.concat_tables(
+            [part.select(common).replace_schema_metadata() for part in parts], promote_options="permissive"
+        )
     except pa.ArrowException as error:
         raise ValueError(f"{root}/{folder}: its files hold columns of different types: {error}") from error
     first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1]
@@ -286,15 +332,24 @@ def read_tasks(root: Path) -> list[str]:
         table = pq.read_table(file, page_checksum_verification=True)
         table.validate(full=True)
         texts = [
-            name for name in table.column_names if name != "task_index" and pa.types.is_string(table[name].type) | pa.types.is_large_string(table[name].type)
+            name
+            for name in table.column_names
+            if name != "task_index"
+            and pa.types.is_string(table[name].type) | pa.types.is_large_string(table[name].type)
         ]
         if "task_index" not in table.column_names or not texts:
             raise ValueError(f"{file} has no task_index or no text; it has: {', '.join(table.column_names)}")
-        rows = dict(zip(table["task_index"].to_pylist(), table["task" if "task" in texts else texts[0]].to_pylist(), strict=True))
+        rows = dict(
+            zip(
+                table["task_index"].to_pylist(), table["task" if "task" in texts else texts[0]].to_pylist(), strict=True
+            )
+        )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read, it is truncated or damaged: {_line(error)}") from error
     if sorted(rows, key=str) != sorted(range(len(table)), key=str):
-        raise ValueError(f"{file}: task_index holds {sorted(rows, key=str)[:8]}, expected 0 to {len(table) - 1}, each once")
+        raise ValueError(
+            f"{file}: task_index holds {sorted(rows, key=str)[:8]}, expected 0 to {len(table) - 1}, each once"
+        )
     return [rows[i] if isinstance(rows[i], str) else "" for i in range(len(rows))]
 
 
@@ -307,23 +362,41 @@ def read_vector(table: Table, info: Info, key: str) -> tuple[Array, dict[int, st
     import pyarrow.compute as pc
 
     size, column = info.shape(key)[0], table.columns[key].combine_chunks()
-    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    listed = (
+        pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    )
     kind = column.type.value_type if listed else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(f"{table.root / table.file(0)}: the column {key!r} holds {column.type}, expected vectors of numbers")
+        raise ValueError(
+            f"{table.root / table.file(0)}: the column {key!r} holds {column.type}, expected vectors of numbers"
+        )
     absent = column.is_null().to_numpy(zero_copy_only=False)
-    count = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False) if listed else np.ones(len(column), dtype=int)
+    count = (
+        pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        if listed
+        else np.ones(len(column), dtype=int)
+    )
     good = ~absent & (count == size)
-    wrong = {int(row): "holds nothing" if absent[row] else f"holds {count[row]} numbers, info.json says {size}" for row in np.flatnonzero(~good)}
+    wrong = {
+        int(row): "holds nothing" if absent[row] else f"holds {count[row]} numbers, info.json says {size}"
+        for row in np.flatnonzero(~good)
+    }
     kept = column if good.all() else column.filter(pa.array(good))
     flat = kept.flatten() if listed else kept
     whole = pa.types.is_integer(kind) and not flat.null_count
-    raw = flat.to_numpy(zero_copy_only=False) if whole else pc.cast(flat, pa.float32() if kind == pa.float32() else pa.float64()).to_numpy(zero_copy_only=False)
+    raw = (
+        flat.to_numpy(zero_copy_only=False)
+        if whole
+        else pc.cast(flat, pa.float32() if kind == pa.float32() else pa.float64()).to_numpy(zero_copy_only=False)
+    )
     with np.errstate(over="ignore"):
         values = raw.astype(np.float32)
     note = ""
     if whole and not np.array_equal(values.astype(np.float64), raw.astype(np.float64)):
-        raise ValueError(f"{table.root}: {key!r} holds whole numbers up to {np.abs(raw.astype(np.float64)).max():.0f}, which float32 cannot hold exactly")
+        raise ValueError(
+            f"{table.root}: {key!r} holds whole numbers up to {np.abs(raw.astype(np.float64)).max():.0f}, which "
+            "float32 cannot hold exactly"
+        )
     if raw.dtype == np.float64 and np.any((values != raw) & np.isfinite(raw)):
         note = f"{key} is stored in float64 and rounded to float32"
     found = np.full((len(column), size), np.nan, dtype=np.float32)

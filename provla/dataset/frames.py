@@ -23,8 +23,8 @@ def thinning(height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Span:
-    """Where an episode's pictures lie: `first` … `first + length - 1` of a video's frames or a table's rows. row: the first one's
-    in the array that is made of them."""
+    """Where an episode's pictures lie: `first` … `first + length - 1` of a video's frames or a table's rows. row: the
+    first one's in the array that is made of them."""
 
     episode: int
     file: Path
@@ -33,7 +33,9 @@ class Span:
     row: int
 
 
-def read_spans(root: Path, camera: Camera, spans: list[Span], fps: float) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
+def read_spans(
+    root: Path, camera: Camera, spans: list[Span], fps: float
+) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
     """Each span with its pictures, or with what is wrong with them; every file is read once, front to back."""
     by_file: dict[Path, list[Span]] = {}
     for span in spans:
@@ -43,7 +45,15 @@ def read_spans(root: Path, camera: Camera, spans: list[Span], fps: float) -> Ite
         name = str(file.relative_to(root))
         if not file.is_file():
             for span in wanted:
-                yield span, [], [Problem(name, span.episode, None, "is missing: the data set is incomplete; fetch or record it again")]
+                yield (
+                    span,
+                    [],
+                    [
+                        Problem(
+                            name, span.episode, None, "is missing: the data set is incomplete; fetch or record it again"
+                        )
+                    ],
+                )
             continue
         if camera.stored == "image":
             yield from _pictures(root, file, camera, wanted)
@@ -61,8 +71,12 @@ class _Broken(Exception):
     """A video that has to be read packet by packet to know which of its frames are whole."""
 
 
-def _cut(stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
-    """Spans of a stream of numbered frames, in which a text stands for one that cannot be read. Spans do not overlap."""
+def _cut(
+    stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str
+) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
+    """Spans of a stream of numbered frames, in which a text stands for one that cannot be read. Spans do not
+    overlap.
+    """
     ended, held = "", None
     for span in spans:
         kept: dict[int, Image] = {}
@@ -80,7 +94,9 @@ def _cut(stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str
                 if isinstance(frame, str):
                     problems.append(Problem(name, span.episode, number - span.first, frame))
                 elif number in kept:
-                    problems.append(Problem(name, span.episode, number - span.first, "two frames are shown at the time of this one"))
+                    problems.append(
+                        Problem(name, span.episode, number - span.first, "two frames are shown at the time of this one")
+                    )
                 else:
                     kept[number] = frame
                 if number == last and not problems and len(kept) == span.length:
@@ -94,8 +110,9 @@ def _cut(stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str
 def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> Iterator[tuple[int, Image | str]]:
     """All frames of a video with their numbers; -1 with the reason where there are no more.
 
-    Where anything is wrong `_Broken` is raised, unless careful: then a text stands for each frame that cannot be trusted, which are
-    all from a damaged one to the next key frame. libav conceals most errors unless it is told to explode.
+    Where anything is wrong `_Broken` is raised, unless careful: then a text stands for each frame that cannot be
+    trusted, which are all from a damaged one to the next key frame. libav conceals most errors unless it is told to
+    explode.
     """
     import av
 
@@ -116,7 +133,13 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
                 return
             broken, count = "", 0
             for packet in container.demux(stream):
-                broken = "" if packet.is_keyframe and not packet.is_corrupt else "it is damaged" if packet.is_corrupt else broken
+                broken = (
+                    ""
+                    if packet.is_keyframe and not packet.is_corrupt
+                    else "it is damaged"
+                    if packet.is_corrupt
+                    else broken
+                )
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
@@ -134,7 +157,13 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, av.FFmpegError) and not careful:
             raise _Broken from error
-        yield -1, f"cannot be decoded ({getattr(error, 'strerror', None) or error}): it is truncated or damaged; fetch or record the data set again"
+        yield (
+            -1,
+            (
+                f"cannot be decoded ({getattr(error, 'strerror', None) or error}): it is truncated or damaged; fetch or "
+                "record the data set again"
+            ),
+        )
 
 
 def _rgb(frame: Any, camera: Camera) -> Image | str:
@@ -156,7 +185,9 @@ def _misfit(stream: Any, camera: Camera, fps: float) -> str:
     return ""
 
 
-def _pictures(root: Path, file: Path, camera: Camera, spans: list[Span]) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
+def _pictures(
+    root: Path, file: Path, camera: Camera, spans: list[Span]
+) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
     """Pictures that stand, encoded, in the rows of a parquet file, or in files that it names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -177,7 +208,15 @@ def _pictures(root: Path, file: Path, camera: Camera, spans: list[Span]) -> Iter
             yield span, [] if problems else images, problems
     except (pa.ArrowException, OSError, KeyError) as error:
         for span in spans:
-            yield span, [], [Problem(name, span.episode, None, f"{camera.key} cannot be read, it is truncated or damaged: {error}")]
+            yield (
+                span,
+                [],
+                [
+                    Problem(
+                        name, span.episode, None, f"{camera.key} cannot be read, it is truncated or damaged: {error}"
+                    )
+                ],
+            )
 
 
 def _picture(root: Path, cell: Any, camera: Camera) -> Image | str:
@@ -196,7 +235,8 @@ def _picture(root: Path, cell: Any, camera: Camera) -> Image | str:
     try:
         with Pillow.open(io.BytesIO(data)) as picture:
             if (picture.height, picture.width) != camera.size:
-                return f"is a picture of {picture.height}×{picture.width}, info.json says {camera.size[0]}×{camera.size[1]}"
+                said = f"{camera.size[0]}×{camera.size[1]}"
+                return f"is a picture of {picture.height}×{picture.width}, info.json says {said}"
             if picture.mode not in ("RGB", "RGBA", "P", "L"):
                 return f"is a picture of mode {picture.mode}, no colour picture of 8 bits"
             return np.asarray(picture.convert("RGB"))

@@ -18,8 +18,8 @@ from provla.dataset.verify import Contents, compare_pictures
 
 @dataclass
 class Inspection:
-    """What was found in a data set: the episodes that are left, their frames by camera, what is wrong, what there is to say, which
-    frame caches had to be made again, and the checksums of its files."""
+    """What was found in a data set: the episodes that are left, their frames by camera, what is wrong, what there is to
+    say, which frame caches had to be made again, and the checksums of its files."""
 
     contents: Contents
     cameras: list[Camera]
@@ -78,9 +78,10 @@ def report(found: Inspection, whole: list[Problem]) -> str:
         return f"{found.source} is damaged, and not in single episodes that could be left out: {lines}{more}"
     if found.problems and all(problem.episode is None for problem in found.problems):
         return f"{found.source} is damaged: {lines}{more}"
-    return (
-        f"{found.source} is damaged: {lines}{more}. python -m provla.analyze check=true lists everything; dataset.bad_episodes=skip leaves these episodes out"
+    ways_out = (
+        "python -m provla.analyze check=true lists everything; dataset.bad_episodes=skip leaves these episodes out"
     )
+    return f"{found.source} is damaged: {lines}{more}. {ways_out}"
 
 
 def files(contents: Contents, cameras: list[Camera]) -> list[Path]:
@@ -90,7 +91,9 @@ def files(contents: Contents, cameras: list[Camera]) -> list[Path]:
     found += [*contents.rows.files, *contents.episodes.files]
     for camera in cameras:
         if camera.stored == "video":
-            found += {info.video(camera.key, int(chunk), int(file)): None for chunk, file, _ in contents.videos[camera.key]}
+            found += {
+                info.video(camera.key, int(chunk), int(file)): None for chunk, file, _ in contents.videos[camera.key]
+            }
         else:
             found += sorted(file for file in (info.root / "images").rglob("*") if file.is_file())
     return list(dict.fromkeys(found))

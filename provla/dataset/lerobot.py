@@ -21,10 +21,10 @@ from provla.dataset.verify import read_contents
 class LeRobotSource:
     """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
 
-    cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras. state_key and
-    action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
-    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all. bad_episodes: fail, or skip
-    to leave out those with which something is wrong.
+    cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras.
+    state_key and action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as
+    recorded. joint_groups: group → names of joints (of the action feature); each: one group a joint; null: none.
+    num_episodes: the first n; null: all. bad_episodes: fail, or skip to leave out those with which something is wrong.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class LeRobotSource:
     def load(self) -> Demonstrations:
         """Everything but the pixels in memory; frames decoded now if they are not cached.
 
-        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file, episode and frame.
+        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file,
+        episode and frame.
         """
         found = self.inspect()
         for line in found.notes:
@@ -66,13 +67,17 @@ class LeRobotSource:
         if found.problems and (whole or not found.episodes or self.bad_episodes == "fail"):
             raise ValueError(report(found, whole if self.bad_episodes == "skip" else []))
         if found.problems:
-            console.print(f"{len(found.bad)} of {len(found.bad) + len(found.episodes)} episodes of {found.source} are left out (dataset.bad_episodes=skip):")
+            console.print(
+                f"{len(found.bad)} of {len(found.bad) + len(found.episodes)} episodes of {found.source} are left out "
+                "(dataset.bad_episodes=skip):"
+            )
             for problem in found.problems:
                 console.print(f"  {problem}")
         return self._demonstrations(found)
 
     def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
-        """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be made out at all.
+        """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be
+        made out at all.
 
         fresh: read every file again, the frame cache too. thorough: look for more where something is wrong already.
         """
@@ -131,7 +136,13 @@ class LeRobotSource:
 
         repo_id = self.repo_id
         assert repo_id is not None
-        return Path(guarded(lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision), repo_id, "dataset.repo_id"))
+        return Path(
+            guarded(
+                lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision),
+                repo_id,
+                "dataset.repo_id",
+            )
+        )
 
     def _cameras(self, info: Info) -> tuple[list[Camera], list[str]]:
         """The cameras that are wanted, and a line for each that is not taken or whose joints have no names."""
@@ -140,11 +151,14 @@ class LeRobotSource:
         missing = [camera for camera in wanted if camera not in found]
         valid = f"it has: {', '.join(found) or 'none'}"
         if missing and missing[0] in others:
-            raise ValueError(f"dataset.cameras={list(self.wanted or [])}: the camera {missing[0]!r} {others[missing[0]]}; {valid}")
+            raise ValueError(
+                f"dataset.cameras={list(self.wanted or [])}: the camera {missing[0]!r} {others[missing[0]]}; {valid}"
+            )
         if missing or not wanted:
             none = "" if missing else "; ".join(f"{name!r} {why}" for name, why in others.items())
             raise ValueError(
-                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data set; {valid}{none and f' ({none})'}"
+                f"dataset.cameras={list(self.wanted or [])}: no camera {missing[0] if missing else ''!r} in this data "
+                f"set; {valid}{none and f' ({none})'}"
             )
         unclear = [f"{name!r} {why}" for name, why in others.items() if "leave open" in why]
         if unclear and self.wanted is None:
@@ -152,7 +166,11 @@ class LeRobotSource:
                 f"{info.root}/meta/info.json: the camera {unclear[0]}; name them channels, height, width, "
                 f"or choose among dataset.cameras: {', '.join(found) or 'none'}"
             )
-        left = [] if self.wanted is not None else [f"the camera {name!r} is left out: it {why}" for name, why in others.items()]
+        left = (
+            []
+            if self.wanted is not None
+            else [f"the camera {name!r} is left out: it {why}" for name, why in others.items()]
+        )
         return [found[name] for name in dict.fromkeys(wanted)], [
             *left,
             *filter(None, [info.names(self.action_key)[1] if self.action_key in info.vectors() else ""]),
@@ -162,10 +180,15 @@ class LeRobotSource:
         vectors = info.vectors()
         for option, key in (("state_key", self.state_key), ("action_key", self.action_key)):
             if key not in vectors:
-                raise ValueError(f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}")
+                raise ValueError(
+                    f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}"
+                )
             info.shape(key)
 
     def _check_sizes(self, cameras: list[Camera]) -> None:
         if self.image_size is None and len({camera.size for camera in cameras}) > 1:
             found = ", ".join(f"{camera.name} {camera.size[0]}×{camera.size[1]}" for camera in cameras)
-            raise ValueError(f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose among dataset.cameras")
+            raise ValueError(
+                f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose "
+                "among dataset.cameras"
+            )

@@ -15,7 +15,9 @@ from provla.dataset.recording import MetaworldRecording, record_metaworld
 
 
 class MetaworldSource(LeRobotSource):
-    """`dataset=metaworld`: demonstrations of scripted experts, recorded on first use and found again by their parameters."""
+    """`dataset=metaworld`: demonstrations of scripted experts, recorded on first use and found again by their
+    parameters.
+    """
 
     def __init__(
         self,
@@ -34,10 +36,20 @@ class MetaworldSource(LeRobotSource):
         joint_groups: JointGroups = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
-        self.recording = MetaworldRecording(tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf)
+        self.recording = MetaworldRecording(
+            tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf
+        )
         self.workers = workers
         folder = Path(data_dir).expanduser() / "datasets" / self.recording.name
-        super().__init__(data_dir, val_fraction, split_seed, root=str(folder), cameras=cameras, joint_groups=joint_groups, bad_episodes=bad_episodes)
+        super().__init__(
+            data_dir,
+            val_fraction,
+            split_seed,
+            root=str(folder),
+            cameras=cameras,
+            joint_groups=joint_groups,
+            bad_episodes=bad_episodes,
+        )
 
     def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
         self.record()

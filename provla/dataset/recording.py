@@ -1,7 +1,7 @@
 """Recording: scripted experts in simulation → a LeRobot v3 data set on disk.
 
-Several processes record one shard each; LeRobot's own aggregation joins the shards. All of it happens in a temporary folder
-that is renamed when complete, so a folder that exists is a finished recording.
+Several processes record one shard each; LeRobot's own aggregation joins the shards. All of it happens in a temporary
+folder that is renamed when complete, so a folder that exists is a finished recording.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from filelock import FileLock
 from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
 from provla.dataset.checksums import RECORD, sha256_of_all
-from provla.env.metaworld import METAWORLD_FPS, METAWORLD_JOINTS, MetaworldEnv, MetaworldExpert, metaworld_instruction, require_opengl
+from provla.env.metaworld import (
+    METAWORLD_FPS,
+    METAWORLD_JOINTS,
+    MetaworldEnv,
+    MetaworldExpert,
+    metaworld_instruction,
+    require_opengl,
+)
 
 MAX_STEPS = 300  # the experts need about 90 of Meta-World's 500 control steps
 
@@ -41,8 +48,8 @@ class MetaworldRecording:
     """Everything that decides what a recording contains; `name` is its identity on disk.
 
     noise: standard deviation of the Gaussian added to the executed action; the recorded one is the expert's.
-    noise_correlation: from one control step to the next (AR(1)); correlated noise carries the hand further off its path, so
-    that the demonstrations show how to come back.
+    noise_correlation: from one control step to the next (AR(1)); correlated noise carries the hand further off its
+    path, so that the demonstrations show how to come back.
     """
 
     tasks: tuple[str, ...]
@@ -59,7 +66,9 @@ class MetaworldRecording:
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"dataset.tasks={list(self.tasks)}: name each task once")
         if self.image_size < 16 or self.image_size % 2:
-            raise ValueError(f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)")
+            raise ValueError(
+                f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)"
+            )
         for task in self.tasks:
             metaworld_instruction(task)
 
@@ -117,7 +126,10 @@ def _record_shards(recording: MetaworldRecording, shards: list[list[tuple[str, i
     """One process per shard; an error in any of them stops all of them and is raised here."""
     context = multiprocessing.get_context("spawn")  # a forked child cannot make an OpenGL context of its own
     news: Any = context.Queue()
-    processes = [context.Process(target=_worker, args=(recording, *work, news), daemon=True) for work in zip(shards, roots, strict=True)]
+    processes = [
+        context.Process(target=_worker, args=(recording, *work, news), daemon=True)
+        for work in zip(shards, roots, strict=True)
+    ]
     for process in processes:
         process.start()
     running = len(processes)
@@ -144,7 +156,10 @@ def _next_news(news: Any, processes: list[Any]) -> tuple[str, str]:
             return message
         except queue.Empty:
             if any(process.exitcode not in (None, 0) for process in processes):
-                return "error", "recording stopped, nothing was kept: a process was killed (out of memory? see dataset.workers)"
+                return (
+                    "error",
+                    "recording stopped, nothing was kept: a process was killed (out of memory? see dataset.workers)",
+                )
 
 
 def _worker(recording: MetaworldRecording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
@@ -174,7 +189,12 @@ def _record_shard(recording: MetaworldRecording, episodes: list[tuple[str, int]]
 
     size = recording.image_size
     features: dict[str, dict[str, Any]] = {
-        f"observation.images.{camera}": {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]} for camera in recording.cameras
+        f"observation.images.{camera}": {
+            "dtype": "video",
+            "shape": (size, size, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for camera in recording.cameras
     }
     features["observation.state"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}
     features["action"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}
@@ -224,7 +244,8 @@ def _demonstrate(recording: MetaworldRecording, env: MetaworldEnv, number: int, 
                 return
         dataset.clear_episode_buffer()
     raise ValueError(
-        f"the expert of {env.task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}; lower the noise or leave the task out"
+        f"the expert of {env.task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}; lower "
+        "the noise or leave the task out"
     )
 
 

@@ -18,12 +18,16 @@ class Sampler:
     fills no batch is left out.
     """
 
-    def __init__(self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int) -> None:
+    def __init__(
+        self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
+    ) -> None:
         self.data, self.rows = data, data.rows(episodes)
         self._frames = [data.frames[camera] for camera in cameras]
         owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
         self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1
-        self._instruction = np.array(data.instructions, dtype=object)[data.task[owner] if data.row_task is None else data.row_task]
+        self._instruction = np.array(data.instructions, dtype=object)[
+            data.task[owner] if data.row_task is None else data.row_task
+        ]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._epoch: tuple[tuple[int, int], Array] | None = None
 
@@ -31,14 +35,20 @@ class Sampler:
         return len(self.rows)
 
     def gather(self, rows: Array) -> Batch:
-        """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the last
-        action after its end (where `is_pad`)."""
+        """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
+        last action after its end (where `is_pad`)."""
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
         behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
-        images = np.stack([frames[behind] for frames in self._frames], 2) if len(self._frames) > 1 else self._frames[0][behind][:, :, None]
+        images = (
+            np.stack([frames[behind] for frames in self._frames], 2)
+            if len(self._frames) > 1
+            else self._frames[0][behind][:, :, None]
+        )
         return Batch(
-            Observation(torch.from_numpy(images), torch.from_numpy(self.data.state[behind]), list(self._instruction[rows])),
+            Observation(
+                torch.from_numpy(images), torch.from_numpy(self.data.state[behind]), list(self._instruction[rows])
+            ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
         )

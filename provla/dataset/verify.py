@@ -1,4 +1,6 @@
-"""Is a data set what it says? Rows, episodes, times, tasks, numbers and pictures against each other and against the stored statistics."""
+"""Is a data set what it says? Rows, episodes, times, tasks, numbers and pictures against each other and against the
+stored statistics.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ STATISTICS = ("min", "max", "mean", "std", "count")
 class Contents:
     """The tables of a data set as arrays, and what is wrong with them.
 
-    N rows, E episodes: episode e is rows starts[e] … starts[e+1]-1. task (N,): index into `instructions`. videos: key → (E,3) chunk, file, first frame.
+    N rows, E episodes: episode e is rows starts[e] … starts[e+1]-1. task (N,): index into `instructions`. videos: key →
+    (E,3) chunk, file, first frame.
     """
 
     info: Info
@@ -56,14 +59,25 @@ class Contents:
 def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera]) -> Contents:
     """Reads and checks all tables; `ValueError` where they cannot even be laid beside each other."""
     videos = [camera.key for camera in cameras if camera.stored == "video"]
-    places = [f"videos/{key}/{part}" for key in videos for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
+    places = [
+        f"videos/{key}/{part}"
+        for key in videos
+        for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    ]
     stored = [f"stats/{key}/{name}" for key in dict.fromkeys(vectors) for name in STATISTICS]
-    rows = read_table(info.root, "data", ["index", "episode_index", "frame_index", "timestamp", "task_index", *dict.fromkeys(vectors)])
+    rows = read_table(
+        info.root, "data", ["index", "episode_index", "frame_index", "timestamp", "task_index", *dict.fromkeys(vectors)]
+    )
     base = ["episode_index", "length", "tasks", "dataset_from_index", "dataset_to_index"]
     episodes = read_table(info.root, "meta/episodes", [*base, *places], stored)
-    for what, has, promised in (("frames", len(rows), info.total_frames), ("episodes", len(episodes), info.total_episodes)):
+    for what, has, promised in (
+        ("frames", len(rows), info.total_frames),
+        ("episodes", len(episodes), info.total_episodes),
+    ):
         if has != promised:
-            raise ValueError(f"{info.root} is truncated: meta/info.json promises {promised} {what}, the parquet files hold {has}")
+            raise ValueError(
+                f"{info.root} is truncated: meta/info.json promises {promised} {what}, the parquet files hold {has}"
+            )
     lengths = _lengths(info, episodes, len(rows))
     starts = np.concatenate([[0], np.cumsum(lengths)])
     found = Contents(info, rows, episodes, starts, np.zeros(len(rows), dtype=np.int64), [], {}, {})
@@ -82,7 +96,10 @@ def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera])
 def _lengths(info: Info, episodes: Table, rows: int) -> Array:
     numbers, lengths = episodes.integers("episode_index"), episodes.integers("length")
     checks: tuple[tuple[Array, Callable[[int], str]], ...] = (
-        (numbers != np.arange(len(numbers)), lambda i: f"episode_index is {numbers[i]} in row {i}: episodes are missing, repeated or out of order"),
+        (
+            numbers != np.arange(len(numbers)),
+            lambda i: f"episode_index is {numbers[i]} in row {i}: episodes are missing, repeated or out of order",
+        ),
         (lengths < 1, lambda i: f"the length of episode {i} is {lengths[i]}"),
     )
     for wrong, what in checks:
@@ -90,7 +107,9 @@ def _lengths(info: Info, episodes: Table, rows: int) -> Array:
             at = int(np.flatnonzero(wrong)[0])
             raise ValueError(f"{info.root / episodes.file(at)}: {what(at)}")
     if int(lengths.sum()) != rows:
-        raise ValueError(f"{info.root} is inconsistent: its episodes are {int(lengths.sum())} frames long, its data {rows}")
+        raise ValueError(
+            f"{info.root} is inconsistent: its episodes are {int(lengths.sum())} frames long, its data {rows}"
+        )
     return lengths
 
 
@@ -105,23 +124,44 @@ def _check_rows(found: Contents) -> None:
     times, expected = rows.numbers("timestamp"), frame / fps
     # A fiftieth of a frame, and float32's rounding.
     bad = ~(np.abs(times - expected) <= 0.02 / fps + 1e-6 * np.abs(expected))
-    found.blame(bad, lambda row: f"timestamp is {times[row]:.4f} s, expected {expected[row]:.4f} s (frame {frame[row]} at {fps:g} fps of meta/info.json)")
+    found.blame(
+        bad,
+        lambda row: (
+            f"timestamp is {times[row]:.4f} s, expected {expected[row]:.4f} s (frame {frame[row]} at {fps:g} fps of "
+            "meta/info.json)"
+        ),
+    )
     for key, bounds in (("dataset_from_index", starts[:-1]), ("dataset_to_index", starts[1:])):
         values = found.episodes.integers(key)
         for e in np.flatnonzero(values != bounds):
-            found.problems.append(Problem(found.episodes.file(int(e)), int(e), None, f"{key} is {values[e]}, the lengths before it add up to {bounds[e]}"))
+            found.problems.append(
+                Problem(
+                    found.episodes.file(int(e)),
+                    int(e),
+                    None,
+                    f"{key} is {values[e]}, the lengths before it add up to {bounds[e]}",
+                )
+            )
 
 
 def _compare_column(found: Contents, key: str, values: Array, expected: Array) -> None:
-    found.blame(values != expected, lambda row: f"{key} is {values[row]}, expected {expected[row]}: rows are missing or out of order")
+    found.blame(
+        values != expected,
+        lambda row: f"{key} is {values[row]}, expected {expected[row]}: rows are missing or out of order",
+    )
 
 
 def _read_tasks(found: Contents) -> None:
-    """Each row's sentence, from its own task_index; episodes without meta/tasks.parquet name their one sentence themselves."""
+    """Each row's sentence, from its own task_index; episodes without meta/tasks.parquet name their one sentence
+    themselves.
+    """
     index, texts, said = found.rows.integers("task_index"), read_tasks(found.info.root), found.episodes.texts("tasks")
     if not texts:
         if several := [e for e, tasks in enumerate(said) if len(set(tasks)) != 1]:
-            raise ValueError(f"{found.info.root} has no meta/tasks.parquet, and episode {several[0]} names {len(set(said[several[0]]))} tasks, not one")
+            raise ValueError(
+                f"{found.info.root} has no meta/tasks.parquet, and episode {several[0]} names "
+                f"{len(set(said[several[0]]))} tasks, not one"
+            )
         texts = list(dict.fromkeys(tasks[0] for tasks in said))
         index = np.repeat([texts.index(tasks[0]) for tasks in said], np.diff(found.starts))
     known = (index >= 0) & (index < len(texts))
@@ -129,7 +169,9 @@ def _read_tasks(found: Contents) -> None:
     index = np.where(known, index, 0)
     empty = np.array([not text.strip() for text in texts])[index] & known
     remedy = "write one with LeRobot: lerobot-edit-dataset --operation.type modify_tasks"
-    found.blame(empty, lambda row: f"has no task text (task_index {index[row]} is empty in meta/tasks.parquet); {remedy}")
+    found.blame(
+        empty, lambda row: f"has no task text (task_index {index[row]} is empty in meta/tasks.parquet); {remedy}"
+    )
     for e, tasks in enumerate(said):
         used = {texts[i] for i in np.unique(index[found.starts[e] : found.starts[e + 1]])}
         if used != set(tasks) and known[found.starts[e] : found.starts[e + 1]].all():
@@ -152,17 +194,27 @@ def _read_vector(found: Contents, key: str) -> None:
     with np.errstate(invalid="ignore"):
         infinite, huge = ~np.isfinite(values).all(1), (np.abs(values) > HUGE).any(1)
     found.blame(infinite & ~odd, lambda row: f"{key} holds a number that is not finite: {values[row].tolist()}")
-    found.blame(huge & ~infinite, lambda row: f"{key} holds {values[row][np.abs(values[row]).argmax()]:g}, whose square is too large for float32")
+    found.blame(
+        huge & ~infinite,
+        lambda row: f"{key} holds {values[row][np.abs(values[row]).argmax()]:g}, whose square is too large for float32",
+    )
     good = values[~infinite & ~huge]
     if len(good):
         low, middle, high = np.quantile(good, [0.01, 0.5, 0.99], axis=0)
         spread = np.where(high > low, high - low, np.inf)
         far = (np.abs(values - middle) > FAR * spread).any(1) & ~infinite & ~huge
-        found.blame(far, lambda row: f"{key} holds {values[row].tolist()}, over {FAR:,.0f} times as far out as 98 % of the data are spread")
+        found.blame(
+            far,
+            lambda row: (
+                f"{key} holds {values[row].tolist()}, over {FAR:,.0f} times as far out as 98 % of the data are spread"
+            ),
+        )
 
 
 def _read_videos(found: Contents, key: str) -> None:
-    """Where each episode's frames lie in its video [frames]; overlaps and times that do not fit its length are problems."""
+    """Where each episode's frames lie in its video [frames]; overlaps and times that do not fit its length are
+    problems.
+    """
     episodes, fps = found.episodes, found.info.fps
     chunk, file = (episodes.integers(f"videos/{key}/{part}") for part in ("chunk_index", "file_index"))
     begin, end = (episodes.numbers(f"videos/{key}/{part}_timestamp") * fps for part in ("from", "to"))
@@ -174,11 +226,17 @@ def _read_videos(found: Contents, key: str) -> None:
         elif abs(begin[e] - round(begin[e])) > 0.25:
             wrong[e] = f"from_timestamp {begin[e] / fps:g} s lies between two frames at {fps:g} fps"
         elif end[e] - begin[e] < lengths[e] - 0.5:
-            wrong[e] = f"its video lasts {(end[e] - begin[e]) / fps:.3f} s, {lengths[e]} frames at {fps:g} fps take {lengths[e] / fps:.3f} s"
+            wrong[e] = (
+                f"its video lasts {(end[e] - begin[e]) / fps:.3f} s, {lengths[e]} frames at {fps:g} fps take "
+                f"{lengths[e] / fps:.3f} s"
+            )
     order = sorted(set(range(len(lengths))) - set(wrong), key=lambda e: (chunk[e], file[e], begin[e]))
     for a, b in itertools.pairwise(order):
         if (chunk[a], file[a]) == (chunk[b], file[b]) and end[a] > begin[b] + 0.5:
-            wrong[b] = f"begins at {begin[b] / fps:.3f} s of its video, where episode {a} ends at {end[a] / fps:.3f} s: they overlap"
+            wrong[b] = (
+                f"begins at {begin[b] / fps:.3f} s of its video, where episode {a} ends at {end[a] / fps:.3f} s: they "
+                "overlap"
+            )
     found.problems += [Problem(episodes.file(e), e, None, f"{key}: {what}") for e, what in wrong.items()]
     first = np.array([round(b) if e not in wrong else 0 for e, b in enumerate(begin)], dtype=np.int64)
     found.videos[key] = np.stack([chunk, file, first], 1)
@@ -224,11 +282,18 @@ def _compare_vector(found: Contents, key: str) -> None:
                 found.problems.append(Problem(found.episodes.file(e), e, None, f"{key}: {what}"))
 
 
-def _disagreement(stored: Mapping[str, Array], low: Array, high: Array, mean: Array, variance: Array, count: int) -> str:
+def _disagreement(
+    stored: Mapping[str, Array], low: Array, high: Array, mean: Array, variance: Array, count: int
+) -> str:
     """What stored statistics say otherwise, beyond what float32 sums explain."""
     scale = np.maximum(np.abs(low), np.abs(high)) + 1e-12
     rounding = 1e-6 + 6e-8 * min(count, 10_000)
-    for name, value, allowed in (("count", np.array([count]), 0.0), ("min", low, 2e-6 * scale), ("max", high, 2e-6 * scale), ("mean", mean, rounding * scale)):
+    for name, value, allowed in (
+        ("count", np.array([count]), 0.0),
+        ("min", low, 2e-6 * scale),
+        ("max", high, 2e-6 * scale),
+        ("mean", mean, rounding * scale),
+    ):
         told = stored.get(name, np.zeros(0))
         if told.size and (told.shape != value.shape or not (np.abs(told - value) <= allowed).all()):
             return f"the stored {name} is {_short(told)}, that of the data {_short(value)}"
@@ -254,12 +319,20 @@ def _compare_whole(found: Contents, keys: Sequence[str]) -> None:
         stored = json.loads(file.read_text())
         assert isinstance(stored, dict)
     except (OSError, ValueError, AssertionError) as error:
-        found.problems.append(Problem("meta/stats.json", None, None, f"is damaged: {error or 'no dictionary'}; make it again: {RECOMPUTE}"))
+        found.problems.append(
+            Problem(
+                "meta/stats.json", None, None, f"is damaged: {error or 'no dictionary'}; make it again: {RECOMPUTE}"
+            )
+        )
         return
     for key in keys:
         values = found.vectors[key].astype(np.float64)
         told = stored.get(key)
-        if not isinstance(told, dict) or not np.isfinite(values).all() or any(p.episode is not None for p in found.problems):
+        if (
+            not isinstance(told, dict)
+            or not np.isfinite(values).all()
+            or any(p.episode is not None for p in found.problems)
+        ):
             continue
         here = {name: _numbers(told[name]) for name in STATISTICS if name in told}
         if what := _disagreement(here, values.min(0), values.max(0), values.mean(0), values.var(0), len(values)):
@@ -269,13 +342,19 @@ def _compare_whole(found: Contents, keys: Sequence[str]) -> None:
 RECOMPUTE = "lerobot-edit-dataset --operation.type recompute_stats, or delete the file, which provla does not need"
 
 
-def compare_pictures(found: Contents, camera: Camera, episodes: Sequence[int], everywhere: Sequence[Any], sampled: Sequence[Any]) -> list[Problem]:
+def compare_pictures(
+    found: Contents, camera: Camera, episodes: Sequence[int], everywhere: Sequence[Any], sampled: Sequence[Any]
+) -> list[Problem]:
     """An episode's decoded pictures against its statistics in meta/episodes.
 
-    Codecs lose a little, much the same in every episode; so an episode is bad where it lies further off than the others, or all are far off.
+    Codecs lose a little, much the same in every episode; so an episode is bad where it lies further off than the
+    others, or all are far off.
     """
     columns = [f"stats/{camera.key}/{name}" for name in STATISTICS]
-    stats, lengths = _statistics(read_table(found.info.root, "meta/episodes", [], columns), camera.key), np.diff(found.starts)
+    stats, lengths = (
+        _statistics(read_table(found.info.root, "meta/episodes", [], columns), camera.key),
+        np.diff(found.starts),
+    )
     count, step = stats["count"], thinning(*camera.size)
     pixels = len(range(0, camera.size[0], step)) * len(range(0, camera.size[1], step))
     bad: dict[int, str] = {}
@@ -283,7 +362,8 @@ def compare_pictures(found: Contents, camera: Camera, episodes: Sequence[int], e
         told = stats[name]
         if told.shape[1] != 3:
             continue
-        # A count of pixels: every picture was looked at while it was recorded; else of pictures: a sample of them, afterwards.
+        # A count of pixels: every picture was looked at while it was recorded; else of pictures: a sample of them,
+        # afterwards.
         whole = [count.shape[1] == 1 and count[e, 0] == lengths[e] * pixels for e in episodes]
         seen = np.array([(everywhere if all_of_them else sampled)[i][at] for i, all_of_them in enumerate(whole)])
         off = 255 * (seen - told[list(episodes)])  # (E, 3) grey levels
@@ -291,8 +371,15 @@ def compare_pictures(found: Contents, camera: Camera, episodes: Sequence[int], e
         spread = 1.4826 * np.nanmedian(np.abs(off - middle), 0) if len(off) > 2 else np.ones(3)
         far = (np.abs(off - middle) > least + 8 * spread).any(1) | (np.abs(off) > 12).any(1)
         for i in np.flatnonzero(far):
-            bad.setdefault(int(i), f"the pictures' {name} is {_short(255 * seen[i])}, the stored one {_short(255 * told[episodes[i]])} grey levels")
-    return [Problem(_picture_file(found, camera, episodes[i]), episodes[i], None, f"{camera.name}: {what}") for i, what in sorted(bad.items())]
+            bad.setdefault(
+                int(i),
+                f"the pictures' {name} is {_short(255 * seen[i])}, the stored one {_short(255 * told[episodes[i]])} "
+                "grey levels",
+            )
+    return [
+        Problem(_picture_file(found, camera, episodes[i]), episodes[i], None, f"{camera.name}: {what}")
+        for i, what in sorted(bad.items())
+    ]
 
 
 def _picture_file(found: Contents, camera: Camera, episode: int) -> str:

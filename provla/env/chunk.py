@@ -35,7 +35,9 @@ class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
         self._images: list[Array] = []
         self._states: list[Array] = []
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Array], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
         state, _ = self.sim.reset(seed=seed)
         self._steps = 0
         self._success = self._done = False

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Episode:
-    """One closed-loop episode: what every policy meets in the same way. `film` > 0 keeps a frame every so many steps."""
+    """One closed-loop episode: what every policy meets in the same way. `film` > 0 keeps a frame every so many
+    steps.
+    """
 
     task: str
     instruction: str

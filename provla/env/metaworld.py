@@ -1,7 +1,7 @@
 """Simulated worlds for closed-loop evaluation and for recording demonstrations.
 
-An environment here is a plain gymnasium environment whose observation is the robot's state; pictures are rendered only when
-somebody asks (`images()`), because in software a frame costs twenty times a physics step.
+An environment here is a plain gymnasium environment whose observation is the robot's state; pictures are rendered only
+when somebody asks (`images()`), because in software a frame costs twenty times a physics step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def metaworld_menu() -> dict[str, dict[str, str]]:
     # The file alone: importing lerobot.envs takes seconds.
     found = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
     experts = found["TASK_POLICY_MAPPING"]
-    return {name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]} for name, text in found["TASK_DESCRIPTIONS"].items()}
+    return {
+        name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]}
+        for name, text in found["TASK_DESCRIPTIONS"].items()
+    }
 
 
 def metaworld_instruction(task: str) -> str:
@@ -115,7 +118,8 @@ class MetaworldEnv(gym.Env[Array, Array]):
         self.task, self.cameras = task, tuple(cameras)
         self.instruction = metaworld_instruction(task)
         self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-        # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of randomness.
+        # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of
+        # randomness.
         self._sim._set_task_called = True
         self._sim._freeze_rand_vec = False
         self._sim.seeded_rand_vec = True
@@ -194,8 +198,9 @@ class MetaworldSuite:
     tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
     num_envs: environments alive at once, spread over the tasks; their observations form one batch.
     max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed. instructions:
-    task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
-    execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per thread that torch has.
+    task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds that a world may
+    take to reset or to execute a chunk before its episode has failed. workers: processes that the worlds are spread
+    over; null: one per thread that torch has.
     """
 
     state_size = action_size = 4
@@ -225,7 +230,10 @@ class MetaworldSuite:
         said = {task: [metaworld_instruction(task)] for task in self.tasks}
         for task, sentences in (instructions or {}).items():
             if task not in said or not sentences:
-                raise ValueError(f"env.instructions.{task}={sentences!r}: expected sentences for one of env.tasks: {', '.join(self.tasks)}")
+                raise ValueError(
+                    f"env.instructions.{task}={sentences!r}: expected sentences for one of env.tasks: "
+                    f"{', '.join(self.tasks)}"
+                )
             said[task] = [sentences] if isinstance(sentences, str) else list(sentences)
         self.episodes = [
             Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)

@@ -25,7 +25,9 @@ Frame = NDArray[np.uint8]
 
 @dataclass
 class Outcome:
-    """One finished episode. steps: control steps until success or the limit. frames: of a filmed episode. reason: of one that a fault ended."""
+    """One finished episode. steps: control steps until success or the limit. frames: of a filmed episode. reason: of
+    one that a fault ended.
+    """
 
     episode: Episode
     success: bool
@@ -44,15 +46,18 @@ def check_fit(suite: MetaworldSuite, spec: Spec) -> None:
     ):
         if has != needs:
             raise ValueError(
-                f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's data set came from, or env=none"
+                f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's "
+                "data set came from, or env=none"
             )
 
 
 def rollout(policy: Any, suite: MetaworldSuite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:
-    """Outcomes in the suite's order: every episode, in batches over the suite's worlds, which take their steps at the same time.
+    """Outcomes in the suite's order: every episode, in batches over the suite's worlds, which take their steps at the
+    same time.
 
-    The sampler's noise comes from a generator per episode, seeded by (seed, episode), so an outcome depends neither on the number of worlds
-    nor on which episodes ran beside it. A world that fails, and a chunk that is not finite, cost the episode: a failure, with its reason.
+    The sampler's noise comes from a generator per episode, seeded by (seed, episode), so an outcome depends neither on
+    the number of worlds nor on which episodes ran beside it. A world that fails, and a chunk that is not finite, cost
+    the episode: a failure, with its reason.
     """
     check_fit(suite, spec)
     policy.eval()
@@ -61,12 +66,19 @@ def rollout(policy: Any, suite: MetaworldSuite, spec: Spec, seed: int, device: t
         bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
         stage.begin(range(len(worlds.tasks)))
         while stage.playing:
-            chunks = policy.act(_observe(stage.playing, device), [play.generator for play in stage.playing]).cpu().numpy()
+            chunks = (
+                policy.act(_observe(stage.playing, device), [play.generator for play in stage.playing]).cpu().numpy()
+            )
             stage.step(chunks[:, : spec.n_action_steps])
-            bars.update(bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded")
+            bars.update(
+                bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded"
+            )
     outcomes = [stage.finished[episode] for episode in suite.episodes]
     if faults := [o for o in outcomes if o.reason]:
-        console.print(f"{len(faults)} of {len(outcomes)} episodes ended by a fault and count as failures; the first: {faults[0].reason}")
+        console.print(
+            f"{len(faults)} of {len(outcomes)} episodes ended by a fault and count as failures; the first: "
+            f"{faults[0].reason}"
+        )
     return outcomes
 
 
@@ -97,10 +109,16 @@ class _Stage:
         self.playing: list[_Play] = []
 
     def begin(self, free: Iterable[int]) -> None:
-        """The next episodes, in the worlds that are free. One that ends at its beginning leaves its world to the next."""
-        while plays := [_Play(slot, queue.popleft(), self.seed) for slot in free if (queue := self.waiting[self.worlds.tasks[slot]])]:
+        """The next episodes, in the worlds that are free. One that ends at its beginning leaves its world to
+        the next.
+        """
+        while plays := [
+            _Play(slot, queue.popleft(), self.seed) for slot in free if (queue := self.waiting[self.worlds.tasks[slot]])
+        ]:
             self._move(plays, {play.slot: play.outcome.episode for play in plays})
-            self.playing = sorted([*self.playing, *(play for play in plays if not play.over)], key=lambda play: play.slot)
+            self.playing = sorted(
+                [*self.playing, *(play for play in plays if not play.over)], key=lambda play: play.slot
+            )
             free = [play.slot for play in plays if play.over]
 
     def step(self, chunks: NDArray[np.float32]) -> None:
@@ -128,7 +146,9 @@ class _Stage:
 def _observe(playing: list[_Play], device: torch.device) -> Observation:
     images = torch.from_numpy(np.stack([play.images for play in playing]))  # (B, T, C, h, w, 3)
     state = torch.from_numpy(np.stack([play.state for play in playing]))
-    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [play.outcome.episode.instruction for play in playing]).to(device)
+    return Observation(
+        images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [play.outcome.episode.instruction for play in playing]
+    ).to(device)
 
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:
@@ -143,7 +163,9 @@ def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path
         length = max(len(o.frames) for o in filmed)
         rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
         path = folder / f"{task}.mp4"
-        write_bytes(path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps)))
+        write_bytes(
+            path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps))
+        )
         written.append(path)
     return written
 

@@ -26,7 +26,9 @@ NOISE = 1 << 20  # bytes that are kept of what worlds print
 
 
 class Sizes(NamedTuple):
-    """What an observation must be: images (T, C, h, w, 3) uint8 and state (T, S) float32, and how many actions a chunk has."""
+    """What an observation must be: images (T, C, h, w, 3) uint8 and state (T, S) float32, and how many actions a chunk
+    has.
+    """
 
     images: tuple[int, ...]
     state: tuple[int, ...]
@@ -82,7 +84,9 @@ class Worker:
         try:
             world = self.worlds.get(call.slot)
             if world is None:
-                world = self.worlds[call.slot] = self.suite.make(call.task, self.sizes.images[0], self.sizes.n_action_steps)
+                world = self.worlds[call.slot] = self.suite.make(
+                    call.task, self.sizes.images[0], self.sizes.n_action_steps
+                )
             success, truncated = False, False
             if call.seed is not None:
                 where, world.film = "reset", call.film
@@ -90,7 +94,14 @@ class Worker:
             for chunk in call.chunks:
                 where = "step"
                 observation, _, success, truncated, info = world.step(chunk)
-            seen = Seen(observation["images"], observation["state"], bool(success), bool(success or truncated), int(info["steps"]), list(info["frames"]))
+            seen = Seen(
+                observation["images"],
+                observation["state"],
+                bool(success),
+                bool(success or truncated),
+                int(info["steps"]),
+                list(info["frames"]),
+            )
             where = f"after {where}"
             self._check(seen)
             return seen
@@ -99,7 +110,10 @@ class Worker:
             return Fault(f"{_line(error)} ({where})")
 
     def _check(self, seen: Seen) -> None:
-        for name, found, shape, kind in (("images", seen.images, self.sizes.images, np.uint8), ("state", seen.state, self.sizes.state, np.float32)):
+        for name, found, shape, kind in (
+            ("images", seen.images, self.sizes.images, np.uint8),
+            ("state", seen.state, self.sizes.state, np.float32),
+        ):
             found = np.asarray(found)
             if found.shape != shape or found.dtype != kind:
                 raise ValueError(f"{name} is {found.shape} {found.dtype}, expected {shape} {np.dtype(kind)}")
@@ -107,7 +121,9 @@ class Worker:
             raise ValueError("state is not finite")
         for frame in seen.frames:
             if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.shape != seen.frames[0].shape:
-                raise ValueError(f"a video frame is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8, all of one size")
+                raise ValueError(
+                    f"a video frame is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8, all of one size"
+                )
 
 
 def serve(connection: Connection) -> None:

@@ -1,7 +1,9 @@
 """Worlds in processes of their own: a world that raises, exits or hangs costs its episode and nothing else.
 
-A worker process owns several worlds. One that dies or does not answer in time is ended and started again; the world that it was busy with has
-lost its episode, and its neighbours are brought back by playing their episodes again up to where they were: the same seed and the same actions.
+A worker process owns several worlds. One that dies or does not answer in time is ended and started again; the world
+that it was busy with has
+lost its episode, and its neighbours are brought back by playing their episodes again up to where they were: the same
+seed and the same actions.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ _lock = threading.Lock()
 
 
 class _Process:
-    """A worker process and the pipe to it. spent: seconds since its last answer. calls: those that it has not answered."""
+    """A worker process and the pipe to it. spent: seconds since its last answer. calls: those that it has not
+    answered.
+    """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -49,7 +53,13 @@ class _Process:
         # Mesa's rasteriser and numpy take one thread: there is a worker per core already.
         environment = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from provla.env.worker import main; main()", str(theirs.fileno()), str(os.getpid())],
+            [
+                sys.executable,
+                "-c",
+                "from provla.env.worker import main; main()",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self.noise,
@@ -78,7 +88,9 @@ class _Process:
             raise EOFError from error
 
     def end(self, patience: float = 0.0) -> str:
-        """Ends it and everything it has started; how it had ended already, in words. patience: seconds to wait for that."""
+        """Ends it and everything it has started; how it had ended already, in words. patience: seconds to wait for
+        that.
+        """
         code = None
         if self.noise.closed:
             return "the process was ended"
@@ -92,7 +104,9 @@ class _Process:
         self.noise.close()
         if code is None:
             return "the process closed its pipe"
-        return (f"killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}") + (f": {last}" if last else "")
+        return (f"killed by {signal.Signals(-code).name}" if code < 0 else f"the process exited with code {code}") + (
+            f": {last}" if last else ""
+        )
 
     def _last_words(self) -> str:
         self.noise.seek(max(0, os.fstat(self.noise.fileno()).st_size - 2000))
@@ -118,8 +132,9 @@ class _Story:
 class Worlds:
     """The worlds of a suite, numbered: `slots` of them, spread over the suite's tasks and over worker processes.
 
-    suite: has `tasks`, `num_envs` and `make(task, n_obs_steps, n_action_steps)`, which gives a `ChunkEnv` or its like; may have `timeout`
-    (seconds for a reset or a chunk) and `workers` (processes; else one per thread that torch has). It is sent to the workers by pickle.
+    suite: has `tasks`, `num_envs` and `make(task, n_obs_steps, n_action_steps)`, which gives a `ChunkEnv` or its like;
+    may have `timeout` (seconds for a reset or a chunk) and `workers` (processes; else one per thread that torch has).
+    It is sent to the workers by pickle.
     """
 
     def __init__(self, suite: Any, spec: Spec, slots: int | None = None) -> None:
@@ -144,7 +159,9 @@ class Worlds:
     def __enter__(self) -> Worlds:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self._end()
             return
@@ -155,7 +172,9 @@ class Worlds:
             _idle.extend(self._workers)
 
     def play(self, moves: Mapping[int, Episode | Array]) -> dict[int, Seen | Fault]:
-        """slot → an episode to begin, or a chunk to execute, all at the same time; slot → what the world showed, or why it could not."""
+        """slot → an episode to begin, or a chunk to execute, all at the same time; slot → what the world showed, or why
+        it could not.
+        """
         answers: dict[int, Seen | Fault] = {}
         calls: list[Call] = []
         for slot, move in moves.items():
@@ -183,7 +202,9 @@ class Worlds:
             ready = set(wait([worker.connection for worker in busy], TICK))
             now = time.monotonic()
             for worker in busy:
-                worker.spent += min(now - then, 2 * TICK)  # no longer: this process itself may have been stopped meanwhile
+                worker.spent += min(
+                    now - then, 2 * TICK
+                )  # no longer: this process itself may have been stopped meanwhile
                 call = worker.calls[0]
                 answer: Seen | Fault
                 if worker.connection in ready:
@@ -215,7 +236,11 @@ class Worlds:
         self._stories.pop(culprit, None)
         self._workers[number] = _Process()
         self._engage(number)
-        calls = [self._again(slot) for slot in sorted(self._stories) if slot % len(self._workers) == number and slot not in self._lost]
+        calls = [
+            self._again(slot)
+            for slot in sorted(self._stories)
+            if slot % len(self._workers) == number and slot not in self._lost
+        ]
         if calls:
             self._workers[number].ask({"calls": calls}, calls)
 
@@ -224,14 +249,19 @@ class Worlds:
         return Call(slot, story.episode.task, story.episode.seed, story.episode.film, tuple(story.chunks))
 
     def _engage(self, number: int) -> None:
-        """Tells a worker the suite. An idle one may have ended meanwhile, and anything can happen at a start: a second one has its chance."""
+        """Tells a worker the suite. An idle one may have ended meanwhile, and anything can happen at a start: a second
+        one has its chance.
+        """
         for _ in range(2):
             worker = self._workers[number]
             try:
                 worker.ask(self._task, [])
             except Exception as error:  # pickle has many
                 kind = type(self._task["suite"]).__name__
-                raise ValueError(f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values only") from error
+                raise ValueError(
+                    f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values "
+                    "only"
+                ) from error
             limit = AWAKE if worker.idle else START
             try:
                 problem = worker.answer(limit)
@@ -258,7 +288,18 @@ def _doing(call: Call) -> str:
 
 
 # What provla needs of a suite.
-NEEDS = ("episodes", "tasks", "num_envs", "cameras", "image_size", "state_size", "action_size", "video_stride", "check", "make")
+NEEDS = (
+    "episodes",
+    "tasks",
+    "num_envs",
+    "cameras",
+    "image_size",
+    "state_size",
+    "action_size",
+    "video_stride",
+    "check",
+    "make",
+)
 
 
 def check_suite(suite: Any) -> None:
@@ -270,7 +311,8 @@ def check_suite(suite: Any) -> None:
 
 
 def rehearse(suite: Any, spec: Spec) -> None:
-    """One chunk of zeros in the first world, with everything that an episode needs, before the training rather than after it.
+    """One chunk of zeros in the first world, with everything that an episode needs, before the training rather than
+    after it.
 
     `ValueError` with what the world lacks or does wrong.
     """
@@ -284,4 +326,7 @@ def rehearse(suite: Any, spec: Spec) -> None:
             if isinstance(seen, Fault):
                 raise ValueError(f"env: a rehearsal of {first.task} failed: {seen}")
             if not seen.frames:
-                raise ValueError(f'env: a rehearsal of {first.task} failed: info["frames"] is empty although the world\'s `film` is 1')
+                raise ValueError(
+                    f'env: a rehearsal of {first.task} failed: info["frames"] is empty although the world\'s `film` is '
+                    "1"
+                )

@@ -17,7 +17,11 @@ class Add(nn.Module):
         super().__init__()
         self.width = width
         self.norm = nn.LayerNorm(vision_width)  # the mean of many tokens is small beside the state
-        self.vision, self.text, self.state = nn.Linear(vision_width, width), nn.Linear(text_width, width), nn.Linear(state_size, width)
+        self.vision, self.text, self.state = (
+            nn.Linear(vision_width, width),
+            nn.Linear(text_width, width),
+            nn.Linear(state_size, width),
+        )
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(width, 2 * width), nn.Mish(), nn.Linear(2 * width, width))
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:

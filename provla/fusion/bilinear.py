@@ -10,7 +10,8 @@ from provla.core.types import Tokens
 
 
 class Bilinear(nn.Module):
-    """Low-rank bilinear pooling of vision and text (MLB, Kim et al. 2016, arXiv:1610.04325); the state joins the product.
+    """Low-rank bilinear pooling of vision and text (MLB, Kim et al. 2016, arXiv:1610.04325); the state joins the
+    product.
 
     Without text there is no product to form: the text factor is then that of an empty sentence, its bias.
     """

@@ -10,12 +10,22 @@ from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 
 
 class CrossAttention(nn.Module):
-    """Text attends to vision and vision to text, in turn (as RDT-1B alternates them, Liu et al. 2024, arXiv:2410.07864).
+    """Text attends to vision and vision to text, in turn (as RDT-1B alternates them, Liu et al. 2024,
+    arXiv:2410.07864).
 
     The state stands beside the text. The context is all tokens.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, depth: Depth, num_heads: Width, hidden: Width | None = None) -> None:
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: Width,
+        depth: Depth,
+        num_heads: Width,
+        hidden: Width | None = None,
+    ) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

@@ -10,7 +10,8 @@ from provla.core.types import Tokens
 
 
 class FiLM(nn.Module):
-    """The instruction scales and shifts every vision token (Perez et al. 2018, arXiv:1709.07871); the identity at the start.
+    """The instruction scales and shifts every vision token (Perez et al. 2018, arXiv:1709.07871); the identity at the
+    start.
 
     `depth` residual blocks, each modulated anew; then the mean of the tokens meets the state.
     """
@@ -25,7 +26,9 @@ class FiLM(nn.Module):
         for modulation in self.modulations:
             nn.init.zeros_(modulation.weight)  # type: ignore[arg-type]
             nn.init.zeros_(modulation.bias)  # type: ignore[arg-type]
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish()) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish()) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)  # the mean of many tokens is small beside the state
         self.leave = nn.Sequential(nn.Linear(width + state_size, width), nn.Mish(), nn.Linear(width, width))
 

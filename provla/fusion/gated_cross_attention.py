@@ -11,12 +11,22 @@ from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 
 
 class GatedCrossAttention(nn.Module):
-    """Text and state tokens look at the image through gates that start closed (Flamingo, Alayrac et al. 2022, arXiv:2204.14198).
+    """Text and state tokens look at the image through gates that start closed (Flamingo, Alayrac et al. 2022,
+    arXiv:2204.14198).
 
     With gates at 0 the context is text and state as they came in: the identity at the start.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, depth: Depth, num_heads: Width, hidden: Width | None = None) -> None:
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: Width,
+        depth: Depth,
+        num_heads: Width,
+        hidden: Width | None = None,
+    ) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

@@ -11,14 +11,24 @@ from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 
 
 class JointAttention(nn.Module):
-    """One transformer over all tokens with a learned read-out token, as in Octo (Ghosh et al. 2024, arXiv:2405.12213) and BAKU's trunk.
+    """One transformer over all tokens with a learned read-out token, as in Octo (Ghosh et al. 2024, arXiv:2405.12213)
+    and BAKU's trunk.
 
     The context is the read-out token.
     """
 
     vector = True
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: Width, depth: Depth, num_heads: Width, hidden: Width | None = None) -> None:
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: Width,
+        depth: Depth,
+        num_heads: Width,
+        hidden: Width | None = None,
+    ) -> None:
         super().__init__()
         self.width = width
         self.enter = Modalities(vision_width, text_width, state_size, width)

@@ -11,7 +11,8 @@ from provla.fusion.parts import Modalities, side_by_side
 
 
 class MoE(nn.Module):
-    """Soft experts on every vision token, weighted by instruction and state (Jacobs et al. 1991; as MoDE routes by noise level, arXiv:2412.12953).
+    """Soft experts on every vision token, weighted by instruction and state (Jacobs et al. 1991; as MoDE routes by
+    noise level, arXiv:2412.12953).
 
     The context is the vision tokens the experts made, and the state.
     """
@@ -22,7 +23,8 @@ class MoE(nn.Module):
         self.enter = Modalities(vision_width, text_width, state_size, width)
         self.gate = nn.Linear(2 * width, num_experts)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish(), nn.Linear(width, width)) for _ in range(num_experts)
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Mish(), nn.Linear(width, width))
+            for _ in range(num_experts)
         )
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> Tokens:

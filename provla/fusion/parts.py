@@ -10,7 +10,9 @@ from provla.core.types import Tokens
 
 
 class Attention(nn.Module):
-    """What pre-norm multi-head attention adds to its queries (B,Q,D), from keys (B,N,D) with mask (B,N); nothing where no key is present."""
+    """What pre-norm multi-head attention adds to its queries (B,Q,D), from keys (B,N,D) with mask (B,N); nothing where
+    no key is present.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -44,12 +46,19 @@ class Modalities(nn.Module):
     state_hidden: width of an MLP over the state; null: one linear layer.
     """
 
-    def __init__(self, vision_width: int, text_width: int, state_size: int, width: int, state_hidden: int | None = None) -> None:
+    def __init__(
+        self, vision_width: int, text_width: int, state_size: int, width: int, state_hidden: int | None = None
+    ) -> None:
         super().__init__()
         self.vision, self.text = nn.Linear(vision_width, width), nn.Linear(text_width, width)
         self.state: nn.Module = nn.Linear(state_size, width)
         if state_hidden is not None:
-            self.state = nn.Sequential(nn.Linear(state_size, state_hidden), nn.LayerNorm(state_hidden), nn.Mish(), nn.Linear(state_hidden, width))
+            self.state = nn.Sequential(
+                nn.Linear(state_size, state_hidden),
+                nn.LayerNorm(state_hidden),
+                nn.Mish(),
+                nn.Linear(state_hidden, width),
+            )
         self.kind = nn.Parameter(torch.randn(3, width) * 0.02)
 
     def forward(self, vision: Tokens, text: Tokens, state: Tensor) -> tuple[Tokens, Tokens, Tokens]:

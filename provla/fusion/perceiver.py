@@ -11,9 +11,11 @@ from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 
 
 class Perceiver(nn.Module):
-    """Learned latents attend to all tokens of all modalities, then to each other (Jaegle et al. 2021, arXiv:2103.03206).
+    """Learned latents attend to all tokens of all modalities, then to each other (Jaegle et al. 2021,
+    arXiv:2103.03206).
 
-    The context is the latents, (B,num_latents,width). state_hidden: width of an MLP over the state; null: one linear layer.
+    The context is the latents, (B,num_latents,width). state_hidden: width of an MLP over the state; null: one linear
+    layer.
     """
 
     def __init__(

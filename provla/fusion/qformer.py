@@ -11,10 +11,20 @@ from provla.fusion.parts import Attention, FeedForward, Modalities, side_by_side
 
 
 class QFormer(nn.Module):
-    """Learned queries that read the instruction, then the image (BLIP-2, Li et al. 2023, arXiv:2301.12597). The context is the queries."""
+    """Learned queries that read the instruction, then the image (BLIP-2, Li et al. 2023, arXiv:2301.12597). The context
+    is the queries.
+    """
 
     def __init__(
-        self, vision_width: int, text_width: int, state_size: int, width: Width, num_queries: Width, depth: Depth, num_heads: Width, hidden: Width | None = None
+        self,
+        vision_width: int,
+        text_width: int,
+        state_size: int,
+        width: Width,
+        num_queries: Width,
+        depth: Depth,
+        num_heads: Width,
+        hidden: Width | None = None,
     ) -> None:
         super().__init__()
         self.width = width

@@ -11,7 +11,9 @@ from provla.head.parts import Conditioning, Pool, Pooling, TimeEmbedding, check_
 
 
 class MLP(nn.Module):
-    """Residual MLP over the flattened chunk, time and the pooled context (as in "Much Ado About Noising", arXiv:2512.01809)."""
+    """Residual MLP over the flattened chunk, time and the pooled context (as in "Much Ado About Noising",
+    arXiv:2512.01809).
+    """
 
     def __init__(
         self,
@@ -30,7 +32,8 @@ class MLP(nn.Module):
         self.pool = Pool(pooling, context_width)
         self.enter = nn.Linear(horizon * action_size + time_width + context_width, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Mish(), nn.Linear(2 * width, width)) for _ in range(depth)
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Mish(), nn.Linear(2 * width, width))
+            for _ in range(depth)
         )
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, horizon * action_size))
 

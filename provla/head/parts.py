@@ -17,13 +17,17 @@ Conditioning = Literal["pooled", "tokens"]
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features (Vaswani et al. 2017, arXiv:1706.03762) of the diffusion step, then a small MLP: (B,) → (B,width)."""
+    """Sinusoidal features (Vaswani et al. 2017, arXiv:1706.03762) of the diffusion step, then a small MLP: (B,) →
+    (B,width).
+    """
 
     frequencies: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1)), persistent=False
+        )
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
 
     def forward(self, time: Tensor) -> Tensor:

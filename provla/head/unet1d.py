@@ -16,12 +16,18 @@ from provla.head.parts import Conditioning, Pool, Pooling, TimeEmbedding, check_
 
 
 class ResidualBlock1d(nn.Module):
-    """Two convolutions over time with GroupNorm and Mish; the condition scales and shifts what is between them (FiLM)."""
+    """Two convolutions over time with GroupNorm and Mish; the condition scales and shifts what is between them
+    (FiLM).
+    """
 
     def __init__(self, before: int, after: int, condition: int, kernel_size: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv1d(before, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish())
-        self.second = nn.Sequential(nn.Conv1d(after, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish())
+        self.first = nn.Sequential(
+            nn.Conv1d(before, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish()
+        )
+        self.second = nn.Sequential(
+            nn.Conv1d(after, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish()
+        )
         self.condition = nn.Linear(condition, 2 * after)
         self.skip = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
@@ -62,7 +68,12 @@ class UNet1d(nn.Module):
         condition = time_width + (0 if self._concat else context_width)
 
         def pair(before: int, after: int) -> nn.ModuleList:
-            return nn.ModuleList([ResidualBlock1d(before, after, condition, kernel_size), ResidualBlock1d(after, after, condition, kernel_size)])
+            return nn.ModuleList(
+                [
+                    ResidualBlock1d(before, after, condition, kernel_size),
+                    ResidualBlock1d(after, after, condition, kernel_size),
+                ]
+            )
 
         self.down = nn.ModuleList(pair(a, b) for a, b in pairwise([inputs, *channels]))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, 2, 1) for c in channels[:-1])
@@ -71,13 +82,18 @@ class UNet1d(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, 2, 1) for c in channels[-2::-1])
         last = channels[0]
         self.out = nn.Sequential(
-            nn.Conv1d(last, last, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, last), nn.Mish(), nn.Conv1d(last, action_size, 1)
+            nn.Conv1d(last, last, kernel_size, padding=kernel_size // 2),
+            nn.GroupNorm(8, last),
+            nn.Mish(),
+            nn.Conv1d(last, action_size, 1),
         )
 
     def forward(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor:
         horizon, pooled = actions.shape[1], self.pool(context)
         if self._concat:
-            actions = torch.cat([actions, pooled.unsqueeze(1).expand(-1, horizon, -1).to(actions.dtype)], -1)  # (B, H, A + context)
+            actions = torch.cat(
+                [actions, pooled.unsqueeze(1).expand(-1, horizon, -1).to(actions.dtype)], -1
+            )  # (B, H, A + context)
             condition = F.mish(self.time(time))
         else:
             condition = F.mish(torch.cat([self.time(time), pooled], -1))  # (B, time + context)

@@ -1,8 +1,9 @@
-"""How often a job's process was killed: counted before the job starts, so that one that takes its process with it does not end its sweep for ever.
+"""How often a job's process was killed: counted before the job starts, so that one that takes its process with it does
+not end its sweep for ever.
 
-Whoever is killed cannot say so. So a job leaves a mark when it starts and takes it back however it ends, by an error or a signal
-too. A mark that is still there was left by a process that was killed (SIGKILL, as for lack of memory). That counts against the job,
-unless it got further meanwhile (a newer checkpoint) or the machine was started anew.
+Whoever is killed cannot say so. So a job leaves a mark when it starts and takes it back however it ends, by an error or
+a signal too. A mark that is still there was left by a process that was killed (SIGKILL, as for lack of memory). That
+counts against the job, unless it got further meanwhile (a newer checkpoint) or the machine was started anew.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def forgive(folder: Path) -> None:
 
 
 def killed(folder: Path) -> int:
-    """How often in a row the job's process was killed without getting further; a job that runs right now counts as killed (see `lost`)."""
+    """How often in a row the job's process was killed without getting further; a job that runs right now counts as
+    killed (see `lost`).
+    """
     state = _read(folder)
     if not state.get("running"):
         return int(state.get("killed", 0))
@@ -76,7 +79,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _step(folder: Path) -> int:
     """Of the latest checkpoint; 0 where there is none."""
-    return max((int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0)
+    return max(
+        (int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0
+    )
 
 
 def _boot() -> str:

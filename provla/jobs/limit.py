@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 RING = getattr(signal, "SIGVTALRM", None)  # SIGALRM has other users
-restart: list[str] = []  # what a sweep's process becomes after a job that hung: its own command; empty: a process without a sweep
+restart: list[
+    str
+] = []  # what a sweep's process becomes after a job that hung: its own command; empty: a process without a sweep
 _rang: list[bool] = []  # the jobs that were interrupted here, and whether in the middle of an import
 
 
@@ -24,9 +26,10 @@ class TimedOut(BaseException):
 def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[None]:
     """The block ends with `TimedOut` after so many minutes; None: never. After it, call `leave`.
 
-    Where it does not answer within a grace (a hang in native code), a thread calls `give_up` with the reason, and the process ends or, where
-    it runs a whole sweep (`restart`), begins it again, which goes on with the other jobs. Native code that holds Python's lock stops
-    that thread too; then the process ends with every thread's traceback. Only in the main thread, which alone can be interrupted.
+    Where it does not answer within a grace (a hang in native code), a thread calls `give_up` with the reason, and the
+    process ends or, where it runs a whole sweep (`restart`), begins it again, which goes on with the other jobs. Native
+    code that holds Python's lock stops that thread too; then the process ends with every thread's traceback. Only in
+    the main thread, which alone can be interrupted.
     """
     main = threading.current_thread()
     if minutes is None or RING is None or main is not threading.main_thread():
@@ -67,7 +70,8 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
 def leave(worker: bool) -> None:
     """Ends a process that a job which hung has left in an unknown state: a sweep's own begins its command again.
 
-    worker: of a launcher, which goes on with its next job unless that one was interrupted in an import, whose rest would be missing.
+    worker: of a launcher, which goes on with its next job unless that one was interrupted in an import, whose rest
+    would be missing.
     """
     if _rang and (restart or (worker and any(_rang))):
         _begin_again()

@@ -1,4 +1,6 @@
-"""Jobs of a sweep that train the same weights: the first one trains, its siblings wait for it, take its training over, and judge on their own."""
+"""Jobs of a sweep that train the same weights: the first one trains, its siblings wait for it, take its training over,
+and judge on their own.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ MARK = "training.json"  # in a run's folder: its training is done, and who did i
 class Training:
     """A run's training among those of its sweep.
 
-    checkpoints: the identity of its checkpoints, which is the same with and without a pruner, so that a pruned run can go on.
-    by: the sibling's folder that trained these weights; None: this run trains for itself. anew: they were taken over just now.
+    checkpoints: the identity of its checkpoints, which is the same with and without a pruner, so that a pruned run can
+    go on.
+    by: the sibling's folder that trained these weights; None: this run trains for itself. anew: they were taken over
+    just now.
     foreign: the sibling validated with other sampler steps, so that its metrics of sampled chunks are not this run's.
     """
 
@@ -38,10 +42,16 @@ class Training:
         """Takes over what this run took over before, or what a sibling has finished."""
         mine = self._finished(self._folder)
         if mine is None:
-            found = [(file.parent, mark) for file in sorted(self._folder.parent.glob(f"*/{MARK}")) if (mark := self._finished(file.parent))]
+            found = [
+                (file.parent, mark)
+                for file in sorted(self._folder.parent.glob(f"*/{MARK}"))
+                if (mark := self._finished(file.parent))
+            ]
             if not found:
                 return
-            sibling, mark = min(found, key=lambda pair: pair[1].get("by") is not None)  # who trained rather than who took over
+            sibling, mark = min(
+                found, key=lambda pair: pair[1].get("by") is not None
+            )  # who trained rather than who took over
             self._copy(sibling)
             mine = {**mark, "by": mark.get("by") or sibling.name}
             write_json(self._folder / MARK, mine)
@@ -53,7 +63,9 @@ class Training:
     def done(self, step: int) -> None:
         """The training is at its end, with a checkpoint; siblings that wait go on."""
         if self.by is None:
-            write_json(self._folder / MARK, {"training": self.identity, "step": step, "sampler": self._sampler, "by": None})
+            write_json(
+                self._folder / MARK, {"training": self.identity, "step": step, "sampler": self._sampler, "by": None}
+            )
         self.release()
 
     def release(self) -> None:
@@ -62,7 +74,9 @@ class Training:
             self._lock = None
 
     def own(self, history: Sequence[Mapping[str, float]], judged: int | None = None) -> list[dict[str, float]]:
-        """The part of a history that is this run's too: without the metrics that another sampler gave, and without the validation of step `judged`."""
+        """The part of a history that is this run's too: without the metrics that another sampler gave, and without the
+        validation of step `judged`.
+        """
         if not self.foreign:
             return [dict(row) for row in history]
         rows = [{k: v for k, v in row.items() if not k.startswith("val/") or k == "val/loss"} for row in history]
@@ -85,7 +99,9 @@ class Training:
 
 @contextmanager
 def one_training(folder: Path, config: Mapping[str, Any]) -> Iterator[Training]:
-    """A run's turn to train: in a sweep, jobs with equal weights take turns until one has trained. A killed one gives its turn back."""
+    """A run's turn to train: in a sweep, jobs with equal weights take turns until one has trained. A killed one gives
+    its turn back.
+    """
     training = Training(folder, config)
     if not (folder.parent / SWEEP).is_file():
         yield training

@@ -1,4 +1,6 @@
-"""The jobs of a sweep as its folder holds them: what was asked (`sweep.json`), what is done, what goes on, what failed."""
+"""The jobs of a sweep as its folder holds them: what was asked (`sweep.json`), what is done, what goes on,
+what failed.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ ATTEMPTS = 2  # a job that failed is tried once more
 
 @dataclass(frozen=True)
 class Job:
-    """One job. overrides: key, as it was typed (`+` included) → value, axes and fixed ones alike. axes: those that tell it from its
-    siblings, without the seed. trial: its number in a search. name: of its named arm. cell: hash of its configuration without the seed. training: of what its
-    training reads; jobs that share it share their weights.
+    """One job. overrides: key, as it was typed (`+` included) → value, axes and fixed ones alike. axes: those that tell
+    it from its siblings, without the seed. trial: its number in a search. name: of its named arm. cell: hash of its
+    configuration without the seed. training: of what its training reads; jobs that share it share their weights.
     """
 
     folder: str
@@ -41,9 +43,9 @@ class Job:
 
 @dataclass
 class Sweep:
-    """What a sweep asks, over all its starts. others: jobs of another base configuration, such as another budget; they count
-    nowhere. baseline: an arm's name. kind: grid or search. command: as it was typed. storage: of a search, its SQLite
-    file and the study's name in it. space: of a search, its axes."""
+    """What a sweep asks, over all its starts. others: jobs of another base configuration, such as another budget; they
+    count nowhere. baseline: an arm's name. kind: grid or search. command: as it was typed. storage: of a search, its
+    SQLite file and the study's name in it. space: of a search, its axes."""
 
     study: str | None
     question: str | None
@@ -72,11 +74,18 @@ def load_sweep(folder: Path) -> Sweep:
         sweep = Sweep(**{**stored, "jobs": jobs, "others": others})
         places = [Path(job.folder) for job in [*jobs, *others]]
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no sweep (no {SWEEP}); start it with python -m provla.train -m experiments=<study>") from error
+        raise ValueError(
+            f"{folder} holds no sweep (no {SWEEP}); start it with python -m provla.train -m experiments=<study>"
+        ) from error
     except (json.JSONDecodeError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); starting the sweep again writes it anew and keeps every finished job") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); starting the sweep again writes it anew and keeps every finished job"
+        ) from error
     if outside := [place for place in places if place.is_absolute() or ".." in place.parts]:
-        raise ValueError(f"{path} names {str(outside[0])!r} as a job's folder, which leads out of the sweep's own; start the sweep again in another folder")
+        raise ValueError(
+            f"{path} names {str(outside[0])!r} as a job's folder, which leads out of the sweep's own; start the sweep "
+            "again in another folder"
+        )
     return sweep
 
 
@@ -85,7 +94,9 @@ def save_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a job; its status is missing, interrupted (it goes on from its checkpoint) or damaged where it says nothing else."""
+    """result.json of a job; its status is missing, interrupted (it goes on from its checkpoint) or damaged where it
+    says nothing else.
+    """
     try:
         found = json.loads((folder / "result.json").read_text())
         if not isinstance(found, dict) or "status" not in found:
@@ -98,10 +109,14 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def is_over(result: Mapping[str, Any], pruning: bool) -> bool:
-    """Completed, failed as often as it is tried, or pruned by a sweep that prunes; without a pruner, a pruned job goes on."""
+    """Completed, failed as often as it is tried, or pruned by a sweep that prunes; without a pruner, a pruned job goes
+    on.
+    """
     if result["status"] == "pruned":
         return pruning
-    return bool(result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS))
+    return bool(
+        result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
+    )
 
 
 def succeeded(result: Mapping[str, Any]) -> bool:
@@ -111,7 +126,9 @@ def succeeded(result: Mapping[str, Any]) -> bool:
 
 
 def find_runs(folder: Path) -> dict[str, str]:
-    """Identity of a configuration → the folder in a sweep's that holds its run, whatever its name; of several, the one that got furthest."""
+    """Identity of a configuration → the folder in a sweep's that holds its run, whatever its name; of several, the one
+    that got furthest.
+    """
     found: dict[str, str] = {}
     for file in sorted(folder.glob("*/config.json")):
         try:
@@ -133,21 +150,36 @@ def find_renamed(folder: Path, jobs: Sequence[Job]) -> list[Job]:
 
 def _progress(folder: Path) -> tuple[int, str]:
     order = ("missing", "damaged", "failed", "interrupted", "pruned", "completed")
-    return order.index(str(read_result(folder)["status"])), max((path.name for path in folder.glob("checkpoints/step_*")), default="")
+    return order.index(str(read_result(folder)["status"])), max(
+        (path.name for path in folder.glob("checkpoints/step_*")), default=""
+    )
 
 
 def give_up_on_killed(folder: Path, job: Job) -> None:
-    """Makes a job failed whose process was killed as often as a job is tried, a failure before included; so it holds up no other."""
+    """Makes a job failed whose process was killed as often as a job is tried, a failure before included; so it holds up
+    no other.
+    """
     result = read_result(folder / job.folder)
     kills = attempts.killed(folder / job.folder)
     tried = kills + result.get("attempts", 0)
-    if not kills or tried < ATTEMPTS or result["status"] in ("completed", "pruned") or attempts.busy(folder / job.folder):
+    if (
+        not kills
+        or tried < ATTEMPTS
+        or result["status"] in ("completed", "pruned")
+        or attempts.busy(folder / job.folder)
+    ):
         return
     error = (
         f"its process was killed {kills} time{'s' * (kills > 1)} without getting further, as for lack of memory; "
         f"delete {folder / job.folder / 'result.json'} to try again"
     )
-    failure = {"status": "failed", "config_hash": job.config_hash, "seed": job.seed, "error": error, "attempts": ATTEMPTS}
+    failure = {
+        "status": "failed",
+        "config_hash": job.config_hash,
+        "seed": job.seed,
+        "error": error,
+        "attempts": ATTEMPTS,
+    }
     write_json(folder / job.folder / "result.json", failure)
     (folder / job.folder / attempts.MARK).unlink(missing_ok=True)
 
@@ -163,17 +195,24 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} is damaged ({error}); delete {folder} to run it anew") from error
     if identity(stored) != identity(config):
         other = "; ".join(differences(config, stored)[:4])
-        raise ValueError(f"{folder} holds a run of another configuration ({other}); nothing was changed. Choose another hydra.run.dir or study, or delete it.")
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({other}); nothing was changed. Choose another "
+            "hydra.run.dir or study, or delete it."
+        )
 
 
 def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) -> list[str]:
-    """A short name per job: that of its named arm, and its values on the axes that vary beside it; `key=` only where several do."""
+    """A short name per job: that of its named arm, and its values on the axes that vary beside it; `key=` only where
+    several do.
+    """
     found = []
     for point, name in zip(points, names, strict=True):
         siblings = [other for other, owner in zip(points, names, strict=True) if owner == name]
         keys = list(dict.fromkeys(key for other in siblings for key in other))
         varied = [key for key in keys if len({other.get(key) for other in siblings}) > 1] or ([] if name else keys)
-        values = [point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point]
+        values = [
+            point[key] if len(varied) == 1 and name is None else f"{key}={point[key]}" for key in varied if key in point
+        ]
         found.append(", ".join([*([name] if name else []), *values]) or "all")
     return found
 
@@ -184,7 +223,8 @@ def cell_of(config: Mapping[str, Any]) -> str:
 
 
 def join_jobs(asked: Sequence[Job], earlier: Sequence[Job]) -> list[Job]:
-    """The jobs of all starts of a grid, each once, the earlier ones in their places, with the arms of them all named anew.
+    """The jobs of all starts of a grid, each once, the earlier ones in their places, with the arms of them all named
+    anew.
 
     Jobs whose configurations differ in the seed alone are of one arm, however they were asked for.
     """
@@ -195,11 +235,16 @@ def join_jobs(asked: Sequence[Job], earlier: Sequence[Job]) -> list[Job]:
         arms.setdefault(job.cell, job)
     same = [arms[job.cell] for job in joined.values()]
     names = name_arms([arm.axes for arm in same], [arm.name for arm in same])
-    return [replace(job, axes=arm.axes, name=arm.name, arm=name) for job, arm, name in zip(joined.values(), same, names, strict=True)]
+    return [
+        replace(job, axes=arm.axes, name=arm.name, arm=name)
+        for job, arm, name in zip(joined.values(), same, names, strict=True)
+    ]
 
 
 def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Mapping[str, str]]) -> str:
-    """The name of the baseline arm. wanted: a name, or the values that tell it; None: the first. `ValueError` where it is no arm."""
+    """The name of the baseline arm. wanted: a name, or the values that tell it; None: the first. `ValueError` where it
+    is no arm.
+    """
     if wanted is None:
         return next(iter(arms))
     if isinstance(wanted, Mapping):
@@ -208,7 +253,11 @@ def find_baseline(wanted: str | Mapping[str, Any] | None, arms: Mapping[str, Map
         shown = ", ".join(f"{key}={value}" for key, value in asked.items())
     else:
         shown = str(wanted)
-        fits = [name for name in arms if name == shown or shown in [*arms[name].values(), *(f"{k}={v}" for k, v in arms[name].items())]]
+        fits = [
+            name
+            for name in arms
+            if name == shown or shown in [*arms[name].values(), *(f"{k}={v}" for k, v in arms[name].items())]
+        ]
     if len(fits) == 1:
         return fits[0]
     problem = "is not among the arms" if not fits else f"fits {len(fits)} arms"
@@ -229,7 +278,10 @@ def held(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or hydra.sweep.dir=") from error
+        raise ValueError(
+            f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or "
+            "hydra.sweep.dir="
+        ) from error
     try:
         yield
     finally:
@@ -238,7 +290,9 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A run's folder, for one process at a time. Where another one is at work (a worker that outlived its killed sweep), this waits for its end."""
+    """A run's folder, for one process at a time. Where another one is at work (a worker that outlived its killed
+    sweep), this waits for its end.
+    """
     from provla.core.progress import console
 
     lock = FileLock(folder / ".lock")
@@ -257,7 +311,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def slot(folder: Path, count: int) -> Iterator[int]:
-    """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a job has.
+    """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a
+    job has.
 
     A place is a file lock, so a killed job gives it back.
     """
@@ -293,7 +348,9 @@ def gpus() -> int:
 
 
 def places(threads: int) -> int:
-    """How many jobs of so many threads run at the same time: one per GPU, or as many as there are cores for where there is none."""
+    """How many jobs of so many threads run at the same time: one per GPU, or as many as there are cores for where there
+    is none.
+    """
     return gpus() or max(1, cores() // threads)
 
 
@@ -302,8 +359,9 @@ def crowded(threads: int, jobs: int) -> str:
     if gpus() or jobs == 1 or jobs * threads <= cores():
         return ""
     return (
-        f"{jobs} jobs of {threads} threads share {cores()} cores; fewer at a time, or threads={max(1, cores() // jobs)}, are "
-        "faster (another number of threads is another run: it rounds sums otherwise)"
+        f"{jobs} jobs of {threads} threads share {cores()} cores; fewer at a time, or "
+        f"threads={max(1, cores() // jobs)}, are faster (another number of threads is another run: it rounds sums "
+        "otherwise)"
     )
 
 

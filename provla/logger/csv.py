@@ -19,7 +19,13 @@ class CsvLogger(NoLogger):
         self._columns = ["step"]
 
     def start(
-        self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]], tags: Sequence[str] = ()
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        name: str,
+        group: str | None,
+        history: Sequence[Mapping[str, float]],
+        tags: Sequence[str] = (),
     ) -> None:
         self._path = folder / "metrics.csv"
         self._rows = [dict(row) for row in history]

@@ -1,4 +1,5 @@
-"""A process that uploads a W&B run while it is written: `main(<folder of the run's W&B files>)`. It ends with its parent.
+"""A process that uploads a W&B run while it is written: `main(<folder of the run's W&B files>)`. It ends with its
+parent.
 
 W&B's own `sync --live` would wait for ever for the end of a run that was killed. The parent holds this process's stdin.
 """
@@ -26,7 +27,9 @@ class Upload:
     def __init__(self, files: Path) -> None:
         self.files, self._log, self._begun = files, files / "upload.log", time.monotonic()
         names = ("WANDB_MODE", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_SILENT", "WANDB_SERVICE")
-        environment = {key: value for key, value in os.environ.items() if key not in names} | {"WANDB_DIR": str(files.parents[1])}
+        environment = {key: value for key, value in os.environ.items() if key not in names} | {
+            "WANDB_DIR": str(files.parents[1])
+        }
         environment["PYTHONPATH"] = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -40,9 +43,13 @@ class Upload:
             )
 
     def finish(self, seconds: float) -> bool:
-        """Waits that long for the rest, and less for a service that has not answered since the upload began. Whether everything was sent."""
+        """Waits that long for the rest, and less for a service that has not answered since the upload began. Whether
+        everything was sent.
+        """
         end = time.monotonic() + seconds
-        while self._process.poll() is None and time.monotonic() < (end if self.reached else min(end, self._begun + UNREACHED)):
+        while self._process.poll() is None and time.monotonic() < (
+            end if self.reached else min(end, self._begun + UNREACHED)
+        ):
             time.sleep(0.1)
         done = self._process.poll() == 0 and DONE in self._said() and "ERROR" not in self._said()
         assert self._process.stdin
@@ -71,7 +78,9 @@ class Upload:
 
 def main() -> None:
     files = sys.argv[1]
-    work = subprocess.Popen([sys.executable, "-m", "wandb", "beta", "sync", "--live", "--no-skip-synced", files], stdin=subprocess.DEVNULL)
+    work = subprocess.Popen(
+        [sys.executable, "-m", "wandb", "beta", "sync", "--live", "--no-skip-synced", files], stdin=subprocess.DEVNULL
+    )
     threading.Thread(target=_end_with_parent, args=(work,), daemon=True).start()
     os._exit(work.wait() != 0)  # the thread still reads
 

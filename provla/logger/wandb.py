@@ -39,12 +39,16 @@ class WandbLogger(CsvLogger):
     `resume=wandb://<entity>/<project>/<name>:<alias>` goes on elsewhere; auto: where the run is online.
 
     The run waits for W&B nowhere: every call is made in a thread, the record is written to disk as W&B's offline mode
-    does, and where the mode is online another process uploads it meanwhile. What that has not sent some seconds after the
-    run's end is left to `wandb sync`. A resumed run writes its record anew, whole and under the same id.
+    does, and where the mode is online another process uploads it meanwhile. What that has not sent some seconds after
+    the run's end is left to `wandb sync`. A resumed run writes its record anew, whole and under the same id.
     """
 
     def __init__(
-        self, project: Name, entity: Name | None, mode: Literal["auto", "online", "offline"], artifacts: Literal["auto", True, False] = "auto"
+        self,
+        project: Name,
+        entity: Name | None,
+        mode: Literal["auto", "online", "offline"],
+        artifacts: Literal["auto", True, False] = "auto",
     ) -> None:
         super().__init__()
         self._project, self._entity, self._mode, self._artifacts = project, entity, mode, artifacts
@@ -53,11 +57,22 @@ class WandbLogger(CsvLogger):
         self._calls: Background | None = None
 
     def start(
-        self, folder: Path, config: Mapping[str, Any], name: str, group: str | None, history: Sequence[Mapping[str, float]], tags: Sequence[str] = ()
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        name: str,
+        group: str | None,
+        history: Sequence[Mapping[str, float]],
+        tags: Sequence[str] = (),
     ) -> None:
         super().start(folder, config, name, group, history, tags)
         self._folder, self._calls = folder, Background("W&B")
-        options = {"config": hide_in(config), "name": hide(name), "group": group, "tags": [hide(tag)[:64] for tag in tags]}
+        options = {
+            "config": hide_in(config),
+            "name": hide(name),
+            "group": group,
+            "tags": [hide(tag)[:64] for tag in tags],
+        }
         rows = [dict(row) for row in history]
         self._calls(lambda: self._open(options, rows))
 
@@ -72,10 +87,14 @@ class WandbLogger(CsvLogger):
         run_id = json.loads(stored.read_text())["id"] if stored.is_file() else generate_id()
         place: dict[str, Any] = {"project": self._project, "entity": self._entity, "dir": str(self._folder)}
         try:
-            self._run = wandb.init(**place, **options, id=run_id, mode="offline", settings=settings, reinit="finish_previous")
+            self._run = wandb.init(
+                **place, **options, id=run_id, mode="offline", settings=settings, reinit="finish_previous"
+            )
             write_json(stored, {"id": run_id})
         except Exception as error:
-            console.print(f"W&B could not start ({type(error).__name__}); it is off for this run, and metrics.csv has everything")
+            console.print(
+                f"W&B could not start ({type(error).__name__}); it is off for this run, and metrics.csv has everything"
+            )
             return
         if self._artifacts == "auto":
             self._artifacts = online
@@ -88,11 +107,16 @@ class WandbLogger(CsvLogger):
         if self._mode != "auto":
             return self._mode
         if not os.environ.get("WANDB_API_KEY"):
-            console.print("W&B: offline, because WANDB_API_KEY is not set (environment or .env); `wandb sync` uploads the run later")
+            console.print(
+                "W&B: offline, because WANDB_API_KEY is not set (environment or .env); `wandb sync` uploads the run "
+                "later"
+            )
             return "offline"
         server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
         try:
-            socket.create_connection((server.hostname or "", server.port or (443 if server.scheme == "https" else 80)), timeout=3).close()
+            socket.create_connection(
+                (server.hostname or "", server.port or (443 if server.scheme == "https" else 80)), timeout=3
+            ).close()
         except OSError:
             console.print("W&B: offline, because the service does not answer; `wandb sync` uploads the run later")
             return "offline"
@@ -136,7 +160,9 @@ class WandbLogger(CsvLogger):
 
             try:
                 if self._artifacts is True and self._run is not None:
-                    artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"run": self._run.id, "step": folder.name})
+                    artifact = wandb.Artifact(
+                        f"checkpoint-{self._run.id}", type="model", metadata={"run": self._run.id, "step": folder.name}
+                    )
                     for file in sorted(path for path in copy.rglob("*") if path.is_file()):  # `add_dir` talks
                         artifact.add_file(str(file), name=file.relative_to(copy).as_posix())
                     self._run.log_artifact(artifact, aliases=list(aliases))
@@ -159,11 +185,15 @@ class WandbLogger(CsvLogger):
             if not self._upload.finish(end - time.monotonic()):
                 problem = self._upload.problem()
                 console.print(
-                    f"W&B has not got everything{f' ({hide(problem)})' if problem else ''}; send the run later:  wandb sync {self._upload.files}",
+                    f"W&B has not got everything{f' ({hide(problem)})' if problem else ''}; send the run later:  wandb "
+                    f"sync {self._upload.files}",
                     soft_wrap=True,
                 )
         elif not whole:
-            console.print(f"W&B does not answer on this machine; its record of this run in {self._folder / 'wandb'} may lack the end, metrics.csv does not")
+            console.print(
+                f"W&B does not answer on this machine; its record of this run in {self._folder / 'wandb'} may lack the "
+                "end, metrics.csv does not"
+            )
         self._run = self._upload = self._calls = None
 
     def _call(self, call: Callable[[], Any]) -> None:
@@ -196,18 +226,32 @@ class Background:
                 call()
             except Exception as error:
                 if not self._complained:
-                    console.print(f"{self._name} failed ({type(error).__name__}: {hide(str(error))}); the run goes on without what it was to keep")
+                    console.print(
+                        f"{self._name} failed ({type(error).__name__}: {hide(str(error))}); the run goes on without "
+                        "what it was to keep"
+                    )
                 self._complained = True
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs are filtered by, flat: metrics, success with its interval, parameters, and every plain value of a result."""
+    """What runs are filtered by, flat: metrics, success with its interval, parameters, and every plain value of a
+    result.
+    """
     found: dict[str, Any] = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
     found |= result.get("metrics", {})
     for name, cell in result.get("success", {}).items():
         key = name if name == "success_rate" else f"success_rate/{name}"
-        found |= {key: cell["rate"], f"{key}/low": cell["low"], f"{key}/high": cell["high"], f"{key}/episodes": cell["episodes"]}
-    found |= {f"parameters/{key}": value for key, value in result.get("parameters", {}).items() if isinstance(value, int | float)}
+        found |= {
+            key: cell["rate"],
+            f"{key}/low": cell["low"],
+            f"{key}/high": cell["high"],
+            f"{key}/episodes": cell["episodes"],
+        }
+    found |= {
+        f"parameters/{key}": value
+        for key, value in result.get("parameters", {}).items()
+        if isinstance(value, int | float)
+    }
     return found
 
 
@@ -222,10 +266,15 @@ def _end_service() -> None:
 
 
 def download_checkpoint(uri: str, target: Path) -> Path:
-    """The files of a `wandb://<entity>/<project>/<name>:<alias>` artifact, in `target`. `ValueError` where it cannot be had."""
+    """The files of a `wandb://<entity>/<project>/<name>:<alias>` artifact, in `target`. `ValueError` where it cannot be
+    had.
+    """
     name = uri.removeprefix("wandb://")
     if name.count("/") != 2 or ":" not in name:
-        raise ValueError(f"resume={uri!r}: expected wandb://<entity>/<project>/<name>:<alias>, such as wandb://me/provla/checkpoint-1a2b3c4d:latest")
+        raise ValueError(
+            f"resume={uri!r}: expected wandb://<entity>/<project>/<name>:<alias>, such as "
+            "wandb://me/provla/checkpoint-1a2b3c4d:latest"
+        )
     import wandb
 
     try:
@@ -233,6 +282,6 @@ def download_checkpoint(uri: str, target: Path) -> Path:
     except Exception as error:  # wandb raises many kinds, its own and its transport's
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"resume={uri!r} could not be fetched from W&B: {reason}\nCheck the name, WANDB_API_KEY (in the environment or in .env) and the connection, "
-            "or download the artifact elsewhere and give resume=<folder>."
+            f"resume={uri!r} could not be fetched from W&B: {reason}\nCheck the name, WANDB_API_KEY (in the "
+            "environment or in .env) and the connection, or download the artifact elsewhere and give resume=<folder>."
         ) from error

@@ -25,9 +25,17 @@ WEIGHTS = "weights.safetensors"
 PROBES = 16  # observations on which an export is compared with its policy
 
 
-def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: Spec, export: Mapping[str, Any] | None = None, **facts: Any) -> None:
+def save_policy(
+    folder: Path,
+    policy: nn.Module,
+    node: Mapping[str, Any],
+    spec: Spec,
+    export: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
     """`policy/`: config.json (the composition, its sizes, its bases), weights with normalisation, and a folder per
-    backbone with its configuration and tokenizer or image processor. Loads without Hydra. Frozen weights that have a name
+    backbone with its configuration and tokenizer or image processor. Loads without Hydra. Frozen weights that have a
+    name
     on the Hub or a folder are not stored: config.json says where to find them.
 
     export: what config.json says of an export. facts: of the run, kept in manifest.json. `NoSpace` on a full disk.
@@ -41,12 +49,17 @@ def save_policy(folder: Path, policy: nn.Module, node: Mapping[str, Any], spec: 
                 assert tower.base is not None
                 bases[path] = asdict(tower.base)
         save_tensors(partial / WEIGHTS, state)
-        write_json(partial / "config.json", {"policy": node, "spec": asdict(spec), "bases": bases} | ({"export": export} if export else {}))
+        write_json(
+            partial / "config.json",
+            {"policy": node, "spec": asdict(spec), "bases": bases} | ({"export": export} if export else {}),
+        )
         write_manifest(partial, **facts)
 
 
 def find_policy(path: Path) -> Path:
-    """The folder of the policy: that of the run `path`, or `path` itself. `ValueError` where the run's is a link that leads out of it."""
+    """The folder of the policy: that of the run `path`, or `path` itself. `ValueError` where the run's is a link that
+    leads out of it.
+    """
     refuse_links_out(path, "policy")
     return path if (path / WEIGHTS).is_file() else path / "policy"
 
@@ -61,8 +74,8 @@ def load_policy(
     """The policy of a folder, in evaluation mode, and its sizes.
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
-    weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that cannot
-    be found or is another one, and for a folder that is not what its manifest says.
+    weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that
+    cannot be found or is another one, and for a folder that is not what its manifest says.
     """
     _check(folder)
     try:
@@ -73,7 +86,9 @@ def load_policy(
         sizes = Spec(**spec)
         node, wanted = stored["policy"], stored["bases"]
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder") from error
+        raise ValueError(
+            f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
     check_stored({"policy": node}, folder / "config.json", trust)
@@ -94,10 +109,15 @@ def load_policy(
     except ValueError as error:
         if not wanted:
             raise
-        names = ", ".join(f"{path}: {base['name']}" + (f" at {base['revision']}" if base["revision"] else "") for path, base in wanted.items())
+        names = ", ".join(
+            f"{path}: {base['name']}" + (f" at {base['revision']}" if base["revision"] else "")
+            for path, base in wanted.items()
+        )
         raise ValueError(
-            f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
-            'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on the command line.'
+            f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: "
+            f"{error}\n"
+            'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> '
+            "on the command line."
         ) from error
     check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
@@ -110,14 +130,20 @@ def _check(folder: Path) -> None:
     if (folder / MANIFEST).exists():
         check_manifest(folder)
     elif (folder / WEIGHTS).exists():
-        console.print(f"{folder} has no {MANIFEST} (an earlier provla wrote it), so nobody can say whether its files are what was written")
+        console.print(
+            f"{folder} has no {MANIFEST} (an earlier provla wrote it), so nobody can say whether its files are what "
+            "was written"
+        )
 
 
 def _check_no_files(node: Any, folder: Path) -> None:
     """A backbone's files lie in the folder, and only `load_policy` says where; a stored place could be anywhere."""
     for key, value in node.items() if isinstance(node, Mapping) else ():
         if key == "files" and value is not None:
-            raise ValueError(f"{folder}/config.json names files={str(value)!r} for a backbone: a policy keeps them in its own folder and stores no place")
+            raise ValueError(
+                f"{folder}/config.json names files={str(value)!r} for a backbone: a policy keeps them in its own "
+                "folder and stores no place"
+            )
         _check_no_files(value, folder)
 
 
@@ -130,13 +156,15 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
     node[last] = value
 
 
-def export_policy(source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()) -> dict[str, int]:
+def export_policy(
+    source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
-    Returns how many layers of each backbone were merged; a policy without backbones has none. The export needs no base, no
-    peft and no bitsandbytes. By how much it acts otherwise than the policy it comes from, on a probe, is said and kept in its
-    config.json: LLM.int8 rounds activations as well, which a merged weight does not. Errors: `ValueError`, also for a policy
-    that cannot do without something from elsewhere.
+    Returns how many layers of each backbone were merged; a policy without backbones has none. The export needs no base,
+    no peft and no bitsandbytes. By how much it acts otherwise than the policy it comes from, on a probe, is said and
+    kept in its config.json: LLM.int8 rounds activations as well, which a merged weight does not. Errors: `ValueError`,
+    also for a policy that cannot do without something from elsewhere.
     """
     policy, spec = load_policy(source, device, bases=bases, trust=trust)
     before = _probe(policy, spec, device)
@@ -148,15 +176,22 @@ def export_policy(source: Path, target: Path, device: torch.device, bases: Mappi
     for _, tower in towers(policy):
         tower.base = None
     if merged:
-        node["adapter"], node["quant"] = {"_target_": node["adapter"]["_target_"], "mode": "full"}, {"_target_": node["quant"]["_target_"]}
+        node["adapter"], node["quant"] = (
+            {"_target_": node["adapter"]["_target_"], "mode": "full"},
+            {"_target_": node["quant"]["_target_"]},
+        )
     for key in merged:
         node[key] |= {"adapter": None, "quant": None}
     difference = (_probe(policy, spec, device) - before).abs()
-    found = {"observations": PROBES, "max_difference": difference.max().item(), "mean_difference": difference.mean().item()}
+    found = {
+        "observations": PROBES,
+        "max_difference": difference.max().item(),
+        "mean_difference": difference.mean().item(),
+    }
     save_policy(target, policy, node, spec, found | {"mean_action": before.abs().mean().item()})
     console.print(
-        f"actions on {PROBES} random observations differ from the policy's by {found['mean_difference']:.2g} on average and {found['max_difference']:.2g} "
-        f"at most (they are {before.abs().mean():.2g} large on average)"
+        f"actions on {PROBES} random observations differ from the policy's by {found['mean_difference']:.2g} on "
+        f"average and {found['max_difference']:.2g} at most (they are {before.abs().mean():.2g} large on average)"
     )
     return merged
 

@@ -22,7 +22,11 @@ from provla.policy.normalize import Normalization, Normalizer
 from provla.scheduler.diffusion import Diffusion
 from provla.scheduler.parts import masked_mean
 
-KINDS = {"act": ("act", "ACT"), "diffusion": ("diffusion", "Diffusion"), "multi_task_dit": ("multi_task_dit", "MultiTaskDiT")}
+KINDS = {
+    "act": ("act", "ACT"),
+    "diffusion": ("diffusion", "Diffusion"),
+    "multi_task_dit": ("multi_task_dit", "MultiTaskDiT"),
+}
 # What LeRobot normalises images with by default.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of LeRobot's options, those that provla decides by other keys.
@@ -48,10 +52,11 @@ class Clip(TypedDict):
 
 class LeRobotPolicy(nn.Module):
     """ACT (Zhao et al. 2023, arXiv:2304.13705), Diffusion Policy (Chi et al. 2023, arXiv:2303.04137) or multi-task DiT
-    (arXiv:2507.05331): LeRobot's networks and, given the same draws, LeRobot's loss; provla's batches, draws and episodes.
+    (arXiv:2507.05331): LeRobot's networks and, given the same draws, LeRobot's loss; provla's batches, draws and
+    episodes.
 
-    Noise, time and ACT's latent are those of the batch. What else draws inside the networks stays theirs: dropout, and the
-    random crops of their own `options` (crop_shape, image_crop_shape; not set by default).
+    Noise, time and ACT's latent are those of the batch. What else draws inside the networks stays theirs: dropout, and
+    the random crops of their own `options` (crop_shape, image_crop_shape; not set by default).
 
     kind: act, diffusion or multi_task_dit. options: keys of that policy's configuration in LeRobot. scheduler:
     num_inference_steps of the DDIM sampler, for those that diffuse. clip: sizes of a CLIP with random weights for
@@ -77,19 +82,27 @@ class LeRobotPolicy(nn.Module):
         self._keys = [f"observation.images.{camera}" for camera in spec.cameras]
         for option, way_out in ELSEWHERE.items():
             if option in options:
-                raise ValueError(f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out")
+                raise ValueError(
+                    f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out"
+                )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
-                options = dict(options) | (_random_clip(clip, spec.image_size[0], Path(folder)) if clip is not None else {})
-                self._tokenizer = _tokenizer(str(options.get("text_encoder_name", "openai/clip-vit-base-patch16")), clip is not None)
+                options = dict(options) | (
+                    _random_clip(clip, spec.image_size[0], Path(folder)) if clip is not None else {}
+                )
+                self._tokenizer = _tokenizer(
+                    str(options.get("text_encoder_name", "openai/clip-vit-base-patch16")), clip is not None
+                )
             config = self._config(options)
             try:
                 with tensors_only():  # torchvision's weights are pickles
                     self.policy = _classes(kind)[1](config)
             except Exception as error:
-                raise ValueError(f"policy={kind}: LeRobot refuses this data set or policy.options: {first_line(error)}") from error
+                raise ValueError(
+                    f"policy={kind}: LeRobot refuses this data set or policy.options: {first_line(error)}"
+                ) from error
         self.sampler = None
         if kind != "act":
             if "num_inference_steps" not in scheduler:
@@ -111,7 +124,10 @@ class LeRobotPolicy(nn.Module):
         spec, cls = self.spec, _classes(self._kind)[0]
         unknown = [key for key in options if key not in cls.__dataclass_fields__]
         if unknown:
-            raise ValueError(f"nothing reads policy.options.{unknown[0]}; LeRobot's {self._kind} has: {', '.join(sorted(cls.__dataclass_fields__))}")
+            raise ValueError(
+                f"nothing reads policy.options.{unknown[0]}; LeRobot's {self._kind} has: "
+                f"{', '.join(sorted(cls.__dataclass_fields__))}"
+            )
         length = {"chunk_size": spec.horizon} if self._kind == "act" else {"horizon": spec.horizon}
         images = {key: PolicyFeature(FeatureType.VISUAL, (3, *spec.image_size)) for key in self._keys}
         try:
@@ -124,15 +140,20 @@ class LeRobotPolicy(nn.Module):
                 **options,
             )
         except Exception as error:
-            raise ValueError(f"policy={self._kind}: LeRobot refuses this data set or policy.options: {first_line(error)}") from error
+            raise ValueError(
+                f"policy={self._kind}: LeRobot refuses this data set or policy.options: {first_line(error)}"
+            ) from error
 
     def whole(self, node: dict[str, Any]) -> dict[str, Any]:
-        """The node of an export: the stored weights stand for the pretrained ones, so nothing is fetched. `ValueError` where a CLIP is."""
+        """The node of an export: the stored weights stand for the pretrained ones, so nothing is fetched. `ValueError`
+        where a CLIP is.
+        """
         options = node["options"]
         if self._kind == "multi_task_dit" and node.get("clip") is None:
             raise ValueError(
-                f"the policy is built around the CLIP of policy.options.text_encoder_name={options['text_encoder_name']!r}, which an export cannot "
-                "hold; its policy/ folder loads wherever that CLIP can be found"
+                "the policy is built around the CLIP of "
+                f"policy.options.text_encoder_name={options['text_encoder_name']!r}, which an export cannot hold; its "
+                "policy/ folder loads wherever that CLIP can be found"
             )
         pretrained = "pretrained_backbone_weights"
         return {**node, "options": {**options, pretrained: None} if pretrained in options else options}
@@ -186,9 +207,13 @@ class LeRobotPolicy(nn.Module):
         """The condition (B,D), encoded once, and LeRobot's denoiser as a head."""
         if self._kind == "diffusion":
             inner = self.policy.diffusion
-            return inner._prepare_global_conditioning(batch), lambda x, t, context: inner.unet(x, t, global_cond=context.features[:, 0])
+            return inner._prepare_global_conditioning(batch), lambda x, t, context: inner.unet(
+                x, t, global_cond=context.features[:, 0]
+            )
         predict = self.policy.noise_predictor
-        return self.policy.observation_encoder.encode(batch), lambda x, t, context: predict(x, t, conditioning_vec=context.features[:, 0])
+        return self.policy.observation_encoder.encode(batch), lambda x, t, context: predict(
+            x, t, conditioning_vec=context.features[:, 0]
+        )
 
     def inputs(self, images: Tensor, observation: Observation) -> dict[str, Any]:
         """What LeRobot's policies read, normalised: cameras one by one and together; without the step axis for ACT."""
@@ -196,17 +221,26 @@ class LeRobotPolicy(nn.Module):
         state = self.state_norm(observation.state)
         last = self._kind == "act"
         found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
-        found["observation.images"] = [found[key] for key in self._keys] if last else pixels  # as their `forward` puts them together
+        found["observation.images"] = (
+            [found[key] for key in self._keys] if last else pixels
+        )  # as their `forward` puts them together
         found["observation.state"] = state[:, -1] if last else state
         if self._kind == "multi_task_dit":
-            words = self._tokenizer(observation.instruction, padding=True, truncation=True, max_length=self.policy.config.tokenizer_max_length)
+            words = self._tokenizer(
+                observation.instruction,
+                padding=True,
+                truncation=True,
+                max_length=self.policy.config.tokenizer_max_length,
+            )
             for key, name in (("tokens", "input_ids"), ("attention_mask", "attention_mask")):
                 found[f"observation.language.{key}"] = torch.tensor(words[name], device=pixels.device)
         return found
 
 
 class _Latent(TorchFunctionMode):
-    """ACT's network draws its latent's noise with `torch.randn_like`; here each row of it comes from that sample's key."""
+    """ACT's network draws its latent's noise with `torch.randn_like`; here each row of it comes from that
+    sample's key.
+    """
 
     def __init__(self, keys: Tensor | None) -> None:
         super().__init__()
@@ -216,7 +250,9 @@ class _Latent(TorchFunctionMode):
         if func is not torch.randn_like or self.seeds is None:
             return func(*args, **(kwargs or {}))
         like = args[0]  # (B, latent)
-        return torch.stack([torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]).to(like)
+        return torch.stack(
+            [torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
+        ).to(like)
 
 
 def _classes(kind: str) -> tuple[Any, Any]:
@@ -225,7 +261,9 @@ def _classes(kind: str) -> tuple[Any, Any]:
 
     module, name = KINDS[kind]
     where = f"lerobot.policies.{module}"
-    return getattr(import_module(f"{where}.configuration_{module}"), f"{name}Config"), getattr(import_module(f"{where}.modeling_{module}"), f"{name}Policy")
+    return getattr(import_module(f"{where}.configuration_{module}"), f"{name}Config"), getattr(
+        import_module(f"{where}.modeling_{module}"), f"{name}Policy"
+    )
 
 
 def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str, str]:
@@ -234,7 +272,9 @@ def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str,
 
     words = {**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}  # ByT5's
     try:
-        CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})).save_pretrained(folder)
+        CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})).save_pretrained(
+            folder
+        )
     except Exception as error:
         raise ValueError(f"policy.clip: transformers makes no CLIP of these sizes: {first_line(error)}") from error
     return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
@@ -243,4 +283,8 @@ def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str,
 def _tokenizer(name: str, random: bool) -> Any:
     from transformers import AutoTokenizer, ByT5Tokenizer
 
-    return ByT5Tokenizer(extra_ids=0) if random else from_pretrained(AutoTokenizer, name, None, "policy.options.text_encoder_name")
+    return (
+        ByT5Tokenizer(extra_ids=0)
+        if random
+        else from_pretrained(AutoTokenizer, name, None, "policy.options.text_encoder_name")
+    )

@@ -20,7 +20,9 @@ def unmatched(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stand_in(part: Any, where: str, sizes: Sequence[str]) -> None:
-    """Builds a part without memory for its weights, with stand-ins for its sizes. `ValueError` for what it says, and for weights that no memory holds."""
+    """Builds a part without memory for its weights, with stand-ins for its sizes. `ValueError` for what it says, and
+    for weights that no memory holds.
+    """
     try:
         with torch.device("meta"):
             module = part(**dict.fromkeys(sizes, 8))
@@ -32,7 +34,9 @@ def stand_in(part: Any, where: str, sizes: Sequence[str]) -> None:
 
 
 def count_parameters(module: nn.Module) -> dict[str, int]:
-    """Trainable and total parameters, and the bytes they take; a quantised weight counts as the numbers it stands for."""
+    """Trainable and total parameters, and the bytes they take; a quantised weight counts as the numbers it
+    stands for.
+    """
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(2 * p.numel() if type(p).__name__ == "Params4bit" else p.numel() for p in module.parameters())
     size = sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, Tensor))
@@ -46,10 +50,11 @@ def parameters_by_part(policy: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int], tolerance: float = 0.03) -> nn.Module:
-    """The part of a node; with `match_params` the width at which it has that many parameters, so that arms compare at equal size.
+    """The part of a node; with `match_params` the width at which it has that many parameters, so that arms compare at
+    equal size.
 
-    Widths are multiples of `num_heads`; where the part has a `hidden` of its own choosing (null: 4 × width, of the feed-forward
-    networks), that makes up the rest. Errors: `ValueError` where no width comes within the tolerance.
+    Widths are multiples of `num_heads`; where the part has a `hidden` of its own choosing (null: 4 × width, of the
+    feed-forward networks), that makes up the rest. Errors: `ValueError` where no width comes within the tolerance.
     """
     given, wanted = unmatched(node), node.get("match_params")
     if wanted is None:
@@ -75,8 +80,8 @@ def build_matched(node: Mapping[str, Any], where: str, sizes: Mapping[str, int],
         given["hidden"] = max(1, 1 + round((wanted - base) / (count(best, hidden=2) - base)))
     if abs(count(best) - wanted) > tolerance * wanted:
         raise ValueError(
-            f"{where}.match_params={wanted}: the nearest that {given['_target_']} comes is {count(best)} parameters, at width {best}; "
-            f"more than {tolerance:.0%} away. Choose another number, or change its other sizes."
+            f"{where}.match_params={wanted}: the nearest that {given['_target_']} comes is {count(best)} parameters, "
+            f"at width {best}; more than {tolerance:.0%} away. Choose another number, or change its other sizes."
         )
     matched: nn.Module = build({**given, "width": best}, where, nn.Module)(**sizes)
     return matched

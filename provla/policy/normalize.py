@@ -47,16 +47,17 @@ class Normalizer(nn.Module):
         self.scale.copy_(torch.where(scale < 1e-6, 1.0, scale))
 
     def check_reach(self, actions: Tensor, mode: str, limit: float, key: str) -> None:
-        """`ValueError` where a sampler that cuts at ±limit (normalised) can never reach some of the training actions (N,A).
+        """`ValueError` where a sampler that cuts at ±limit (normalised) can never reach some of the training actions
+        (N,A).
 
         key: of the configuration, what makes it cut.
         """
         beyond = (self(actions).abs() > limit).double().mean().item()
         if mode != "min_max" and beyond:  # min_max ends at ±1 but for rounding
             raise ValueError(
-                f"policy.normalization.action={mode} leaves {max(beyond, 1e-3):.1%} of the training actions beyond ±{limit:g}, "
-                f"where the sampler cuts ({key}=true), so that no sample can reach them; "
-                f"set policy.normalization.action=min_max, or {key}=false"
+                f"policy.normalization.action={mode} leaves {max(beyond, 1e-3):.1%} of the training actions beyond "
+                f"±{limit:g}, where the sampler cuts ({key}=true), so that no sample can reach them; set "
+                f"policy.normalization.action=min_max, or {key}=false"
             )
 
     def forward(self, values: Tensor) -> Tensor:

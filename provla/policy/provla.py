@@ -26,8 +26,8 @@ class ProVLA(nn.Module):
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
     the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
-    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's; None:
-    the head reads the fusion's own width.
+    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's;
+    None: the head reads the fusion's own width.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class ProVLA(nn.Module):
         super().__init__()
         self.spec = spec
         self._normalization = normalization
-        self.vision = build(_alone(vision), "vision", nn.Module)(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
+        self.vision = build(_alone(vision), "vision", nn.Module)(
+            num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
+        )
         self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
@@ -57,11 +59,14 @@ class ProVLA(nn.Module):
         fused: Any = self.fusion.width
         width = fused if context_width is None else context_width
         self.project = None if context_width is None else nn.Linear(fused, width)
-        self.head = build(head, "head", nn.Module)(action_size=spec.action_size, horizon=spec.horizon, context_width=width)
+        self.head = build(head, "head", nn.Module)(
+            action_size=spec.action_size, horizon=spec.horizon, context_width=width
+        )
         if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
             raise ValueError(
-                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use head.conditioning=pooled, or a fusion "
-                "that gives tokens, such as perceiver, qformer or cross_attention"
+                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use "
+                "head.conditioning=pooled, or a fusion that gives tokens, such as perceiver, qformer or "
+                "cross_attention"
             )
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
@@ -70,7 +75,9 @@ class ProVLA(nn.Module):
         for key, part, node in (("vision", self.vision, vision), ("text", self.text, text)):
             how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
             bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
-            exact = self._probe(key) if bits.bits and node.get("files") is None else None  # where files are, weights come later
+            exact = (
+                self._probe(key) if bits.bits and node.get("files") is None else None
+            )  # where files are, weights come later
             report = how.apply(getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device)
             part.to(device)
             if exact is not None and report.layers:
@@ -103,7 +110,9 @@ class ProVLA(nn.Module):
         device = next((p.device for p in part.parameters()), torch.device("cpu"))
         was = part.training
         part.eval()
-        tokens: Tokens = part(asked.images.to(device)) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
+        tokens: Tokens = (
+            part(asked.images.to(device)) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
+        )
         part.train(was)
         return (tokens.features * tokens.mask.unsqueeze(-1)).float()
 
@@ -111,7 +120,9 @@ class ProVLA(nn.Module):
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
         self.state_norm.fit(states, self._normalization["state"])
         self.action_norm.fit(actions, self._normalization["action"])
-        self.action_norm.check_reach(actions, self._normalization["action"], getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample")
+        self.action_norm.check_reach(
+            actions, self._normalization["action"], getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample"
+        )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
@@ -135,7 +146,11 @@ class ProVLA(nn.Module):
         words: Tokens = self.text(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
         rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
-        context: Tokens = self.fusion(self.vision(images), Tokens(words.features.index_select(0, rows), words.mask[rows]), self.state_norm(observation.state))
+        context: Tokens = self.fusion(
+            self.vision(images),
+            Tokens(words.features.index_select(0, rows), words.mask[rows]),
+            self.state_norm(observation.state),
+        )
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
 

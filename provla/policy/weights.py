@@ -44,19 +44,29 @@ def _from_bases(policy: nn.Module) -> set[str]:
 
 def base_fingerprints(policy: nn.Module) -> dict[str, str]:
     """Path of a backbone → the fingerprint of the frozen weights that its base holds."""
-    return {path: tower.base.fingerprint for path, tower in towers(policy) if tower.base is not None and tower.from_base()}
+    return {
+        path: tower.base.fingerprint for path, tower in towers(policy) if tower.base is not None and tower.from_base()
+    }
 
 
 def check_bases(policy: nn.Module, wanted: Mapping[str, str], source: Path) -> None:
-    """`ValueError` where a base of `policy` has other weights than `source` was trained on. wanted: as `base_fingerprints`."""
+    """`ValueError` where a base of `policy` has other weights than `source` was trained on. wanted: as
+    `base_fingerprints`.
+    """
     for path, tower in towers(policy):
         if path not in wanted or tower.base is None:
             continue
         whole = wanted[path].startswith("sha256:")
         if wanted[path] != (tower.base.fingerprint if whole else tower.vectors):
-            raise ValueError(f"{source}: the base of {path}, {tower.base.name!r}, is not the one this policy was trained on; its weights or their sizes differ")
+            raise ValueError(
+                f"{source}: the base of {path}, {tower.base.name!r}, is not the one this policy was trained on; its "
+                "weights or their sizes differ"
+            )
         if not whole:
-            console.print(f"{source}: of the base of {path} only norms and biases could be compared, because an earlier provla wrote this")
+            console.print(
+                f"{source}: of the base of {path} only norms and biases could be compared, because an earlier provla "
+                "wrote this"
+            )
 
 
 def load_state(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:

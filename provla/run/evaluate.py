@@ -1,4 +1,6 @@
-"""A run's policy judged again, from its folder alone: as it was, with other episodes, or with several numbers of sampler steps."""
+"""A run's policy judged again, from its folder alone: as it was, with other episodes, or with several numbers of
+sampler steps.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ def check_data(data: Demonstrations, spec: Spec) -> None:
         ("cameras", list(spec.cameras), list(data.frames)),
     ):
         if has != needs:
-            raise ValueError(f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it was trained on")
+            raise ValueError(
+                f"the policy's {what} is {has}, that of the data set {data.source} is {needs}; choose the data set it "
+                "was trained on"
+            )
 
 
 def evaluate(
@@ -50,10 +55,11 @@ def evaluate(
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no simulation.
+    """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
+    simulation.
 
-    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see `load_policy`.
-    Writes into `folder` and leaves the run's own folder alone.
+    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see
+    `load_policy`. Writes into `folder` and leaves the run's own folder alone.
     """
     device = find_device(device_name)
     stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
@@ -66,7 +72,9 @@ def evaluate(
         raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
     check_stored(config, run / "config.json", trust)
     _change(config, changes)
-    policy, spec = load_policy(stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust)
+    policy, spec = load_policy(
+        stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust
+    )
     spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
     with reproducible(threads, device, config["trainer"].get("deterministic", False)):
@@ -94,9 +102,14 @@ def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, dev
         check_data(data, spec)
         held = data.split(source.val_fraction, source.split_seed)[1]
         if not len(held):
-            raise ValueError("this run has nothing to be judged by: it was trained without a simulation (env=none) and without held-out episodes")
+            raise ValueError(
+                "this run has nothing to be judged by: it was trained without a simulation (env=none) and without "
+                "held-out episodes"
+            )
         val = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps)
-        metrics = validate(policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device)
+        metrics = validate(
+            policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device
+        )
     return {
         "status": "completed",
         "config_hash": identity(config),
@@ -111,12 +124,17 @@ def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, dev
 
 
 def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for what nothing reads."""
+    """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for
+    what nothing reads.
+    """
     env, root = dict(changes["env"]), changes.get("root", {})
     for key, value in root.items():
         check_values(Root, {key: value}, "")
         if "episodes_per_task" not in config["env"]:
-            raise ValueError(f"{key}={value}: only closed-loop episodes read it, and this run has no simulation (env={config['env'].get('_target_')})")
+            raise ValueError(
+                f"{key}={value}: only closed-loop episodes read it, and this run has no simulation "
+                f"(env={config['env'].get('_target_')})"
+            )
         config[key] = value
     if "eval_episodes" in root:
         env.setdefault("episodes_per_task", root["eval_episodes"])
@@ -135,17 +153,25 @@ def evaluate_steps(
     trust: Sequence[str],
     steps: Sequence[int],
 ) -> dict[str, Any]:
-    """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a picture."""
+    """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a
+    picture.
+    """
     from provla.run.plots import plot_steps
 
     rows = []
     for count in steps:
         console.print(f"num_inference_steps={count}")
         scheduler = {**changes["scheduler"], "num_inference_steps": count}
-        found = evaluate(checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust)
+        found = evaluate(
+            checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust
+        )
         row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
         cell = found["success"].get("success_rate", {})
-        rows.append(row | {key: cell[key] for key in ("rate", "low", "high") if cell} | {k: v for k, v in found["metrics"].items() if "/" not in k})
+        rows.append(
+            row
+            | {key: cell[key] for key in ("rate", "low", "high") if cell}
+            | {k: v for k, v in found["metrics"].items() if "/" not in k}
+        )
     write_text(folder / "steps.csv", csv_text(rows, list(rows[0])))
     quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
     plot_steps(rows, quality, folder / "plots" / "steps.png")
@@ -156,9 +182,12 @@ def evaluate_steps(
         table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
     console.print(table)
     best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
-    result = {"status": "completed", "checkpoint": str(checkpoint), "steps": rows, "objective": {"name": quality, "value": best[quality]}} | environment(
-        find_device(device_name)
-    )
+    result = {
+        "status": "completed",
+        "checkpoint": str(checkpoint),
+        "steps": rows,
+        "objective": {"name": quality, "value": best[quality]},
+    } | environment(find_device(device_name))
     write_json(folder / "result.json", result)
     console.print(f"written to {folder}")
     return result

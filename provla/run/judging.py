@@ -1,4 +1,6 @@
-"""What judging measures and shows: rates with their intervals, episodes as rows, milliseconds, the objective, the short table."""
+"""What judging measures and shows: rates with their intervals, episodes as rows, milliseconds, the objective, the short
+table.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
     found = {}
     for name, wins in cells.items():
         low, high = wilson(sum(wins), len(wins))
-        found[name] = {"rate": sum(wins) / len(wins), "low": low, "high": high, "episodes": len(wins), "successes": sum(wins)}
+        found[name] = {
+            "rate": sum(wins) / len(wins),
+            "low": low,
+            "high": high,
+            "episodes": len(wins),
+            "successes": sum(wins),
+        }
     return found
 
 
@@ -43,7 +51,9 @@ EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
 
 def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
-    found = ((o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason) for o in outcomes)
+    found = (
+        (o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason) for o in outcomes
+    )
     return [dict(zip(EPISODE, values, strict=True)) for values in found]
 
 
@@ -65,12 +75,17 @@ def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7
 
 
 def objective_of(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Name and value of a run's objective; the value is None where nothing measured it. `NotFinite` for a number that is none."""
+    """Name and value of a run's objective; the value is None where nothing measured it. `NotFinite` for a number that
+    is none.
+    """
     if name == "auto":
         name = next((name for name in ("success_rate", "trajectory_mse") if name in metrics), "train/loss")
     value = metrics.get(name)
     if value is not None and not math.isfinite(value):
-        raise NotFinite(f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges (python -m provla.analyze)")
+        raise NotFinite(
+            f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges "
+            "(python -m provla.analyze)"
+        )
     return {"name": name, "value": value}
 
 
@@ -78,14 +93,28 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
     """The short table a run ends with."""
     if result["success"]:
         table = Table(title="closed loop", title_justify="left")
-        for column, justify in (("task", "left"), ("success", "right"), ("95 % Wilson interval", "right"), ("episodes", "right")):
+        for column, justify in (
+            ("task", "left"),
+            ("success", "right"),
+            ("95 % Wilson interval", "right"),
+            ("episodes", "right"),
+        ):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
         for name, cell in sorted(result["success"].items(), key=lambda item: item[0] == "success_rate"):
             label = "all tasks" if name == "success_rate" else name
-            table.add_row(label, f"{cell['rate']:.0%}", f"{cell['low']:.0%} – {cell['high']:.0%}", f"{cell['episodes']}", end_section=False)
+            table.add_row(
+                label,
+                f"{cell['rate']:.0%}",
+                f"{cell['low']:.0%} – {cell['high']:.0%}",
+                f"{cell['episodes']}",
+                end_section=False,
+            )
         console.print(table)
         if result.get("faults"):
-            console.print(f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` in episodes.csv")
+            console.print(
+                f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` "
+                "in episodes.csv"
+            )
     offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
     if offline:
         table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
@@ -95,6 +124,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
             table.add_row(name, f"{value:.4f}")
         console.print(table)
     console.print(
-        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory {result['peak_memory_mb'] / 1024:.1f} GB"
+        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory "
+        f"{result['peak_memory_mb'] / 1024:.1f} GB"
     )
     console.print(f"written to {folder}")

@@ -20,7 +20,14 @@ from provla.core.files import write_bytes
 
 Array = NDArray[Any]
 BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8f98"
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "legend.frameon": False}
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "legend.frameon": False,
+}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -51,7 +58,15 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
                 rows = [(row["step"], row[key]) for row in history if key in row]
                 if rows:
                     steps, values = zip(*rows, strict=True)
-                    axes.plot(steps, values, color=colour, label=label, lw=1.4, marker="o" if key.startswith("val") else None, ms=3)
+                    axes.plot(
+                        steps,
+                        values,
+                        color=colour,
+                        label=label,
+                        lw=1.4,
+                        marker="o" if key.startswith("val") else None,
+                        ms=3,
+                    )
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(_Plain())
             axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
@@ -63,7 +78,15 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
         return save(figure, path)
 
 
-def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, titles: Sequence[str], joints: Sequence[str], path: Path) -> Path:
+def plot_chunks(
+    predicted: Array,
+    actions: Array,
+    is_pad: Array,
+    images: Array,
+    titles: Sequence[str],
+    joints: Sequence[str],
+    path: Path,
+) -> Path:
     """Predicted chunks (P samples each) against demonstrated ones, a row per observation, its image on the left.
 
     predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,h,w,3).
@@ -85,11 +108,19 @@ def plot_chunks(predicted: Array, actions: Array, is_pad: Array, images: Array, 
                 if r == 0:
                     axes.set_title(joint, fontsize=8)
                 axes.tick_params(labelsize=6)
-                low, high = actions[..., j].min(), actions[..., j].max()  # one scale per joint: a wiggle of a thousandth is none
+                low, high = (
+                    actions[..., j].min(),
+                    actions[..., j].max(),
+                )  # one scale per joint: a wiggle of a thousandth is none
                 axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
         grid[0, -1].plot([], [], color=BLUE, label="predicted")
         grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
-        figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.11 - 0.25 / size[1]))
+        figure.legend(
+            *grid[0, -1].get_legend_handles_labels(),
+            loc="upper center",
+            ncols=2,
+            bbox_to_anchor=(0.5, 0.11 - 0.25 / size[1]),
+        )
         return save(figure, path)
 
 
@@ -100,7 +131,14 @@ def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path
         steps = [row["num_inference_steps"] for row in rows]
         left.plot(steps, [row[quality] for row in rows], color=BLUE, marker="o", ms=4)
         if all("low" in row for row in rows):
-            left.fill_between(steps, [row["low"] for row in rows], [row["high"] for row in rows], color=BLUE, alpha=0.15, label="95 % Wilson interval")
+            left.fill_between(
+                steps,
+                [row["low"] for row in rows],
+                [row["high"] for row in rows],
+                color=BLUE,
+                alpha=0.15,
+                label="95 % Wilson interval",
+            )
             left.legend()
         left.set_ylabel(quality.replace("_", " "))
         right.plot(steps, [row["ms_per_chunk"] for row in rows], color=ORANGE, marker="o", ms=4)
@@ -119,7 +157,9 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, 22)
 
 
-def plot_dataset(lengths: dict[str, Array], val: dict[str, int], actions: Array, names: Sequence[str], path: Path) -> Path:
+def plot_dataset(
+    lengths: dict[str, Array], val: dict[str, int], actions: Array, names: Sequence[str], path: Path
+) -> Path:
     """Episode lengths per task, episodes per split, and the distribution of every action dimension."""
     with plt.rc_context(STYLE):
         shown = list(names)[:14]
@@ -128,7 +168,9 @@ def plot_dataset(lengths: dict[str, Array], val: dict[str, int], actions: Array,
         top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1.7 * -(-len(shown) // columns)])
         left, right = top.subplots(1, 2)
         tasks = list(lengths)
-        left.boxplot([lengths[t] for t in tasks], orientation="horizontal", tick_labels=tasks, medianprops={"color": ORANGE})
+        left.boxplot(
+            [lengths[t] for t in tasks], orientation="horizontal", tick_labels=tasks, medianprops={"color": ORANGE}
+        )
         left.set_xlabel("episode length [control steps]")
         train = [len(lengths[t]) - val[t] for t in tasks]
         right.barh(tasks, train, color=BLUE, label="training")

@@ -1,4 +1,6 @@
-"""A policy's first step, before anything slow begins: what somebody else's library would say of it after an hour, it says now."""
+"""A policy's first step, before anything slow begins: what somebody else's library would say of it after an hour, it
+says now.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,33 @@ from provla.core.types import Spec, fake_batch, fake_observation
 
 
 def rehearse_policy(policy: Any, spec: Spec, device: torch.device) -> int:
-    """Samples a chunk and takes the objective on made-up data; returns `flops_per_sample`. `ValueError` names the part that fails."""
+    """Samples a chunk and takes the objective on made-up data; returns `flops_per_sample`. `ValueError` names the part
+    that fails.
+    """
     entered = ["policy"]
-    hooks = [part.register_forward_pre_hook(lambda *_, name=name: entered.append(name)) for name, part in policy.named_children()]
+    hooks = [
+        part.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        for name, part in policy.named_children()
+    ]
     try:
         policy.eval()
         policy.act(fake_observation(spec, 1).to(device), torch.Generator().manual_seed(0))
         return flops_per_sample(policy, spec, device)
     except Exception as error:  # whatever library a part is made of
         part = entered[-1]
-        raise ValueError(f"{part} does not work as configured, on one made-up sample: {first_line(error)}; look at the values of {part}") from error
+        raise ValueError(
+            f"{part} does not work as configured, on one made-up sample: {first_line(error)}; look at the values of "
+            f"{part}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def flops_per_sample(policy: nn.Module, spec: Spec, device: torch.device) -> int:
-    """Floating-point operations of the objective's forward pass on one sample, as torch counts them (a multiply-add is two)."""
+    """Floating-point operations of the objective's forward pass on one sample, as torch counts them (a multiply-add is
+    two).
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)

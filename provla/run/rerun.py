@@ -27,15 +27,17 @@ TIMES = ("train/steps_per_second",)  # columns of metrics.csv that no two runs s
 def rerun(asked: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> float:
     """Runs the configuration that the folder `asked["rerun"]` stores again, in `folder`, and compares.
 
-    asked: the composed configuration, of which the keys of `BESIDE` count where `overrides`, the command line, name them.
-    What was found is printed and stands in rerun.json. Returns the objective. `NotRepeated` where the result is another;
-    `ValueError` for a folder without a completed run, or for an override that would make it another run.
+    asked: the composed configuration, of which the keys of `BESIDE` count where `overrides`, the command line, name
+    them. What was found is printed and stands in rerun.json. Returns the objective. `NotRepeated` where the result is
+    another; `ValueError` for a folder without a completed run, or for an override that would make it another run.
     """
     source = Path(str(asked["rerun"])).expanduser()
     named = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides} - {"rerun"}
     others = [key for key in sorted(named) if key.partition(".")[0].partition("/")[0] not in BESIDE]
     if others:
-        raise ValueError(f"{others[0]}=… with rerun=…: that is another run; beside rerun= stand only {', '.join(BESIDE)}")
+        raise ValueError(
+            f"{others[0]}=… with rerun=…: that is another run; beside rerun= stand only {', '.join(BESIDE)}"
+        )
     config, before = _stored(source)
     check_stored(config, source / "config.json", asked.get("trust") or ())
     config |= {"resume": None, "device": asked["device"] if "device" in named else config["device"]}
@@ -125,5 +127,8 @@ def _say(source: Path, found: Mapping[str, Any]) -> None:
             table.add_row(key, str(was), str(now))
         console.print(table)
     elif found["differs"]:
-        console.print("Nothing that was recorded of code, versions and machine differs. On a GPU, trainer.deterministic=true repeats;")
+        console.print(
+            "Nothing that was recorded of code, versions and machine differs. On a GPU, trainer.deterministic=true "
+            "repeats;"
+        )
         console.print("a budget of minutes (trainer.max_minutes) does not.")

@@ -1,4 +1,6 @@
-"""One run, from its resolved configuration to its result; what a folder holds decides whether it starts, resumes or is done."""
+"""One run, from its resolved configuration to its result; what a folder holds decides whether it starts, resumes or is
+done.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,9 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
     """Trains, evaluates and writes everything into `folder`; returns the objective.
 
     A folder that holds this run completed gives its objective at once; one that holds it interrupted resumes it; one
-    that holds another configuration is refused with `ValueError` and left alone. In a sweep's folder, jobs that train the same
-    weights train once. minutes: after which the run has failed (`ValueError`); waiting for others does not count.
+    that holds another configuration is refused with `ValueError` and left alone. In a sweep's folder, jobs that train
+    the same weights train once. minutes: after which the run has failed (`ValueError`); waiting for others does not
+    count.
     """
     check_keys(config)
     check_config(folder, config)
@@ -105,14 +108,19 @@ def _run(
     def fail(error: str, status: str = "failed") -> None:
         tried = stored.get("attempts", 0) + (status == "failed")
         with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
-            write_json(folder / "result.json", {"status": status, **failure, "error": error, "attempts": tried} | environment(device))
+            write_json(
+                folder / "result.json",
+                {"status": status, **failure, "error": error, "attempts": tried} | environment(device),
+            )
         attempts.end(folder)
 
     try:
         with limited(minutes, fail), telling(lambda: attempts.forgive(folder)):
             result = _train(config, folder, choices, device, training)
     except BaseException as error:
-        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"  # submitit exits to requeue
+        status = (
+            "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"
+        )  # submitit exits to requeue
         fail(hide(traceback.format_exc()), status)
         if isinstance(error, TimedOut):
             console.print(f"{error}: {folder.name}")
@@ -131,7 +139,9 @@ def _run(
 
 
 def _value(result: Mapping[str, Any]) -> float:
-    """What a run is worth to a sweep; NaN where it was pruned, or has neither a simulation nor held-out demonstrations."""
+    """What a run is worth to a sweep; NaN where it was pruned, or has neither a simulation nor held-out
+    demonstrations.
+    """
     value = result["objective"]["value"] if result["status"] == "completed" else None
     return math.nan if value is None else float(value)
 
@@ -145,7 +155,9 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device, training: Training) -> dict[str, Any]:
+def _train(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device, training: Training
+) -> dict[str, Any]:
     seed = config["seed"]
     # Everything cheap that can be wrong is looked at before anything slow begins.
     check_steps(config["horizon"], config["n_action_steps"])
@@ -166,7 +178,9 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     check_objective(config["objective"], suite, spec, bool(len(val_episodes)))
     if not len(val_episodes):
         check_unvalidated(config, source.val_fraction, bool(suite.episodes))
-    learn, held = (Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes))
+    learn, held = (
+        Sampler(data, e, spec.cameras, spec.horizon, spec.n_obs_steps) for e in (train_episodes, val_episodes)
+    )
     trainer.check_samples(len(learn))
     seed_everything(seed)
     policy = build(config["policy"], "policy", torch.nn.Module, spec=spec, device=device)
@@ -197,7 +211,9 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
     metrics: dict[str, float] = {}
     total = trainer.total_steps(len(learn))
     group = config["study"] or (folder.parent.name if (folder.parent / SWEEP).is_file() else None)
-    logger.start(folder, config, _name(folder, choices), group, [] if training.anew else history, _tags(config, folder, choices))
+    logger.start(
+        folder, config, _name(folder, choices), group, [] if training.anew else history, _tags(config, folder, choices)
+    )
     for row in history if training.anew else []:  # a tracker has seen none of it
         logger.log(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
     result: dict[str, Any] = {**common, "status": "failed"}
@@ -205,7 +221,14 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         pruner.open(folder, total)
         fit = trainer.fit(policy, learn, held, checkpoints, seed, device, logger.log, pruner.prune)
         if fit.stopped.startswith(PRUNED):
-            result = {**common, **_training(fit), "status": "pruned", "objective": None, "metrics": fit.history[-1] if fit.history else {}, "success": {}}
+            result = {
+                **common,
+                **_training(fit),
+                "status": "pruned",
+                "objective": None,
+                "metrics": fit.history[-1] if fit.history else {},
+                "success": {},
+            }
             pruner.close("pruned")
             return result
         training.done(fit.step)
@@ -249,22 +272,37 @@ def _train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], 
         result["status"] = "interrupted"
         raise
     finally:
-        logger.finish({"metrics": metrics, **result, **environment(device)}, result["status"] in ("failed", "interrupted"))
+        logger.finish(
+            {"metrics": metrics, **result, **environment(device)}, result["status"] in ("failed", "interrupted")
+        )
 
 
 def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Quality and time of the finished policy for every number in `sampler_steps`; empty where its scheduler has no steps to choose."""
+    """Quality and time of the finished policy for every number in `sampler_steps`; empty where its scheduler has no
+    steps to choose.
+    """
     scheduler = config["policy"].get("scheduler") or {}
     if not config["sampler_steps"] or "num_inference_steps" not in scheduler:
         return []
-    changes: dict[str, dict[str, Any]] = {"env": {"videos_per_task": 0} if "videos_per_task" in config["env"] else {}, "scheduler": {}}
-    judged = evaluate_steps(folder, config["device"], changes, folder / "steps", None, modules(config), config["sampler_steps"])
+    changes: dict[str, dict[str, Any]] = {
+        "env": {"videos_per_task": 0} if "videos_per_task" in config["env"] else {},
+        "scheduler": {},
+    }
+    judged = evaluate_steps(
+        folder, config["device"], changes, folder / "steps", None, modules(config), config["sampler_steps"]
+    )
     rows: list[dict[str, Any]] = judged["steps"]
     return rows
 
 
 def _training(fit: Fit) -> dict[str, Any]:
-    return {"train_seconds": fit.seconds, "train_steps": fit.step, "stopped": fit.stopped, "best_step": fit.best_step, "skipped_steps": fit.skipped}
+    return {
+        "train_seconds": fit.seconds,
+        "train_steps": fit.step,
+        "stopped": fit.stopped,
+        "best_step": fit.best_step,
+        "skipped_steps": fit.skipped,
+    }
 
 
 def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
@@ -272,7 +310,10 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
     if not resume.startswith("wandb://"):
         source = Path(resume).expanduser()
         if not source.is_dir():
-            raise ValueError(f"resume={resume!r}: no such folder; give the folder of a checkpoint, or wandb://<entity>/<project>/<name>:<alias>")
+            raise ValueError(
+                f"resume={resume!r}: no such folder; give the folder of a checkpoint, or "
+                "wandb://<entity>/<project>/<name>:<alias>"
+            )
         checkpoints.adopt(source)
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".resume-", suffix=".partial") as place:
@@ -281,7 +322,9 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
     write_json(folder / WANDB_RUN, {"id": resume.rpartition("/")[2].partition(":")[0].removeprefix("checkpoint-")})
 
 
-def _offline(policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device) -> dict[str, float]:
+def _offline(
+    policy: Any, fit: Fit, val: Sampler, trainer: Trainer, seed: int, device: torch.device
+) -> dict[str, float]:
     """The metrics of the weights that are judged."""
     wanted = _judged_step(trainer, vars(fit))
     for row in fit.history:
@@ -297,7 +340,9 @@ def _judged_step(trainer: Trainer, fit: Mapping[str, Any]) -> int:
     return int(fit["best_step"] if trainer.keep == "best" else fit["step"])
 
 
-def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device) -> tuple[list[Path], list[dict[str, Any]]]:
+def _plots(
+    policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device
+) -> tuple[list[Path], list[dict[str, Any]]]:
     """Pictures, and the chunks in the last one as rows: the mean of the samples beside what was demonstrated."""
     from provla.run.plots import plot_chunks, plot_losses
 
@@ -313,7 +358,9 @@ def _plots(policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Pa
                 seen.add(task)
                 rows.append(int(data.starts[episode] + data.starts[episode + 1]) // 2)
         batch = val.gather(np.array(rows))
-        samples = [policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)]
+        samples = [
+            policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)
+        ]
         images = batch.observation.images[:, -1, 0].permute(0, 2, 3, 1).numpy()
         written.append(
             plot_chunks(
@@ -349,7 +396,11 @@ def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
 def check_unvalidated(config: Mapping[str, Any], fraction: float, simulated: bool) -> None:
     """Says that a run goes without validation; `ValueError` for what cannot do without."""
     trainer = config["trainer"]
-    why = "dataset.val_fraction=0" if not fraction else f"dataset.val_fraction={fraction}, and no instruction has two episodes"
+    why = (
+        "dataset.val_fraction=0"
+        if not fraction
+        else f"dataset.val_fraction={fraction}, and no instruction has two episodes"
+    )
     for key, needs in (
         ("trainer.keep=best", trainer.get("keep") == "best"),
         (f"trainer.patience={trainer.get('patience')}", trainer.get("patience") is not None),
@@ -358,9 +409,14 @@ def check_unvalidated(config: Mapping[str, Any], fraction: float, simulated: boo
     ):
         if needs:
             raise ValueError(
-                f"{key} goes by validation, and no episode is held out ({why}); hold some out, or leave {key.partition('=')[0]} as it is by default"
+                f"{key} goes by validation, and no episode is held out ({why}); hold some out, or leave "
+                f"{key.partition('=')[0]} as it is by default"
             )
-    judged = "" if simulated or config["objective"] != "auto" else "; the objective is the training loss, which says little of how good the policy is"
+    judged = (
+        ""
+        if simulated or config["objective"] != "auto"
+        else "; the objective is the training loss, which says little of how good the policy is"
+    )
     console.print(f"no validation: no episode is held out ({why}){judged}")
 
 
@@ -369,17 +425,30 @@ def _tags(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str]) -
     tags = [f"study={config['study']}"] if config["study"] else []
     with contextlib.suppress(ValueError):  # not in a sweep, or in one whose file is damaged
         tags += [f"arm={job.arm}" for job in load_sweep(folder.parent).jobs if job.folder == folder.name]
-    return tags + [f"{group}={option}" for group, option in choices.items() if group in NODES and group not in ("logger", "pruner")]
+    return tags + [
+        f"{group}={option}" for group, option in choices.items() if group in NODES and group not in ("logger", "pruner")
+    ]
 
 
 def _name(folder: Path, choices: Mapping[str, str]) -> str:
     return f"{choices.get('fusion', '')}-{folder.parent.name}-{folder.name}".strip("-")
 
 
-def _announce(policy: Any, parameters: Mapping[str, Any], data: Demonstrations, train: int, val: int, device: torch.device) -> None:
-    console.print(f"data: {train} training and {val} validation episodes, {len(data.actions)} steps, {len(data.instructions)} instructions ({data.source})")
+def _announce(
+    policy: Any, parameters: Mapping[str, Any], data: Demonstrations, train: int, val: int, device: torch.device
+) -> None:
+    console.print(
+        f"data: {train} training and {val} validation episodes, {len(data.actions)} steps, {len(data.instructions)} "
+        f"instructions ({data.source})"
+    )
     table = Table(title=f"parameters, on {device}", title_justify="left")
-    for column, justify in (("part", "left"), ("train", "right"), ("in all", "right"), ("MB", "right"), ("quantised", "left")):
+    for column, justify in (
+        ("part", "left"),
+        ("train", "right"),
+        ("in all", "right"),
+        ("MB", "right"),
+        ("quantised", "left"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     reports = getattr(policy, "quant_report", {})
     for name, count in [*parameters["parts"].items(), ("all", parameters)]:

@@ -20,8 +20,8 @@ class Diffusion(nn.Module):
     `DDPMScheduler`, or `DPMSolverMultistepScheduler` (DPM-Solver++ of second order, Lu et al. 2022, arXiv:2211.01095).
     prediction_type: epsilon, sample or v_prediction (Salimans & Ho 2022, arXiv:2202.00512). clip_sample cuts the
     predicted clean action to ±1, so it needs actions normalised to that range; DPM-Solver++ has no such cut.
-    timestep_spacing: where the sampler's steps lie among those of training: leading (as in Diffusion Policy), linspace, or
-    trailing, which starts at pure noise and is the better choice for few steps (Lin et al. 2023, arXiv:2305.08891);
+    timestep_spacing: where the sampler's steps lie among those of training: leading (as in Diffusion Policy), linspace,
+    or trailing, which starts at pure noise and is the better choice for few steps (Lin et al. 2023, arXiv:2305.08891);
     DPM-Solver++ spaces its steps itself.
     """
 
@@ -37,7 +37,10 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         if num_inference_steps > num_train_timesteps:
-            raise ValueError(f"scheduler.num_inference_steps={num_inference_steps}: must lie between 1 and scheduler.num_train_timesteps={num_train_timesteps}")
+            raise ValueError(
+                f"scheduler.num_inference_steps={num_inference_steps}: must lie between 1 and "
+                f"scheduler.num_train_timesteps={num_train_timesteps}"
+            )
         import diffusers
 
         # The paper's steps, even in log signal-to-noise: those of timestep_spacing leave half of its advantage.
@@ -63,12 +66,29 @@ class Diffusion(nn.Module):
     def ddim(cls, scheduler: Any, num_inference_steps: int) -> Self:
         """DDIM for a network that trains with the schedule of another scheduler of diffusers."""
         given = scheduler.config
-        found = cls("DDIMScheduler", given.num_train_timesteps, num_inference_steps, given.beta_schedule, given.prediction_type, given.clip_sample)
+        found = cls(
+            "DDIMScheduler",
+            given.num_train_timesteps,
+            num_inference_steps,
+            given.beta_schedule,
+            given.prediction_type,
+            given.clip_sample,
+        )
         found._scheduler = type(found._scheduler).from_config(given)  # its betas and range too
         return found
 
-    def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
-        """Mean squared error of the prediction over unpadded steps. time is uniform in [0, 1) and becomes a diffusion step."""
+    def loss(
+        self,
+        head: Head,
+        actions: Tensor,
+        context: Tokens,
+        is_pad: Tensor,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
+        """Mean squared error of the prediction over unpadded steps. time is uniform in [0, 1) and becomes a diffusion
+        step.
+        """
         steps = self._scheduler.config.num_train_timesteps
         noise, time = draw(actions, noise, time)
         t = (time * steps).long().clamp(max=steps - 1)
@@ -79,7 +99,9 @@ class Diffusion(nn.Module):
         return squared(prediction, targets[self._scheduler.config.prediction_type], is_pad)
 
     def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
-        """(B,H,A) float32 of the given shape; all noise comes from the generator, or row by row from a list of B generators."""
+        """(B,H,A) float32 of the given shape; all noise comes from the generator, or row by row from a list of B
+        generators.
+        """
         self._scheduler.set_timesteps(self.num_inference_steps)
         head, x = in_float32(head), first_noise(context, shape, generator)
         for t in self._scheduler.timesteps:

@@ -17,17 +17,30 @@ class Flow(nn.Module):
     """Flow matching along straight lines from noise (t = 0) to action (t = 1) (Lipman et al. 2022, arXiv:2210.02747).
 
     The head predicts the velocity a − ε. solver: euler or midpoint; num_inference_steps counts solver steps, of which
-    midpoint's take two evaluations each. time_sampling: uniform, or beta, which trains more near the noise (π0, Black et
-    al. 2024, arXiv:2410.24164: t = 0.999 · (1 − x), x ~ Beta(1.5, 1)).
+    midpoint's take two evaluations each. time_sampling: uniform, or beta, which trains more near the noise (π0, Black
+    et al. 2024, arXiv:2410.24164: t = 0.999 · (1 − x), x ~ Beta(1.5, 1)).
     """
 
     SCALE = 100  # the head's clock runs from 0 to 100, as in diffusion
 
-    def __init__(self, num_inference_steps: Steps, solver: Literal["euler", "midpoint"], time_sampling: Literal["uniform", "beta"]) -> None:
+    def __init__(
+        self,
+        num_inference_steps: Steps,
+        solver: Literal["euler", "midpoint"],
+        time_sampling: Literal["uniform", "beta"],
+    ) -> None:
         super().__init__()
         self.num_inference_steps, self._solver, self._time_sampling = num_inference_steps, solver, time_sampling
 
-    def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        head: Head,
+        actions: Tensor,
+        context: Tokens,
+        is_pad: Tensor,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the velocity over unpadded steps."""
         noise, time = draw(actions, noise, time)
         t = time if self._time_sampling == "uniform" else 0.999 * (1 - time ** (1 / 1.5))
@@ -44,5 +57,9 @@ class Flow(nn.Module):
 
         for i in range(self.num_inference_steps):
             t = i * step
-            x = x + step * velocity(x, t) if self._solver == "euler" else x + step * velocity(x + step / 2 * velocity(x, t), t + step / 2)
+            x = (
+                x + step * velocity(x, t)
+                if self._solver == "euler"
+                else x + step * velocity(x + step / 2 * velocity(x, t), t + step / 2)
+            )
         return x

@@ -11,11 +11,21 @@ from provla.scheduler.parts import masked_mean
 
 
 class L1(nn.Module):
-    """One-step regression with the absolute error (OpenVLA-OFT, Kim et al. 2025, arXiv:2502.19645): the baseline of every generative claim."""
+    """One-step regression with the absolute error (OpenVLA-OFT, Kim et al. 2025, arXiv:2502.19645): the baseline of
+    every generative claim.
+    """
 
     num_inference_steps = 1
 
-    def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        head: Head,
+        actions: Tensor,
+        context: Tokens,
+        is_pad: Tensor,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
         """Mean absolute error over unpadded steps; draws nothing."""
         prediction = head(torch.zeros_like(actions), actions.new_zeros(len(actions)), context)
         return masked_mean((prediction.float() - actions.float()).abs(), is_pad)

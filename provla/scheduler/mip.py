@@ -27,7 +27,15 @@ class MIP(nn.Module):
         self._t = t_star
         self._weights = (1 / t_star**2, 1 / (1 - t_star) ** 2) if weighted else (1.0, 1.0)
 
-    def loss(self, head: Head, actions: Tensor, context: Tokens, is_pad: Tensor, noise: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        head: Head,
+        actions: Tensor,
+        context: Tokens,
+        is_pad: Tensor,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> Tensor:
         """The weighted mean of both steps' squared errors over unpadded steps."""
         noise, _ = draw(actions, noise, time)
         zero = actions.new_zeros(len(actions))

@@ -1,4 +1,6 @@
-"""The configurations of a sweep's jobs: composed once, from a copy of the files, and handed to launchers as they are."""
+"""The configurations of a sweep's jobs: composed once, from a copy of the files, and handed to launchers as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Overrides = tuple[str, ...]
 
 
 class Composed:
-    """What launchers need of a config loader: the configuration of a job, as it was composed when the sweep put it into its queue."""
+    """What launchers need of a config loader: the configuration of a job, as it was composed when the sweep put it into
+    its queue.
+    """
 
     def __init__(self, configs: Mapping[Overrides, DictConfig]) -> None:
         self.configs = dict(configs)
@@ -46,7 +50,9 @@ class Composer:
         return self._configs[overrides]
 
     def plain(self, overrides: Overrides) -> dict[str, Any]:
-        """The resolved configuration of a job, as its folder will hold it. `ValueError` where it asks for a part that its policy does not read."""
+        """The resolved configuration of a job, as its folder will hold it. `ValueError` where it asks for a part that
+        its policy does not read.
+        """
         from provla.core.secrets import check_literal
         from provla.core.unread import check_read
 
@@ -76,7 +82,9 @@ class Composer:
 
 
 def frozen_copy(loader: Any, kept: Path, root: Path) -> tuple[ConfigLoader, Path]:
-    """A loader of a copy of the configuration files, in `kept`, and the copy's root: what is edited meanwhile changes no job."""
+    """A loader of a copy of the configuration files, in `kept`, and the copy's root: what is edited meanwhile changes
+    no job.
+    """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 

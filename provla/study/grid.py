@@ -36,13 +36,17 @@ class GridSweeper(Sweeper):
 
     def __init__(self, params: DictConfig | None, timeout: float | None = None) -> None:
         self.params: Any = params or {}
-        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0
+        ):
             raise ValueError(f"hydra.sweeper.timeout={timeout!r}: expected minutes above 0, or null")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.prepare(config, hydra_context.config_loader)
         self.context = HydraContext(config_loader=hydra_context.config_loader, callbacks=hydra_context.callbacks)
-        self.launcher: Any = Plugins.instance().instantiate_launcher(config=config, hydra_context=self.context, task_function=task_function)
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
+            config=config, hydra_context=self.context, task_function=task_function
+        )
 
     def prepare(self, config: DictConfig, loader: ConfigLoader) -> None:
         """What it takes to say which jobs there will be."""
@@ -79,11 +83,16 @@ class GridSweeper(Sweeper):
         announce(sweep, self.folder, episodes_of(self.files.plain(queue[0][0])))
         self.runner.order, self.runner.total = [job.folder for _, job in queue], len(queue)
         failed = self.runner.run(queue)
-        console.print(f"sweep done: {self._count([job for _, job in queue])}; the verdict: python -m provla.report {self._report_key()}")
+        console.print(
+            f"sweep done: {self._count([job for _, job in queue])}; the verdict: python -m provla.report "
+            f"{self._report_key()}"
+        )
         return failed
 
     def ask(self, axes: dict[str, Any]) -> tuple[Sweep, dict[Overrides, Job]]:
-        """The sweep, with what earlier starts asked of the same study; and the jobs that this start asks for, each once."""
+        """The sweep, with what earlier starts asked of the same study; and the jobs that this start asks for, each
+        once.
+        """
         from provla.jobs.sweep import join_jobs
 
         earlier, others = self._earlier(axes)
@@ -100,12 +109,16 @@ class GridSweeper(Sweeper):
     # What is asked.
 
     def _points(self, axes: dict[str, Any], known: set[str]) -> Points:
-        """Every point of the grid: overrides → its own values, and the name of its arm. known: axes of earlier starts."""
+        """Every point of the grid: overrides → its own values, and the name of its arm. known: axes of earlier
+        starts.
+        """
         points: Points = {}
         values = {key: values_of(override) for key, override in axes.items()}
         varied = {key for key, override in axes.items() if self._is_axis(key, override) or key in known}
         for name, own in self._arms().items():
-            for combination in itertools.product(*([(key, value) for value in options] for key, options in values.items() if key not in own)):
+            for combination in itertools.product(
+                *([(key, value) for value in options] for key, options in values.items() if key not in own)
+            ):
                 overrides = tuple(f"{key}={value}" for key, value in [*own.items(), *combination])
                 point = {k: v for k, v in [*own.items(), *combination] if k in varied or k in own}
                 if name is None:  # an axis of an earlier start that this one leaves as it is
@@ -136,7 +149,9 @@ class GridSweeper(Sweeper):
         found: dict[str | None, dict[str, str]] = {}
         for name, own in arms.items():
             if not OmegaConf.is_list(own) or any("=" not in str(one) for one in own):
-                raise ValueError(f"arms.{name}={own!r}: expected a list of overrides, such as [policy=act, trainer.lr=1e-4]")
+                raise ValueError(
+                    f"arms.{name}={own!r}: expected a list of overrides, such as [policy=act, trainer.lr=1e-4]"
+                )
             found[str(name)] = dict(str(one).split("=", 1) for one in own)
         return found
 
@@ -168,7 +183,9 @@ class GridSweeper(Sweeper):
         return jobs
 
     def _check_built(self, points: Sequence[Overrides]) -> None:
-        """`ValueError` where none of the points can be built, with what is wrong with the first. One among others is a failed row."""
+        """`ValueError` where none of the points can be built, with what is wrong with the first. One among others is a
+        failed row.
+        """
         from provla.core.build import check_nodes
 
         problems: list[ValueError] = []
@@ -193,14 +210,23 @@ class GridSweeper(Sweeper):
         wanted = OmegaConf.to_container(baseline) if OmegaConf.is_config(baseline) else baseline
         found = find_baseline(wanted, {job.arm: job.axes for job in jobs})  # type: ignore[arg-type]
         command = " ".join(["python -m provla.train", *map(shlex.quote, sys.argv[1:])])
-        settings = self.composed.study, self.composed.get("question"), self.kind, found, self.composed.objective, command
+        settings = (
+            self.composed.study,
+            self.composed.get("question"),
+            self.kind,
+            found,
+            self.composed.objective,
+            command,
+        )
         return Sweep(*settings, jobs, others=list(others))
 
     def _earlier(self, axes: dict[str, Any]) -> tuple[list[Job], list[Job]]:
-        """The jobs of earlier starts: those of this study, which differ from what is asked now in their axes alone, and the others.
+        """The jobs of earlier starts: those of this study, which differ from what is asked now in their axes alone, and
+        the others.
 
-        A job is of this study if its values on all axes, of now and of then, and everything else as this start has it, make the
-        configuration that it had. So redundant overrides and their order do not matter, and another budget does.
+        A job is of this study if its values on all axes, of now and of then, and everything else as this start has it,
+        make the configuration that it had. So redundant overrides and their order do not matter, and another budget
+        does.
         """
         from provla.jobs.sweep import find_runs, load_sweep
 
@@ -213,7 +239,9 @@ class GridSweeper(Sweeper):
         arms, held = self._arms(), find_runs(self.folder)
         fixed = {key: f"{key}={values_of(o)[0]}" for key, o in axes.items() if not self._is_axis(key, o)}
         mine, others = [], []
-        known: dict[frozenset[tuple[str, str]], dict[str, Any] | None] = {}  # an arm's overrides → what it has here; None: it is no arm of this study
+        known: dict[
+            frozenset[tuple[str, str]], dict[str, Any] | None
+        ] = {}  # an arm's overrides → what it has here; None: it is no arm of this study
         for job in [*stored.jobs, *stored.others]:
             arm = frozenset((key, value) for key, value in job.overrides.items() if key != "seed")
             if arm not in known:
@@ -230,13 +258,21 @@ class GridSweeper(Sweeper):
         return bool(override.is_sweep_override() or key in self.params)
 
     def _same_here(self, job: Job, fixed: Mapping[str, str], axes: Sequence[str]) -> dict[str, Any] | None:
-        """A job's cell and its values on all axes, of now and of then; None where this start would not give it the configuration that it had."""
+        """A job's cell and its values on all axes, of now and of then; None where this start would not give it the
+        configuration that it had.
+        """
         from provla.core.identity import identity
         from provla.jobs.sweep import cell_of
 
-        moves = {key.lstrip("+~") for key in (*axes, *job.axes, *(key for own in self._arms().values() for key in own), "seed")}
+        moves = {
+            key.lstrip("+~")
+            for key in (*axes, *job.axes, *(key for own in self._arms().values() for key in own), "seed")
+        }
         own = {key: value for key, value in job.overrides.items() if key.lstrip("+~") in moves}
-        overrides = (*(one for key, one in fixed.items() if key.lstrip("+~") not in moves), *(f"{key}={value}" for key, value in own.items()))
+        overrides = (
+            *(one for key, one in fixed.items() if key.lstrip("+~") not in moves),
+            *(f"{key}={value}" for key, value in own.items()),
+        )
         try:
             config = self.files.plain(overrides)
             more = {key: self.files.value(overrides, key) for key in axes if key != "seed" and key not in job.axes}
@@ -269,7 +305,9 @@ def values_of(override: Any) -> list[str]:
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise ValueError(f"{override.input_line}: a grid has no continuous axes; list values, or search with hydra/sweeper=optuna")
+        raise ValueError(
+            f"{override.input_line}: a grid has no continuous axes; list values, or search with hydra/sweeper=optuna"
+        )
     return [str(value) for value in override.sweep_string_iterator()]
 
 

@@ -22,11 +22,26 @@ PATIENCE = 10  # seconds for the workers of a broken pool to end
 
 
 class JobRunner:
-    """compose: overrides → a job's configuration. base: the sweep's own. at_once: jobs that the launcher runs at the same time."""
+    """compose: overrides → a job's configuration. base: the sweep's own. at_once: jobs that the launcher runs at the
+    same time.
+    """
 
-    def __init__(self, launcher: Any, context: HydraContext, compose: Callable[[Overrides], DictConfig], base: DictConfig, at_once: int) -> None:
+    def __init__(
+        self,
+        launcher: Any,
+        context: HydraContext,
+        compose: Callable[[Overrides], DictConfig],
+        base: DictConfig,
+        at_once: int,
+    ) -> None:
         self._folder = Path(str(base.hydra.sweep.dir))
-        self._launcher, self._context, self._compose, self._threads, self._at_once = launcher, context, compose, int(base.threads), at_once
+        self._launcher, self._context, self._compose, self._threads, self._at_once = (
+            launcher,
+            context,
+            compose,
+            int(base.threads),
+            at_once,
+        )
         self._pruning = not str(base.pruner._target_).endswith(".NoPruner")
         kind, settings = type(launcher).__name__, getattr(launcher, "joblib", {})
         self._pool = kind == "JoblibLauncher" and settings.get("n_jobs") != 1  # several workers, which end together
@@ -48,7 +63,9 @@ class JobRunner:
             for attempt in range(ATTEMPTS):
                 for _, job in queue:
                     give_up_on_killed(self._folder, job)
-                todo = [(o, job) for o, job in queue if not is_over(read_result(self._folder / job.folder), self._pruning)]
+                todo = [
+                    (o, job) for o, job in queue if not is_over(read_result(self._folder / job.folder), self._pruning)
+                ]
                 if attempt and todo:
                     console.print(f"once more: {escape(', '.join(job.folder for _, job in todo))}")
                 self._launch(todo)
@@ -87,12 +104,15 @@ class JobRunner:
         self._context.config_loader = Composed({o: self._compose(o) for o, _ in batch})  # type: ignore[assignment]
         for _, job in batch:
             console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {escape(job.folder)}")
-        # Where jobs run in processes beside this one, a signal is theirs first: each writes a checkpoint, and this one ends after them.
+        # Where jobs run in processes beside this one, a signal is theirs first: each writes a checkpoint, and this one
+        # ends after them.
         beside = self._pool or type(self._launcher).__name__ == "LocalLauncher"
         try:
             with deferred(forward_to_workers) if beside else nullcontext():
                 self._launcher.launch([list(o) for o, _ in batch], initial_job_idx=self._launched)
-        except Exception as error:  # a worker that died (out of memory, kill) takes none of its siblings' results with it
+        except (
+            Exception
+        ) as error:  # a worker that died (out of memory, kill) takes none of its siblings' results with it
             said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             console.print(f"a process of the launcher ended early ({escape(said)})")
         check()  # a signal that ended the workers
@@ -110,7 +130,9 @@ class JobRunner:
         return [one for one in batch if attempts.lost(self._folder / one[1].folder)]
 
     def _find_culprit(self, todo: Sequence[Asked], suspects: Sequence[Asked]) -> None:
-        """Each suspect goes on alone, so that whoever kills its process is counted, and nobody else; then those that had not begun."""
+        """Each suspect goes on alone, so that whoever kills its process is counted, and nobody else; then those that
+        had not begun.
+        """
         from rich.markup import escape
 
         from provla.core.progress import console
@@ -118,10 +140,17 @@ class JobRunner:
         from provla.jobs.sweep import read_result
 
         names = ", ".join(job.folder for _, job in suspects)
-        console.print(f"a worker was killed while these ran; each goes on alone, so that the one to blame is found: {escape(names)}")
+        console.print(
+            "a worker was killed while these ran; each goes on alone, so that the one to blame is found: "
+            f"{escape(names)}"
+        )
         for _, job in suspects:
             attempts.forgive(self._folder / job.folder)
         for one in suspects:
             self._start([one])
-        left = [one for one in todo if one not in suspects and read_result(self._folder / one[1].folder)["status"] in ("missing", "interrupted")]
+        left = [
+            one
+            for one in todo
+            if one not in suspects and read_result(self._folder / one[1].folder)["status"] in ("missing", "interrupted")
+        ]
         self._launch(left)

@@ -14,7 +14,19 @@ from provla.core.files import csv_text, write_bytes, write_text
 from provla.study import pictures
 from provla.study.study import Run, points
 from provla.study.trials import Trial, load_trials
-from provla.study.verdict import BETTER, COSTS, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Arm, Rate, Verdict, reason_of, sentence
+from provla.study.verdict import (
+    BETTER,
+    COSTS,
+    NO_DIFFERENCE,
+    NOT_RESOLVABLE,
+    UNKNOWN,
+    WORSE,
+    Arm,
+    Rate,
+    Verdict,
+    reason_of,
+    sentence,
+)
 
 Cell = tuple[Any, str]  # what it is worth (CSV, sorting), and how it is shown
 FEW_TRIALS = 30  # below this, a forest's importances change much from one search to the next
@@ -63,17 +75,38 @@ def compose_report(verdict: Verdict, command: str) -> Report:
         tables.append(_tasks_table(verdict))
     if verdict.effects:
         rows = [
-            [_text(row["effect"]), _number(row["df"], "d"), _number(row["F"], ".2f"), _p(row["p"]), _number(row["eta_squared"], ".2f")]
+            [
+                _text(row["effect"]),
+                _number(row["df"], "d"),
+                _number(row["F"], ".2f"),
+                _p(row["p"]),
+                _number(row["eta_squared"], ".2f"),
+            ]
             for row in verdict.effects
         ]
         note = "Analysis of variance, type II, seeds as blocks; p is not corrected."
-        tables.append(Table("effects", "Main effects and interactions", ["effect", "df", "F", "p", "partial η²"], rows, note))
+        tables.append(
+            Table("effects", "Main effects and interactions", ["effect", "df", "F", "p", "partial η²"], rows, note)
+        )
     if not searching:
         tables += [_costs_table(verdict), _cells_table(verdict)]
     tables.append(_runs_table(verdict))
     commits = sorted({str(run.result.get("commit")) for run in study.completed})
-    facts = {"sweep": study.sweep.command, "report": command, "commit": ", ".join(commits) or "none", "folder": str(study.folder)}
-    return Report(study.sweep.study or study.folder.name, study.sweep.question or "", _answer(verdict), tables, verdict.problems, verdict.notes, facts)
+    facts = {
+        "sweep": study.sweep.command,
+        "report": command,
+        "commit": ", ".join(commits) or "none",
+        "folder": str(study.folder),
+    }
+    return Report(
+        study.sweep.study or study.folder.name,
+        study.sweep.question or "",
+        _answer(verdict),
+        tables,
+        verdict.problems,
+        verdict.notes,
+        facts,
+    )
 
 
 def draw(verdict: Verdict, report: Report, folder: Path) -> None:
@@ -90,17 +123,32 @@ def draw(verdict: Verdict, report: Report, folder: Path) -> None:
             trials, shares = _stored(verdict)
         except ValueError:  # stands among the problems already
             trials, shares = [], {}
-        enter("Optimisation history", pictures.history(trials, verdict.higher_is_better, study.metric, plots / "history.png"))
+        enter(
+            "Optimisation history",
+            pictures.history(trials, verdict.higher_is_better, study.metric, plots / "history.png"),
+        )
         enter("Importance of the parameters", pictures.importance(shares, plots / "importance.png"))
         enter(f"Each parameter against {metric}", pictures.slices(trials, study.metric, plots / "slices.png"))
-        enter(f"Each pair of parameters; the colour is {metric}", pictures.pairs(trials, study.metric, plots / "pairs.png"))
-        enter("Parallel coordinates", pictures.parallel_coordinates(trials, study.metric, plots / "parallel_coordinates.png"))
+        enter(
+            f"Each pair of parameters; the colour is {metric}",
+            pictures.pairs(trials, study.metric, plots / "pairs.png"),
+        )
+        enter(
+            "Parallel coordinates",
+            pictures.parallel_coordinates(trials, study.metric, plots / "parallel_coordinates.png"),
+        )
         enter("Learning curves", pictures.learning_curves(study, plots / "learning_curves.png"))
         return
     enter("Paired differences from the baseline", pictures.forest(verdict, plots / "forest.png"))
     enter("Learning curves, with the band over seeds", pictures.learning_curves(study, plots / "learning_curves.png"))
-    enter(f"{metric.capitalize()} against the time of a chunk", pictures.success_against_time(verdict, plots / "success_against_time.png"))
-    enter(f"{metric.capitalize()} against sampler steps", pictures.quality_against_steps(study, plots / "sampler_steps.png"))
+    enter(
+        f"{metric.capitalize()} against the time of a chunk",
+        pictures.success_against_time(verdict, plots / "success_against_time.png"),
+    )
+    enter(
+        f"{metric.capitalize()} against sampler steps",
+        pictures.quality_against_steps(study, plots / "sampler_steps.png"),
+    )
     enter(f"{metric.capitalize()}, by both axes", pictures.two_way(study, plots / "two_way.png"))
     enter("Success by task", pictures.by_task(verdict, plots / "tasks.png"))
     for number, (arm, _) in enumerate(verdict.compared):
@@ -119,7 +167,12 @@ def _answer(verdict: Verdict) -> list[str]:
         if not best:
             return ["No trial is completed yet."]
         chosen = ", ".join(f"{key}={_short(value)}" for key, value in best["params"].items())
-        return [f"Best: trial {best['trial']}, {study.metric} {best['value']:.4g}, with {chosen}; its folder: {best['folder']}"]
+        return [
+            (
+                f"Best: trial {best['trial']}, {study.metric} {best['value']:.4g}, with {chosen}; its folder: "
+                f"{best['folder']}"
+            )
+        ]
     if not verdict.compared:
         return ["Nothing can be compared yet."]
     order = (BETTER, WORSE, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN)
@@ -170,12 +223,20 @@ def _arms_table(verdict: Verdict) -> Table:
     paired = study.simulated
     columns = ["arm", "verdict", f"{study.metric.replace('_', ' ')}, mean over seeds (95 %)"]
     columns += ["all episodes (95 % Wilson)"] if any(arm.success.episodes for arm in verdict.arms) else []
-    columns += [f"difference{' [points]' if percent else ''} (95 %, paired)", *(["only arm : only baseline", "McNemar p"] if paired else ["p"]), "Holm p"]
+    columns += [
+        f"difference{' [points]' if percent else ''} (95 %, paired)",
+        *(["only arm : only baseline", "McNemar p"] if paired else ["p"]),
+        "Holm p",
+    ]
     columns += [f"resolvable{' [points]' if percent else ''}", "seeds"]
     rows = []
     for arm in verdict.arms:
         found, isbase = arm.comparison, arm.name == study.sweep.baseline
-        row = [_text(arm.name), _text("baseline" if isbase else found.word if found else UNKNOWN), _interval(verdict, arm.mean, arm.low, arm.high)]
+        row = [
+            _text(arm.name),
+            _text("baseline" if isbase else found.word if found else UNKNOWN),
+            _interval(verdict, arm.mean, arm.low, arm.high),
+        ]
         row += [_rate(arm.success)] if any(other.success.episodes for other in verdict.arms) else []
         if found is None:
             row += [(None, "")] * (5 if paired else 4)
@@ -184,12 +245,18 @@ def _arms_table(verdict: Verdict) -> Table:
             row += [(found.wins, f"{found.wins} : {found.losses}")] if paired else []
             row += [_p(found.p), _p(found.p_holm)]
             resolvable = found.resolvable
-            row.append((resolvable, str(points(resolvable))) if percent and math.isfinite(resolvable) else _number(resolvable, ".3g"))
+            row.append(
+                (resolvable, str(points(resolvable)))
+                if percent and math.isfinite(resolvable)
+                else _number(resolvable, ".3g")
+            )
         rows.append([*row, (len(arm.seeds), ", ".join(map(str, arm.seeds)) or "–")])
     note = (
-        "Means over seeds with Student's t; differences with a bootstrap over seeds and episodes; resolvable: the smallest true difference seen (80 % power)."
+        "Means over seeds with Student's t; differences with a bootstrap over seeds and episodes; resolvable: the "
+        "smallest true difference seen (80 % power)."
         if paired
-        else "Means and paired differences over seeds with Student's t; resolvable: the smallest true difference seen (80 % power)."
+        else "Means and paired differences over seeds with Student's t; "
+        "resolvable: the smallest true difference seen (80 % power)."
     )
     return Table("arms", "Verdict", columns, rows, note)
 
@@ -197,11 +264,21 @@ def _arms_table(verdict: Verdict) -> Table:
 def _tasks_table(verdict: Verdict) -> Table:
     tasks = verdict.study.tasks
     rows = [[_text(arm.name), *(_rate(arm.tasks[task]) for task in tasks), _rate(arm.success)] for arm in verdict.arms]
-    return Table("tasks", "Success by task", ["arm", *tasks, "all tasks"], rows, "All seeds together, with Wilson's 95 % interval.")
+    return Table(
+        "tasks",
+        "Success by task",
+        ["arm", *tasks, "all tasks"],
+        rows,
+        "All seeds together, with Wilson's 95 % interval.",
+    )
 
 
 def _costs_table(verdict: Verdict) -> Table:
-    shown = {"trainable": (1e-6, ".2f", " [M]"), "total": (1e-6, ".2f", " [M]"), "flops_per_sample": (1e-6, ".1f", " [M]")}
+    shown = {
+        "trainable": (1e-6, ".2f", " [M]"),
+        "total": (1e-6, ".2f", " [M]"),
+        "flops_per_sample": (1e-6, ".1f", " [M]"),
+    }
     keys = [key for key in COSTS if any(key in arm.costs for arm in verdict.arms)]
     columns = ["arm", *(COSTS[key] + shown.get(key, (1, "", ""))[2] for key in keys)]
     rows: list[list[Cell]] = []
@@ -220,7 +297,13 @@ def _cells_table(verdict: Verdict) -> Table:
     for arm in verdict.arms:
         status = {run.job.seed: run for run in verdict.study.of(arm.name)}
         cells = [_cell(verdict, status[seed]) if seed in status else (None, "not asked") for seed in seeds]
-        rows.append([_text(arm.name), *cells, _text(", ".join(f"{arm.states[state]} {state}" for state in STATES if arm.states[state]))])
+        rows.append(
+            [
+                _text(arm.name),
+                *cells,
+                _text(", ".join(f"{arm.states[state]} {state}" for state in STATES if arm.states[state])),
+            ]
+        )
     total = verdict.study.runs
     count = ", ".join(f"{n} {state}" for state in STATES if (n := sum(run.status == state for run in total)))
     return Table("cells", f"Every cell: {count}", ["arm", *(f"seed {seed}" for seed in seeds), "in all"], rows)
@@ -229,17 +312,42 @@ def _cells_table(verdict: Verdict) -> Table:
 def _cell(verdict: Verdict, run: Run) -> Cell:
     if run.status != "completed":
         return run.status, run.status
-    return _number(100 * run.value if verdict.higher_is_better else run.value, ".0f" if verdict.higher_is_better else ".4g")
+    return _number(
+        100 * run.value if verdict.higher_is_better else run.value, ".0f" if verdict.higher_is_better else ".4g"
+    )
 
 
 def _runs_table(verdict: Verdict) -> Table:
     rows: list[list[Cell]] = []
     for run in verdict.study.runs:
         result = run.result
-        costs = [_number(result.get(key), form) for key, form in (("train_steps", "d"), ("train_seconds", ".0f"), ("ms_per_chunk", ".0f"))]
+        costs = [
+            _number(result.get(key), form)
+            for key, form in (("train_steps", "d"), ("train_seconds", ".0f"), ("ms_per_chunk", ".0f"))
+        ]
         value = _number(run.value, ".4g")
-        rows.append([_text(run.job.arm), _text(run.job.seed), _text(run.status), value, *costs, _text(run.job.folder), _text(_brief(reason_of(run)))])
-    columns = ["arm", "seed", "status", verdict.study.metric, "train steps", "train seconds", "ms per chunk", "folder", "note"]
+        rows.append(
+            [
+                _text(run.job.arm),
+                _text(run.job.seed),
+                _text(run.status),
+                value,
+                *costs,
+                _text(run.job.folder),
+                _text(_brief(reason_of(run))),
+            ]
+        )
+    columns = [
+        "arm",
+        "seed",
+        "status",
+        verdict.study.metric,
+        "train steps",
+        "train seconds",
+        "ms per chunk",
+        "folder",
+        "note",
+    ]
     return Table("runs", "Runs", columns, rows)
 
 
@@ -266,7 +374,9 @@ def _search_table(verdict: Verdict, trials: Sequence[Trial]) -> Table:
     numbers = {trial.folder: trial.number for trial in trials}
     keys = list(dict.fromkeys(key for job in study.sweep.jobs for key in job.axes))
     sign = -1 if verdict.higher_is_better else 1
-    ordered = sorted(study.runs, key=lambda run: (not math.isfinite(run.value), sign * run.value if math.isfinite(run.value) else 0))
+    ordered = sorted(
+        study.runs, key=lambda run: (not math.isfinite(run.value), sign * run.value if math.isfinite(run.value) else 0)
+    )
     rows: list[list[Cell]] = []
     for run in ordered:
         cell = run.result.get("success", {}).get("success_rate", {}) if study.metric == "success_rate" else {}
@@ -298,10 +408,15 @@ def _axis(value: str) -> Cell:
 
 
 def markdown(report: Report, base: Path, places: dict[Path, Path] | None = None) -> str:
-    """The report as Markdown. base: the folder it will lie in; places: where its pictures will lie, if elsewhere than now."""
+    """The report as Markdown. base: the folder it will lie in; places: where its pictures will lie, if elsewhere than
+    now.
+    """
     lines = [f"# {report.title}", ""]
     lines += [f"**{report.question}**", ""] if report.question else []
-    lines += [f"- {line}" if number else f"{line}" + ("\n" if len(report.answer) > 1 else "") for number, line in enumerate(report.answer)] + [""]
+    lines += [
+        f"- {line}" if number else f"{line}" + ("\n" if len(report.answer) > 1 else "")
+        for number, line in enumerate(report.answer)
+    ] + [""]
     if report.problems:
         lines += ["## Problems", "", *(f"- {line}" for line in report.problems), ""]
     for table in report.tables:
@@ -311,14 +426,22 @@ def markdown(report: Report, base: Path, places: dict[Path, Path] | None = None)
     for caption, file in report.pictures.items():
         shown = (places or {}).get(file, file)
         lines += [f"![{caption}]({shown.relative_to(base).as_posix()})", ""]
-    lines += [f"- {key}: `{value}`" if value.startswith("python") else f"- {key}: {value}" for key, value in report.facts.items()]
+    lines += [
+        f"- {key}: `{value}`" if value.startswith("python") else f"- {key}: {value}"
+        for key, value in report.facts.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_table(table: Table) -> list[str]:
-    cells = [[column.replace("|", "\\|") for column in table.columns], *([shown.replace("|", "\\|") for _, shown in row] for row in table.rows)]
+    cells = [
+        [column.replace("|", "\\|") for column in table.columns],
+        *([shown.replace("|", "\\|") for _, shown in row] for row in table.rows),
+    ]
     widths = [max(len(row[c]) for row in cells) for c in range(len(table.columns))]
-    rows = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    rows = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     return [rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]]
 
 
@@ -329,7 +452,11 @@ def latex(table: Table) -> str:
     frame = pd.DataFrame([[shown for _, shown in row] for row in table.rows], columns=table.columns)
     style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     text = style.to_latex(
-        hrules=True, caption=table.title.replace("%", r"\%"), label=f"tab:{table.name}", column_format="l" * len(table.columns), position_float="centering"
+        hrules=True,
+        caption=table.title.replace("%", r"\%"),
+        label=f"tab:{table.name}",
+        column_format="l" * len(table.columns),
+        position_float="centering",
     )
     return str(text).replace("−", "$-$").replace("η²", r"$\eta^2$")
 
@@ -346,14 +473,27 @@ def arm_rows(verdict: Verdict) -> list[dict[str, Any]]:
 
 def _arm_row(verdict: Verdict, arm: Arm) -> dict[str, Any]:
     found, isbase = arm.comparison, arm.name == verdict.study.sweep.baseline
-    row: dict[str, Any] = {"arm": arm.name, "verdict": "baseline" if isbase else found.word if found else UNKNOWN, "metric": verdict.study.metric}
+    row: dict[str, Any] = {
+        "arm": arm.name,
+        "verdict": "baseline" if isbase else found.word if found else UNKNOWN,
+        "metric": verdict.study.metric,
+    }
     row |= {"seeds": len(arm.seeds), "mean": _plain(arm.mean), "low": _plain(arm.low), "high": _plain(arm.high)}
     for name, rate in [("all tasks", arm.success), *arm.tasks.items()]:
         if rate.episodes:
             low, high = rate.interval
-            row |= {f"{name}: successes": rate.successes, f"{name}: episodes": rate.episodes, f"{name}: low": _plain(low), f"{name}: high": _plain(high)}
+            row |= {
+                f"{name}: successes": rate.successes,
+                f"{name}: episodes": rate.episodes,
+                f"{name}: low": _plain(low),
+                f"{name}: high": _plain(high),
+            }
     if found:
-        row |= {"difference": _plain(found.difference), "difference low": _plain(found.low), "difference high": _plain(found.high)}
+        row |= {
+            "difference": _plain(found.difference),
+            "difference low": _plain(found.low),
+            "difference high": _plain(found.high),
+        }
         row |= {
             "only arm": found.wins,
             "only baseline": found.losses,
@@ -371,13 +511,32 @@ def _plain(value: float) -> float | None:
 
 def run_rows(verdict: Verdict) -> list[dict[str, Any]]:
     """A row of plain numbers per run: what it was asked, and what it gave."""
-    keys = ("train_steps", "train_seconds", "wall_seconds", "flops_per_sample", "ms_per_chunk", "peak_memory_mb", "commit", "config_hash")
+    keys = (
+        "train_steps",
+        "train_seconds",
+        "wall_seconds",
+        "flops_per_sample",
+        "ms_per_chunk",
+        "peak_memory_mb",
+        "commit",
+        "config_hash",
+    )
     rows = []
     for run in verdict.study.runs:
-        row: dict[str, Any] = {"arm": run.job.arm, "seed": run.job.seed, **run.job.axes, "status": run.status, verdict.study.metric: _plain(run.value)}
+        row: dict[str, Any] = {
+            "arm": run.job.arm,
+            "seed": run.job.seed,
+            **run.job.axes,
+            "status": run.status,
+            verdict.study.metric: _plain(run.value),
+        }
         if "trajectory_mse" in run.result.get("metrics", {}):
             row["trajectory_mse"] = _plain(run.result["metrics"]["trajectory_mse"])
-        rows.append(row | {key: run.result.get(key) for key in keys} | {"folder": run.job.folder, "note": _brief(reason_of(run))})
+        rows.append(
+            row
+            | {key: run.result.get(key) for key in keys}
+            | {"folder": run.job.folder, "note": _brief(reason_of(run))}
+        )
     return rows
 
 
@@ -385,7 +544,9 @@ def html(report: Report) -> str:
     """One page with everything in it; its policy (CSP) forbids every request."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     script = (Path(__file__).parent / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     embedded = {
@@ -405,17 +566,25 @@ def write_report(verdict: Verdict, report: Report, folder: Path) -> str:
     write_text(folder / "report.md", text)
     write_text(folder / "arms.csv", comma_separated(arm_rows(verdict)))
     write_text(folder / "runs.csv", comma_separated(run_rows(verdict)))
-    write_text(folder / "report.tex", "\n".join(latex(table) for table in report.tables if table.rows and table.name != "runs"))
+    write_text(
+        folder / "report.tex", "\n".join(latex(table) for table in report.tables if table.rows and table.name != "runs")
+    )
     write_text(folder / "report.html", html(report))
     return text
 
 
 def publish(verdict: Verdict, report: Report, folder: Path, name: str) -> list[Path]:
-    """Writes what belongs into version control: `<name>.md`, `<name>.csv`, `<name>_runs.csv` and the pictures in `<name>/`."""
+    """Writes what belongs into version control: `<name>.md`, `<name>.csv`, `<name>_runs.csv` and the pictures in
+    `<name>/`.
+    """
     places = {file: folder / name / file.name for file in report.pictures.values()}
     for source, target in places.items():
         write_bytes(target, source.read_bytes())
     written = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}_runs.csv"]
-    for path, text in zip(written, (markdown(report, folder, places), comma_separated(arm_rows(verdict)), comma_separated(run_rows(verdict))), strict=True):
+    for path, text in zip(
+        written,
+        (markdown(report, folder, places), comma_separated(arm_rows(verdict)), comma_separated(run_rows(verdict))),
+        strict=True,
+    ):
         write_text(path, text)
     return [*written, *places.values()]

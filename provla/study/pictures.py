@@ -20,11 +20,15 @@ from provla.study.verdict import BETTER, WORSE, Verdict, axes_of, is_rate
 
 GREEN, RED = "#2e8b57", "#c23b3b"
 Curves = dict[str, list[list[tuple[int, float]]]]
-Scale = tuple[str, list[str], Callable[[Trial], Any]]  # linear or log; the names of options, if it has any; where a trial lies
+Scale = tuple[
+    str, list[str], Callable[[Trial], Any]
+]  # linear or log; the names of options, if it has any; where a trial lies
 
 
 def forest(verdict: Verdict, path: Path) -> Path | None:
-    """Every arm's paired difference from the baseline with its 95 % interval; grey: what the design could not have seen."""
+    """Every arm's paired difference from the baseline with its 95 % interval; grey: what the design could not have
+    seen.
+    """
     rows = [(arm, found) for arm, found in verdict.compared if math.isfinite(found.low)]
     if not rows:
         return None
@@ -33,7 +37,9 @@ def forest(verdict: Verdict, path: Path) -> Path | None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 0.8 + 0.42 * len(rows)))
         for y, (_, found) in enumerate(reversed(rows)):
-            axes.fill_betweenx([y - 0.38, y + 0.38], -scale * found.resolvable, scale * found.resolvable, color=GREY, alpha=0.15, lw=0)
+            axes.fill_betweenx(
+                [y - 0.38, y + 0.38], -scale * found.resolvable, scale * found.resolvable, color=GREY, alpha=0.15, lw=0
+            )
             colour = colours.get(found.word, BLUE)
             axes.plot([scale * found.low, scale * found.high], [y, y], color=colour, lw=2)
             axes.plot([scale * found.difference], [y], "o", color=colour, ms=6)
@@ -41,7 +47,10 @@ def forest(verdict: Verdict, path: Path) -> Path | None:
         axes.set_yticks(range(len(rows)), [f"{arm.name}\n{found.word}" for arm, found in reversed(rows)], fontsize=8)
         axes.grid(axis="y", visible=False)
         unit = "points of success" if scale == 100 else verdict.study.metric.replace("_", " ")
-        axes.set_xlabel(f"difference from {verdict.study.sweep.baseline} [{unit}], 95 % interval; grey: below what the design resolves")
+        axes.set_xlabel(
+            f"difference from {verdict.study.sweep.baseline} [{unit}], 95 % interval; grey: below what the design "
+            "resolves"
+        )
         return save(figure, path)
 
 
@@ -54,7 +63,9 @@ def _grouped(study: Study, metric: str) -> Curves:
 
 
 def learning_curves(study: Study, path: Path, metric: str = "trajectory_mse") -> Path | None:
-    """A validation metric over the steps: mean over seeds, band from the lowest to the highest; in a search a line per trial."""
+    """A validation metric over the steps: mean over seeds, band from the lowest to the highest; in a search a line per
+    trial.
+    """
     curves = _grouped(study, metric)
     if not curves:
         return None
@@ -128,7 +139,9 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
 
 
 def quality_against_steps(study: Study, path: Path) -> Path | None:
-    """The objective, mean over seeds, against the number of sampler steps; a horizontal line for an arm that has none to choose."""
+    """The objective, mean over seeds, against the number of sampler steps; a horizontal line for an arm that has none
+    to choose.
+    """
     found: dict[str, dict[int, list[float]]] = {}
     for run in study.completed:
         for row in run.result.get("sampler_steps") or []:
@@ -156,7 +169,14 @@ def quality_against_steps(study: Study, path: Path) -> Path | None:
         return save(figure, path)
 
 
-def heat_map(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str, str], percent: bool, path: Path) -> Path:
+def heat_map(
+    values: NDArray[Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str, str],
+    percent: bool,
+    path: Path,
+) -> Path:
     """A table of numbers (R,C) as colours. titles: of the rows, the columns, the values."""
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(2.2 + 0.9 * len(columns), 1.2 + 0.42 * len(rows)))
@@ -168,7 +188,15 @@ def heat_map(values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], 
             if math.isfinite(value):
                 level = float(shown.norm(value))
                 dark = level < 0.6 if percent else level > 0.4
-                axes.text(c, r, f"{value:.0%}" if percent else f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+                axes.text(
+                    c,
+                    r,
+                    f"{value:.0%}" if percent else f"{value:.3g}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
         axes.set_ylabel(titles[0])
         axes.set_xlabel(titles[1])
         figure.colorbar(shown, ax=axes, label=titles[2])
@@ -201,7 +229,9 @@ def by_task(verdict: Verdict, path: Path) -> Path | None:
 
 
 def rollouts(study: Study, arm: str, path: Path) -> Path | None:
-    """One filmed episode per task, the same for both: the baseline above, the arm below, a column per task. Green: succeeded; red: did not."""
+    """One filmed episode per task, the same for both: the baseline above, the arm below, a column per task. Green:
+    succeeded; red: did not.
+    """
     import cv2
     import imageio.v3 as iio
 
@@ -235,7 +265,9 @@ def _filmed_pair(study: Study, arm: str) -> tuple[tuple[Path, Path], list[str]] 
     for name, seed in filmed:
         if name == arm and (study.sweep.baseline, seed) in filmed:
             folders = filmed[study.sweep.baseline, seed], filmed[arm, seed]
-            tasks = [task for task in study.tasks if all((folder / "videos" / f"{task}.mp4").is_file() for folder in folders)]
+            tasks = [
+                task for task in study.tasks if all((folder / "videos" / f"{task}.mp4").is_file() for folder in folders)
+            ]
             if tasks:
                 return folders, tasks
     return None
@@ -262,7 +294,9 @@ def history(trials: Sequence[Trial], maximize: bool, metric: str, path: Path) ->
 def _crosses(axes: Axes, places: Sequence[Any], label: str, colour: str) -> None:
     """Marks on the lower edge for trials without a value."""
     if places:
-        axes.plot(places, [0.02] * len(places), "x", color=colour, ms=6, label=label, transform=axes.get_xaxis_transform())
+        axes.plot(
+            places, [0.02] * len(places), "x", color=colour, ms=6, label=label, transform=axes.get_xaxis_transform()
+        )
 
 
 def importance(shares: Mapping[str, float], path: Path) -> Path | None:
@@ -296,7 +330,9 @@ def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
         for axes, key in zip(row[0], keys, strict=True):
             scale = _scale(trials, key)
             x = scale[2]
-            drawn = [trial for trial in done if key in trial.params]  # a search that was begun without this axis has others
+            drawn = [
+                trial for trial in done if key in trial.params
+            ]  # a search that was begun without this axis has others
             turns = {"c": [t.number for t in drawn], "vmin": done[0].number, "vmax": done[-1].number}
             shown = axes.scatter([x(t) for t in drawn], [t.value for t in drawn], cmap="viridis", s=28, **turns)
             _crosses(axes, [x(t) for t in trials if t.state == "pruned" and key in t.params], "pruned", GREY)
@@ -314,7 +350,15 @@ def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
         return None
     side, low, high = len(keys) - 1, min(t.value for t in done), max(t.value for t in done)
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(side, side, figsize=(2.6 * side + 1, 2.2 * side + 0.4), sharex="col", sharey="row", squeeze=False, layout="constrained")
+        figure, grid = plt.subplots(
+            side,
+            side,
+            figsize=(2.6 * side + 1, 2.2 * side + 0.4),
+            sharex="col",
+            sharey="row",
+            squeeze=False,
+            layout="constrained",
+        )
         for (row, column), axes in np.ndenumerate(grid):
             if column > row:
                 axes.set_axis_off()
@@ -324,7 +368,9 @@ def pairs(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
             both = [trial for trial in trials if {across, down} <= trial.params.keys()]
             pruned, done = ([t for t in both if t.state == state] for state in ("pruned", "complete"))
             axes.scatter(*_places(pruned, x, y), marker="x", color=GREY, s=30)
-            shown = axes.scatter(*_places(done, x, y), c=[t.value for t in done], cmap="viridis", vmin=low, vmax=high, s=30, zorder=3)
+            shown = axes.scatter(
+                *_places(done, x, y), c=[t.value for t in done], cmap="viridis", vmin=low, vmax=high, s=30, zorder=3
+            )
             _mark(axes, "x", x)
             _mark(axes, "y", y)
             axes.set_xlabel(across if row == side - 1 else "")
@@ -337,7 +383,12 @@ def _places(trials: Sequence[Trial], x: Scale, y: Scale) -> NDArray[Any]:
     """(2, trials): where they lie; those of the same options lie around them, not on each other."""
     angles = 2.4 * np.array([t.number for t in trials], dtype=float)
     ring = (np.cos(angles), np.sin(angles))
-    return np.array([np.array([place(t) for t in trials]) + 0.12 * bool(ticks) * aside for (_, ticks, place), aside in zip((x, y), ring, strict=True)])
+    return np.array(
+        [
+            np.array([place(t) for t in trials]) + 0.12 * bool(ticks) * aside
+            for (_, ticks, place), aside in zip((x, y), ring, strict=True)
+        ]
+    )
 
 
 def _mark(axes: Axes, which: str, scale: Scale) -> None:
@@ -345,7 +396,9 @@ def _mark(axes: Axes, which: str, scale: Scale) -> None:
     kind, ticks, _ = scale
     axes.set(**{f"{which}scale": kind})
     if ticks:
-        getattr(axes, f"{which}axis").set_ticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if which == "x" else 0)
+        getattr(axes, f"{which}axis").set_ticks(
+            range(len(ticks)), ticks, fontsize=7, rotation=20 if which == "x" else 0
+        )
 
 
 def _scale(trials: Sequence[Trial], key: str) -> Scale:
@@ -383,11 +436,24 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> Pa
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(2 * len(columns), 3.6))
         for i in np.argsort(level):
-            axes.plot(range(len(columns)), [column[1][i] for column in columns], color=plt.get_cmap("viridis")(level[i]), lw=1.5, alpha=0.8)
+            axes.plot(
+                range(len(columns)),
+                [column[1][i] for column in columns],
+                color=plt.get_cmap("viridis")(level[i]),
+                lw=1.5,
+                alpha=0.8,
+            )
         for x, (_, _, named) in enumerate(columns):
             axes.axvline(x, color=GREY, lw=0.8)
             for height, text in named:
-                axes.text(x + 0.03, height, text, fontsize=7, va="center", bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.5})
+                axes.text(
+                    x + 0.03,
+                    height,
+                    text,
+                    fontsize=7,
+                    va="center",
+                    bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.5},
+                )
         axes.set_xticks(range(len(columns)), [name for name, _, _ in columns])
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)

@@ -21,7 +21,9 @@ ELSEWHERE = "give this one a folder of its own (study=<name> or hydra.sweep.dir=
 
 
 class SearchSweeper(GridSweeper):
-    """Optuna over the axes, by hydra-optuna-sweeper's parsing of spaces; `n_trials` counts all trials, restarts included."""
+    """Optuna over the axes, by hydra-optuna-sweeper's parsing of spaces; `n_trials` counts all trials, restarts
+    included.
+    """
 
     kind = "search"
 
@@ -39,8 +41,16 @@ class SearchSweeper(GridSweeper):
         if n_trials < 1:
             raise ValueError(f"hydra.sweeper.n_trials={n_trials}: must be at least 1")
         if direction not in (None, "minimize", "maximize"):
-            raise ValueError(f"hydra.sweeper.direction={direction!r}; valid: minimize, maximize, null (as the objective needs)")
-        self.n_trials, self.n_jobs, self.direction, self.max_failure_rate, self.options = n_trials, n_jobs, direction, max_failure_rate, options
+            raise ValueError(
+                f"hydra.sweeper.direction={direction!r}; valid: minimize, maximize, null (as the objective needs)"
+            )
+        self.n_trials, self.n_jobs, self.direction, self.max_failure_rate, self.options = (
+            n_trials,
+            n_jobs,
+            direction,
+            max_failure_rate,
+            options,
+        )
 
     def _sweep(self, axes: dict[str, Any]) -> int:
         from rich.markup import escape
@@ -54,10 +64,14 @@ class SearchSweeper(GridSweeper):
 
         if self.composed.get("arms"):
             raise ValueError("arms are for grids; with hydra/sweeper=optuna, give axes alone")
-        arguments = [f"{key}=choice({','.join(values_of(o))})" if _is_glob(o) else str(o.input_line) for key, o in axes.items()]
+        arguments = [
+            f"{key}=choice({','.join(values_of(o))})" if _is_glob(o) else str(o.input_line) for key, o in axes.items()
+        ]
         space, fixed = create_params_from_overrides(arguments)
         if not space:
-            raise ValueError("nothing to search: give at least one axis, such as 'trainer.lr=tag(log, interval(1e-5, 1e-3))'")
+            raise ValueError(
+                "nothing to search: give at least one axis, such as 'trainer.lr=tag(log, interval(1e-5, 1e-3))'"
+            )
         options = dict(self.options)
         given = options.pop("storage")
         if given and not str(given).startswith("sqlite:///"):
@@ -87,11 +101,18 @@ class SearchSweeper(GridSweeper):
         announce(sweep, self.folder, None)
         if sweep.best:
             best = sweep.best
-            console.print(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}, in {escape(str(self.folder / best['folder']))}")
-        console.print(f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}")
+            console.print(
+                f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}, in "
+                f"{escape(str(self.folder / best['folder']))}"
+            )
+        console.print(
+            f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}"
+        )
         return 0 if sweep.best else 1
 
-    def _search(self, storage: Any, name: str, space: Mapping[str, Any], fixed: Mapping[str, Any], direction: str) -> None:
+    def _search(
+        self, storage: Any, name: str, space: Mapping[str, Any], fixed: Mapping[str, Any], direction: str
+    ) -> None:
         import optuna
 
         from provla.core.progress import console
@@ -103,9 +124,14 @@ class SearchSweeper(GridSweeper):
             sampler = sampler(choices)
             self.n_trials = min(self.n_trials, math.prod(map(len, choices.values())))
         try:
-            study = optuna.create_study(study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True)
+            study = optuna.create_study(
+                study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True
+            )
         except ValueError as error:  # Optuna's own for a direction that differs from the stored one
-            raise ValueError(f"hydra.sweeper.direction={direction}: the search in {self.folder} was begun with the other; {ELSEWHERE}") from error
+            raise ValueError(
+                f"hydra.sweeper.direction={direction}: the search in {self.folder} was begun with the other; "
+                f"{ELSEWHERE}"
+            ) from error
         there = study.get_trials(deepcopy=False)
         self._check_unchanged(there, space)
         self._queue: dict[int, tuple[Overrides, Job]] = {}
@@ -126,7 +152,10 @@ class SearchSweeper(GridSweeper):
                     waiting.append(optuna.trial.Trial(study, earlier._trial_id))
         if self._queue:
             sampler.reseed_rng()  # else a seeded sampler would draw its first points again
-            console.print(f"{len(self._queue)} of {self.n_trials} trials are in {self.folder} already, {len(waiting)} of them interrupted")
+            console.print(
+                f"{len(self._queue)} of {self.n_trials} trials are in {self.folder} already, {len(waiting)} of them "
+                "interrupted"
+            )
         at_once = self.n_jobs or self._at_once()  # a sampler learns nothing from trials that run beside each other
         misses = 0
         while waiting or (len(self._queue) < self.n_trials and misses < 100):
@@ -179,7 +208,10 @@ class SearchSweeper(GridSweeper):
                 study.tell(trial, state=TrialState.FAIL)
                 failed += 1
         if failed / len(batch) > self.max_failure_rate:
-            raise ValueError(f"{failed} of {len(batch)} trials failed, more than hydra.sweeper.max_failure_rate={self.max_failure_rate}; see their result.json")
+            raise ValueError(
+                f"{failed} of {len(batch)} trials failed, more than "
+                f"hydra.sweeper.max_failure_rate={self.max_failure_rate}; see their result.json"
+            )
 
     def _one(self, overrides: Overrides, space: Mapping[str, Any], trial: int) -> Job:
         point = {key: value for key, value in (one.split("=", 1) for one in overrides) if key in space}
@@ -187,7 +219,9 @@ class SearchSweeper(GridSweeper):
         return replace(job, trial=trial, arm=", ".join(f"{k}={_short(v)}" for k, v in point.items() if k != "seed"))
 
     def _check_base(self, overrides: Overrides, axes: set[str], fixed: Mapping[str, Any]) -> None:
-        """`ValueError` where a trial there was of another configuration than this start gives it, beside its values on the axes."""
+        """`ValueError` where a trial there was of another configuration than this start gives it, beside its values on
+        the axes.
+        """
         from provla.core.identity import differences
 
         own = [one for one in overrides if one.partition("=")[0] in axes]
@@ -195,7 +229,10 @@ class SearchSweeper(GridSweeper):
         if set(now) == set(overrides):
             return
         if other := differences(self.files.plain(now), self.files.plain(overrides)):
-            raise ValueError(f"the search in {self.folder} was begun with another configuration ({'; '.join(other[:4])}); {ELSEWHERE}")
+            raise ValueError(
+                f"the search in {self.folder} was begun with another configuration ({'; '.join(other[:4])}); "
+                f"{ELSEWHERE}"
+            )
 
     def _save_progress(self) -> None:
         from provla.jobs.sweep import save_sweep
@@ -205,17 +242,23 @@ class SearchSweeper(GridSweeper):
         save_sweep(self.folder, sweep)
 
     def _check_stored(self, overrides: Overrides, fixed: Mapping[str, Any]) -> None:
-        """`ValueError` where a trial in the storage, which anybody can have written, names code that this start does not, or changes Hydra."""
+        """`ValueError` where a trial in the storage, which anybody can have written, names code that this start does
+        not, or changes Hydra.
+        """
         from provla.core.trust import check_stored
 
         known = {f"{key}={value}" for key, value in fixed.items()}
         for one in overrides:
             if one.lstrip("+~").startswith("hydra") and one not in known:
-                raise ValueError(f"{one}: a trial stored in {self._storage[0]} of {self.folder} changes Hydra itself, which this start does not")
+                raise ValueError(
+                    f"{one}: a trial stored in {self._storage[0]} of {self.folder} changes Hydra itself, which this "
+                    "start does not"
+                )
         check_stored(self.files.plain(overrides), f"{self._storage[0]} of {self.folder}", self._trusted)
 
     def _check_space(self, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[str]:
-        """Composes one point per option of every axis, so that a wrong group, key or option is said before any job starts. Returns the
+        """Composes one point per option of every axis, so that a wrong group, key or option is said before any job
+        starts. Returns the
         modules that these name: what whoever starts the search trusts."""
         from provla.core.trust import modules
 
@@ -230,7 +273,9 @@ class SearchSweeper(GridSweeper):
         return sorted(named)
 
     def _check_unchanged(self, there: Sequence[Any], space: Mapping[str, Any]) -> None:
-        """`ValueError` where an axis' options are others than those that the trials there were drawn from, which Optuna cannot go on with."""
+        """`ValueError` where an axis' options are others than those that the trials there were drawn from, which Optuna
+        cannot go on with.
+        """
         from optuna.distributions import check_distribution_compatibility
 
         for earlier in there:
@@ -239,7 +284,10 @@ class SearchSweeper(GridSweeper):
                     check_distribution_compatibility(earlier.distributions[key], space[key])
                 except ValueError as error:
                     was, now = _spelled(earlier.distributions[key]), _spelled(space[key])
-                    raise ValueError(f"{key}={now}: the search in {self.folder} drew it from {was}, and options cannot change midway; {ELSEWHERE}") from error
+                    raise ValueError(
+                        f"{key}={now}: the search in {self.folder} drew it from {was}, and options cannot change "
+                        f"midway; {ELSEWHERE}"
+                    ) from error
 
     def _direction(self) -> str:
         objective = str(self.composed.objective)

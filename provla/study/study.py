@@ -22,7 +22,9 @@ Episode = tuple[str, int]  # task, episode seed
 
 @dataclass
 class Run:
-    """One job of a study. episodes: (task, episode seed) → success, in that order. problem: why a run that should count does not."""
+    """One job of a study. episodes: (task, episode seed) → success, in that order. problem: why a run that should count
+    does not.
+    """
 
     job: Job
     result: dict[str, Any]
@@ -32,7 +34,9 @@ class Run:
 
     @property
     def weights(self) -> str:
-        """The folder of the run that trained the weights: runs that share it are one training, judged in several ways."""
+        """The folder of the run that trained the weights: runs that share it are one training, judged in
+        several ways.
+        """
         return str(self.result.get("trained_by") or self.job.folder)
 
     @property
@@ -89,7 +93,9 @@ def load_study(folder: Path) -> Study:
         if run.status == "completed" and run.result["objective"]["name"] != names[0]:
             run.problem = f"its objective is {run.result['objective']['name']}, that of the runs before it {names[0]}"
     asked = {job.folder for job in sweep.jobs}
-    others = sorted(str(file.parent.relative_to(folder)) for file in folder.glob("*/config.json") if file.parent.name not in asked)
+    others = sorted(
+        str(file.parent.relative_to(folder)) for file in folder.glob("*/config.json") if file.parent.name not in asked
+    )
     return Study(folder, sweep, runs, others)
 
 
@@ -103,20 +109,27 @@ def _load_run(folder: Path, job: Job) -> Run:
     if result.get("config_hash") != job.config_hash:
         run.problem = "result.json is of another configuration than the sweep asked for"
     objective = result.get("objective")
-    if not isinstance(objective, dict) or not isinstance(objective.get("name"), str) or not isinstance(objective.get("value"), int | float | None):
+    if (
+        not isinstance(objective, dict)
+        or not isinstance(objective.get("name"), str)
+        or not isinstance(objective.get("value"), int | float | None)
+    ):
         run.problem = "result.json has no objective"
     if result.get("success"):
         try:
             run.episodes = read_episodes(run.folder / "episodes.csv")
             if len(run.episodes) != result["success"]["success_rate"]["episodes"]:
-                run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {result['success']['success_rate']['episodes']}"
+                counted = result["success"]["success_rate"]["episodes"]
+                run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {counted}"
         except (OSError, KeyError, ValueError, TypeError) as error:
             run.problem = f"episodes.csv cannot be read: {error}"
     return run
 
 
 def read_episodes(path: Path) -> dict[Episode, bool]:
-    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows. `ValueError` for an episode that stands there twice."""
+    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows. `ValueError` for an
+    episode that stands there twice.
+    """
     found: dict[Episode, bool] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -131,7 +144,11 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
     """(step, value) of a validation metric from a run's metrics.csv; empty where the run kept none."""
     try:
         with (folder / "metrics.csv").open(newline="") as file:
-            return [(int(float(row["step"])), float(row[f"val/{metric}"])) for row in csv.DictReader(file) if row.get(f"val/{metric}")]
+            return [
+                (int(float(row["step"])), float(row[f"val/{metric}"]))
+                for row in csv.DictReader(file)
+                if row.get(f"val/{metric}")
+            ]
     except (OSError, ValueError, KeyError):
         return []
 
@@ -145,9 +162,10 @@ def check_paired(study: Study) -> None:
             continue
         task, seed = sorted(mine ^ theirs)[0]
         raise ValueError(
-            f"unpaired: {run.job.folder} was evaluated on {len(mine)} episodes and {done[0].job.folder} on {len(theirs)}, of which {len(mine & theirs)} are "
-            f"the same (only one of them met {task}, episode seed {seed}). A paired comparison needs the same eval_episodes, env.tasks and env.first_seed "
-            "for all runs: evaluate them alike, or name another study"
+            f"unpaired: {run.job.folder} was evaluated on {len(mine)} episodes and {done[0].job.folder} on "
+            f"{len(theirs)}, of which {len(mine & theirs)} are the same (only one of them met {task}, episode seed "
+            f"{seed}). A paired comparison needs the same eval_episodes, env.tasks and env.first_seed for all runs: "
+            "evaluate them alike, or name another study"
         )
 
 
@@ -172,11 +190,17 @@ def episodes_of(config: Mapping[str, Any]) -> int:
 
 
 def announce(sweep: Sweep, folder: Path, episodes: int | None) -> None:
-    """What a sweep is about to do, and what its design can resolve. episodes: of a run; None: not a comparison of arms."""
+    """What a sweep is about to do, and what its design can resolve. episodes: of a run; None: not a comparison
+    of arms.
+    """
     seeds = sorted({job.seed for job in sweep.jobs})
     if sweep.question:
         console.print(f"[bold]{escape(sweep.question)}[/bold]")
-    what = f"{len(sweep.jobs)} of {sweep.n_trials} trials" if sweep.kind == "search" else f"{len(sweep.jobs)} jobs ({len(sweep.arms)} arms, {len(seeds)} seeds)"
+    what = (
+        f"{len(sweep.jobs)} of {sweep.n_trials} trials"
+        if sweep.kind == "search"
+        else f"{len(sweep.jobs)} jobs ({len(sweep.arms)} arms, {len(seeds)} seeds)"
+    )
     states = f": {count_states(folder, sweep.jobs)}" if sweep.jobs else ""
     console.print(f"{sweep.study or 'sweep'}: {what} in {folder}{states}")
     if episodes and len(sweep.arms) > 1:
@@ -184,7 +208,8 @@ def announce(sweep: Sweep, folder: Path, episodes: int | None) -> None:
 
 
 def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) -> None:
-    """Prints what a sweep will do, how long it may take, and what it can resolve; a pilot run, or what `folder` holds, makes that sharper.
+    """Prints what a sweep will do, how long it may take, and what it can resolve; a pilot run, or what `folder` holds,
+    makes that sharper.
 
     `ValueError` where the pilot is no completed run with closed-loop episodes.
     """
@@ -194,28 +219,49 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
         for axis in sweep.space:
             console.print(f"  {escape(axis)}")
         if episodes:
-            console.print(f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × {episodes} episodes (80 % power)")
+            console.print(
+                f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × "
+                f"{episodes} episodes (80 % power)"
+            )
     seconds = [result["wall_seconds"] for result in done if "wall_seconds" in result]
     if seconds and len(done) < len(sweep.jobs):
         left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
-        console.print(f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the finished ones took")
+        console.print(
+            f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the "
+            "finished ones took"
+        )
     here = [read_result(file.parent) for file in folder.glob("*/result.json")]
-    if longest := max((result.get("wall_seconds", 0.0) for result in here if result["status"] == "completed"), default=0.0):
+    if longest := max(
+        (result.get("wall_seconds", 0.0) for result in here if result["status"] == "completed"), default=0.0
+    ):
         limit = max(1, math.ceil(3 * longest / 60))
-        console.print(f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run took")
+        console.print(
+            f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run "
+            "took"
+        )
     if not episodes or (sweep.kind == "search" and pilot is None):
         return
     if pilot is not None:
         rates = [_pilot_rate(pilot)]
     else:
         here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
-        rates = [result["success"]["success_rate"]["rate"] for result in here if result["status"] == "completed" and result.get("success")]
+        rates = [
+            result["success"]["success_rate"]["rate"]
+            for result in here
+            if result["status"] == "completed" and result.get("success")
+        ]
     if not rates:
-        console.print(f"no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from {sweep.baseline or 'it'}")
+        console.print(
+            "no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from "
+            f"{sweep.baseline or 'it'}"
+        )
         return
     rate, seeds = float(np.mean(rates)), max(1, len({job.seed for job in sweep.jobs}))
     console.print(f"pilot: success {100 * rate:.0f} % in {len(rates)} run{'s' * (len(rates) > 1)}")
-    console.print(resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes)) + " at that rate")
+    console.print(
+        resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes))
+        + " at that rate"
+    )
     if warning := ceiling(rate):
         console.print(f"[bold]{escape(warning)}[/bold]")
 
@@ -224,7 +270,9 @@ def _pilot_rate(folder: Path) -> float:
     result = read_result(folder)
     if result["status"] != "completed" or not result.get("success"):
         found = result["status"] if result["status"] != "completed" else "without closed-loop episodes"
-        raise ValueError(f"pilot={str(folder)!r} is {found}; expected the folder of a completed run that was evaluated in simulation")
+        raise ValueError(
+            f"pilot={str(folder)!r} is {found}; expected the folder of a completed run that was evaluated in simulation"
+        )
     return float(result["success"]["success_rate"]["rate"])
 
 
@@ -234,9 +282,15 @@ CEILING = 0.95
 def ceiling(rate: float) -> str:
     """A warning where a baseline leaves no room to differ."""
     if rate >= CEILING:
-        return f"The baseline succeeds in {100 * rate:.0f} % of the episodes: at this ceiling no arm can be better. Give fewer demonstrations or steps."
+        return (
+            f"The baseline succeeds in {100 * rate:.0f} % of the episodes: "
+            "at this ceiling no arm can be better. Give fewer demonstrations or steps."
+        )
     if rate <= 1 - CEILING:
-        return f"The baseline succeeds in {100 * rate:.0f} % of the episodes: on this floor no arm can be worse. Give more demonstrations or steps."
+        return (
+            f"The baseline succeeds in {100 * rate:.0f} % of the episodes: "
+            "on this floor no arm can be worse. Give more demonstrations or steps."
+        )
     return ""
 
 
@@ -245,7 +299,8 @@ def resolution(seeds: int, episodes: int, comparisons: int, rate: float = 0.5, s
     alone = smallest_difference(seeds, episodes, rate, spread)
     text = f"{seeds} seed{'s' * (seeds > 1)} × {episodes} episodes resolve {points(alone)} points"
     if comparisons > 1:
-        text += f", {points(smallest_difference(seeds, episodes, rate, spread, comparisons))} with Holm's correction for {comparisons} comparisons"
+        corrected = points(smallest_difference(seeds, episodes, rate, spread, comparisons))
+        text += f", {corrected} with Holm's correction for {comparisons} comparisons"
     return text + " (80 % power)"
 
 

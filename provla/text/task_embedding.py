@@ -12,7 +12,9 @@ from provla.core.types import Tokens
 
 
 class TaskEmbedding(nn.Module):
-    """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown instruction."""
+    """One learned vector per training instruction; knows nothing of language. `ValueError` for an unknown
+    instruction.
+    """
 
     def __init__(self, instructions: Sequence[str], width: Width) -> None:
         super().__init__()
@@ -24,8 +26,8 @@ class TaskEmbedding(nn.Module):
         unknown = [text for text in instructions if text not in self._row]
         if unknown:
             raise ValueError(
-                f"text=task_embedding does not know the instruction {unknown[0]!r}; it was trained on: {', '.join(map(repr, self._row))}. "
-                "A text encoder such as text=qwen_tiny reads any sentence."
+                f"text=task_embedding does not know the instruction {unknown[0]!r}; it was trained on: "
+                f"{', '.join(map(repr, self._row))}. A text encoder such as text=qwen_tiny reads any sentence."
             )
         rows = torch.tensor([self._row[text] for text in instructions], device=self.table.weight.device)
         return Tokens.full(self.table(rows).unsqueeze(1))

@@ -39,7 +39,9 @@ class TextTower(Tower):
         pad_token: Name | None = None,
         files: Name | None = None,
     ) -> None:
-        source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, "text")
+        source = Source(
+            architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, "text"
+        )
         tokenizer = _tokenizer(source, pad_token)
         if source.from_scratch:
             source.config = {**config, "vocab_size": len(tokenizer)}
@@ -50,7 +52,9 @@ class TextTower(Tower):
         self._pool = pool
 
     def forward(self, instructions: list[str]) -> Tokens:
-        words = self._processor(instructions, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        words = self._processor(
+            instructions, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
         device = self.model.get_input_embeddings().weight.device
         mask: Tensor = words["attention_mask"].to(device)
         features = self.model(input_ids=words["input_ids"].to(device), attention_mask=mask).last_hidden_state.float()

@@ -22,16 +22,26 @@ from provla.policy.weights import count_bytes, load_tensors, save_tensors
 
 
 class Checkpoints:
-    """`checkpoints/step_…` folders, each with a manifest (sha256 and size of its files, step, identity, whether it was the best).
+    """`checkpoints/step_…` folders, each with a manifest (sha256 and size of its files, step, identity, whether it was
+    the best).
 
-    The latest is the highest step whose manifest holds; the links `latest` and `best` are for people. A folder is written
-    aside, its manifest last, and renamed, and nothing older goes before that: whatever instant the process dies at, a whole
-    checkpoint remains. The last `keep` stay, and what was the best at each of them. Where a checkpoint is a link that leads out
-    of the run, every method refuses with `ValueError` before it reads, writes or deletes.
+    The latest is the highest step whose manifest holds; the links `latest` and `best` are for people. A folder is
+    written
+    aside, its manifest last, and renamed, and nothing older goes before that: whatever instant the process dies at, a
+    whole checkpoint remains. The last `keep` stay, and what was the best at each of them. Where a checkpoint is a link
+    that leads out of the run, every method refuses with `ValueError` before it reads, writes or deletes.
     """
 
-    def __init__(self, folder: Path, identity: str | None = None, on_save: Callable[[Path, list[str]], None] | None = None, keep: int = 2) -> None:
-        """identity: of the configuration; another run's checkpoints are refused, unless it is None. on_save: told each checkpoint and what it is."""
+    def __init__(
+        self,
+        folder: Path,
+        identity: str | None = None,
+        on_save: Callable[[Path, list[str]], None] | None = None,
+        keep: int = 2,
+    ) -> None:
+        """identity: of the configuration; another run's checkpoints are refused, unless it is None. on_save: told each
+        checkpoint and what it is.
+        """
         self.folder, self._identity, self._on_save, self._keep = folder, identity, on_save, keep
 
     @property
@@ -39,8 +49,12 @@ class Checkpoints:
         """Anything of a checkpoint lies there, good or bad: then nothing starts from zero without a word."""
         return any(path.name.startswith("step_") or path.name in ("latest", "best") for path in self.folder.glob("*"))
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best: bool) -> None:
-        """tensors: file stem → its tensors. state: JSON. best: so far. `NoSpace` on a full disk; what was there is still there then."""
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], best: bool
+    ) -> None:
+        """tensors: file stem → its tensors. state: JSON. best: so far. `NoSpace` on a full disk; what was there is
+        still there then.
+        """
         self._settle()
         target = self._place(step)
         with atomic(target, count_bytes(*tensors.values())) as partial:
@@ -64,11 +78,16 @@ class Checkpoints:
         check_space(self.folder, size * max(1, 2 - len(self._steps())), "two checkpoints")
 
     def adopt(self, source: Path) -> None:
-        """Makes a checkpoint folder from elsewhere the latest here; `ValueError` where it is damaged or of another configuration."""
+        """Makes a checkpoint folder from elsewhere the latest here; `ValueError` where it is damaged or of another
+        configuration.
+        """
         refuse_links_out(source)
         manifest = check_manifest(source)
         if (theirs := manifest.get("identity")) != self._identity:
-            raise ValueError(f"resume: the checkpoint {source} is of another configuration ({theirs}, this is {self._identity}); use the same overrides")
+            raise ValueError(
+                f"resume: the checkpoint {source} is of another configuration ({theirs}, this is {self._identity}); "
+                "use the same overrides"
+            )
         if not isinstance(step := manifest.get("step"), int):
             raise Damaged(source, MANIFEST, "names no step")
         self._settle()
@@ -79,7 +98,8 @@ class Checkpoints:
         self._link()
 
     def load(self, which: str = "latest") -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Tensors and state of the newest valid checkpoint (`latest`) or of the newest that was the best; None where there is none yet.
+        """Tensors and state of the newest valid checkpoint (`latest`) or of the newest that was the best; None where
+        there is none yet.
 
         One that is damaged or of another run is set aside, as `step_….damaged`, and said. `ValueError` where there were
         checkpoints and none is valid, or where the best one is not.
@@ -92,9 +112,14 @@ class Checkpoints:
                 found = self._read(folder)
             except Damaged as error:
                 aside = self._set_aside(folder)
-                console.print(f"checkpoint {folder.name} is damaged: {error.file} {error.reason}; it is set aside as {aside.name}")
+                console.print(
+                    f"checkpoint {folder.name} is damaged: {error.file} {error.reason}; it is set aside as {aside.name}"
+                )
                 if which == "best":
-                    raise ValueError(f"the best checkpoint was damaged: {error.file} {error.reason}; it is {aside} now. {self._anew()}") from error
+                    raise ValueError(
+                        f"the best checkpoint was damaged: {error.file} {error.reason}; it is {aside} now. "
+                        f"{self._anew()}"
+                    ) from error
                 continue
             self._link()
             return found
@@ -117,7 +142,11 @@ class Checkpoints:
 
     def _steps(self) -> list[Path]:
         """The checkpoints' folders, the newest first."""
-        found = {int(path.name[5:]): path for path in self.folder.glob("step_*") if path.name[5:].isdecimal() and path.is_dir()}
+        found = {
+            int(path.name[5:]): path
+            for path in self.folder.glob("step_*")
+            if path.name[5:].isdecimal() and path.is_dir()
+        }
         return [found[step] for step in sorted(found, reverse=True)]
 
     def _was_best(self, folder: Path) -> bool:
@@ -140,7 +169,9 @@ class Checkpoints:
         if "state.json" not in manifest["files"]:
             raise Damaged(folder, MANIFEST, "names no state.json")
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        return {Path(name).stem: load_tensors(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}, state
+        return {
+            Path(name).stem: load_tensors(folder / name) for name in manifest["files"] if name.endswith(".safetensors")
+        }, state
 
     def _set_aside(self, folder: Path) -> Path:
         names = (f"{folder.name}.damaged{number or ''}" for number in itertools.count())

@@ -26,13 +26,16 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 class Gauge:
-    """Sums of a training's loss and gradient norm since the last logged step, and the first step at which one was not finite.
+    """Sums of a training's loss and gradient norm since the last logged step, and the first step at which one was not
+    finite.
 
     All of it stays on the device, in float64 where that has it, until `read` or `broken` ask for it.
     """
 
     def __init__(self, device: torch.device, sums: Sequence[float], scaled: bool) -> None:
-        """sums: `read` of a gauge that this one goes on from. scaled: fp16, whose loss scaling sees to gradients that overflow."""
+        """sums: `read` of a gauge that this one goes on from. scaled: fp16, whose loss scaling sees to gradients that
+        overflow.
+        """
         self.sums = torch.tensor(sums, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         self.bad = torch.zeros((), device=device)  # 1 from the first bad step on
         self._first = torch.zeros((), dtype=torch.int64, device=device)
@@ -66,7 +69,9 @@ class Gauge:
 
 
 def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor]) -> str:
-    """What is not finite at a step: a weight, the loss or a gradient. backward: the step once more up to its gradients; its loss."""
+    """What is not finite at a step: a weight, the loss or a gradient. backward: the step once more up to its gradients;
+    its loss.
+    """
     if bad := not_finite({name: weight.detach() for name, weight in weights.items()}):
         return f"the weight {_some(bad)}"
     loss = float(backward())
@@ -81,12 +86,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def keep_batch(folder: Path, train: Any, seed: int, step: int, size: int, what: str) -> Path:
-    """Writes which episodes and frames a step saw, and how to have its batch again. train: the `Sampler`. Returns the file."""
+    """Writes which episodes and frames a step saw, and how to have its batch again. train: the `Sampler`. Returns the
+    file.
+    """
     rows = train.rows_at(seed, step, size)
     episodes = np.searchsorted(train.data.starts, rows, side="right") - 1
     frames = rows - train.data.starts[episodes]
     where = {"episodes": episodes.tolist(), "frames": frames.tolist(), "rows": rows.tolist()}
     path = folder / f"step_{step + 1:07d}.json"
     again = {"seed": seed, "step": step, "size": size}  # the arguments of `Sampler.step`
-    write_json(path, {"step": step + 1, "not_finite": what, "dataset": train.data.source, "sampler.step": again} | where)
+    write_json(
+        path, {"step": step + 1, "not_finite": what, "dataset": train.data.source, "sampler.step": again} | where
+    )
     return path

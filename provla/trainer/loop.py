@@ -36,8 +36,8 @@ PRUNED = "pruned"  # how `Fit.stopped` begins where a pruner ended the training
 class Fit:
     """What a training left behind. history: one row per logged step. stopped: why it ended.
 
-    skipped: the steps whose update was left out. due: the validation of this step is still to come. sums, window: of the
-    `Gauge`, and the seconds, since the last logged step.
+    skipped: the steps whose update was left out. due: the validation of this step is still to come. sums, window: of
+    the `Gauge`, and the seconds, since the last logged step.
     """
 
     step: int = 0
@@ -61,7 +61,9 @@ def make_accelerator(precision: str, device: torch.device) -> Any:
     if precision == "auto":
         precision = "none" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("trainer.precision=fp16 needs a GPU (its loss scaling has no CPU kernels); on the CPU use bf16 or none")
+        raise ValueError(
+            "trainer.precision=fp16 needs a GPU (its loss scaling has no CPU kernels); on the CPU use bf16 or none"
+        )
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision="no" if precision == "none" else precision, cpu=device.type == "cpu")
 
@@ -80,7 +82,16 @@ class Loop:
     """The state of one training: `run` does it."""
 
     def __init__(
-        self, options: Trainer, policy: Any, train: Sampler, val: Sampler, checkpoints: Checkpoints, seed: int, device: torch.device, log: LogRow, prune: Prune
+        self,
+        options: Trainer,
+        policy: Any,
+        train: Sampler,
+        val: Sampler,
+        checkpoints: Checkpoints,
+        seed: int,
+        device: torch.device,
+        log: LogRow,
+        prune: Prune,
     ) -> None:
         self.prune = prune
         self.o, self.policy, self.train, self.val = options, policy, train, val
@@ -128,7 +139,9 @@ class Loop:
 
     def _steps(self, bars: Any) -> None:
         started, before = time.monotonic(), self.fit.seconds
-        bar = bars.add_task("training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note="")
+        bar = bars.add_task(
+            "training", total=None if self.planned == UNLIMITED else self.planned, completed=self.fit.step, note=""
+        )
         if before >= self.o.max_seconds:
             self.total = self.fit.step
         if self.fit.due:
@@ -157,7 +170,9 @@ class Loop:
             check()
 
     def _step(self, lr: float) -> None:
-        """One optimiser step; where its loss or gradients are not finite, weights, optimiser and average stay as they are."""
+        """One optimiser step; where its loss or gradients are not finite, weights, optimiser and average stay as they
+        are.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         kept = [buffer.clone() for buffer in self.statistics]
@@ -196,11 +211,16 @@ class Loop:
         if (bad := self.gauge.broken()) is not None:
             self._bad_step(bad)
         if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() < 1:
-            raise NotFinite(f"step {self.fit.step}: gradients overflow fp16 at a loss scale below 1; use trainer.precision=bf16 or none. " + self._way_out())
+            raise NotFinite(
+                f"step {self.fit.step}: gradients overflow fp16 at a loss scale below 1; use trainer.precision=bf16 or "
+                "none. " + self._way_out()
+            )
         return self.gauge.read()
 
     def _bad_step(self, step: int) -> None:
-        """Names what is not finite at a step and keeps its batch. `NotFinite`; where steps may be skipped, one more is."""
+        """Names what is not finite at a step and keeps its batch. `NotFinite`; where steps may be skipped, one
+        more is.
+        """
         self.optimizer.zero_grad()
         what = name_bad(self.named, lambda: self._backward(step))
         folder, size = self.checkpoints.folder.parent / "bad_batches", self.o.batch_size * self.o.grad_accumulation
@@ -293,7 +313,12 @@ class Loop:
 
     def _save(self, best: bool) -> None:
         names = {id(p): name for name, p in self.named.items()}
-        optimizer = {f"{names[id(p)]}:{key}": value for p, slots in self.optimizer.state.items() for key, value in slots.items() if isinstance(value, Tensor)}
+        optimizer = {
+            f"{names[id(p)]}:{key}": value
+            for p, slots in self.optimizer.state.items()
+            for key, value in slots.items()
+            if isinstance(value, Tensor)
+        }
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
         self._check(tensors)
@@ -310,35 +335,48 @@ class Loop:
         """The best checkpoint; `ValueError` where it is gone."""
         stored = self.checkpoints.load("best")
         if self.fit.best_step and (stored is None or stored[1]["fit"]["step"] != self.fit.best_step):
-            raise ValueError(f"trainer.keep=best needs the checkpoint of step {self.fit.best_step}, which is not in {self.checkpoints.folder}; bring it back")
+            raise ValueError(
+                f"trainer.keep=best needs the checkpoint of step {self.fit.best_step}, which is not in "
+                f"{self.checkpoints.folder}; bring it back"
+            )
         return stored
 
     def _resume(self) -> None:
         stored = self.checkpoints.load()
         if stored is None:
-            size = count_bytes(own_state(self.policy), self.average) + 2 * count_bytes({name: p.data for name, p in self.named.items()})
+            size = count_bytes(own_state(self.policy), self.average) + 2 * count_bytes(
+                {name: p.data for name, p in self.named.items()}
+            )
             self.checkpoints.check_space(size)
             return
         tensors, state = stored
         check_bases(self.policy, state["bases"], self.checkpoints.folder)
         self._load(tensors)
         for name, parameter in self.named.items():
-            slots = {key.rpartition(":")[2]: value for key, value in tensors["optimizer"].items() if key.rpartition(":")[0] == name}
+            slots = {
+                key.rpartition(":")[2]: value
+                for key, value in tensors["optimizer"].items()
+                if key.rpartition(":")[0] == name
+            }
             # The step count stays where fused AdamW keeps it: with its parameter.
             self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in slots.items()}
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.fit = Fit(**state["fit"])
         self.gauge = self._gauge()
-        if self.fit.stopped == "done" or self.fit.stopped.startswith(PRUNED):  # a pruned run that is started again has lost its pruner
+        if self.fit.stopped == "done" or self.fit.stopped.startswith(
+            PRUNED
+        ):  # a pruned run that is started again has lost its pruner
             self.fit.stopped = ""
         if self.o.keep == "best":
             self._best()  # better to know now that it is gone
 
 
-def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None) -> dict[str, float]:
-    """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws, in the
-    precision of deployment. torch's generators are left as they were."""
+def validate(
+    policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None
+) -> dict[str, float]:
+    """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws,
+    in the precision of deployment. torch's generators are left as they were."""
     policy.eval()
     rows = val.rows[np.unique(np.linspace(0, len(val.rows) - 1, min(samples, len(val.rows))).astype(int))]
     rng = np.random.default_rng([seed, 2])
@@ -364,4 +402,6 @@ def validate(policy: Any, val: Sampler, samples: int, batch_size: int, seed: int
         if not values.isfinite().all():
             raise NotFinite(f"on held-out samples the {what} is not finite")
     loss = float(np.average(losses, weights=weights))
-    return {"loss": loss} | measured(chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups))
+    return {"loss": loss} | measured(
+        chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups)
+    )

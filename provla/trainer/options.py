@@ -16,20 +16,22 @@ from provla.trainer.loop import UNLIMITED, Fit, LogRow, Loop, Prune
 class Trainer:
     """Options of the loop. Steps are optimiser steps; a step sees `batch_size · grad_accumulation` samples.
 
-    max_steps, max_epochs, max_minutes (of training): whichever ends first; one must be given. A budget of minutes compares arms at equal
-    time; its schedule follows the clock, so such a run is not repeated bit for bit. lr_schedule: cosine (to 0) or constant, both after `warmup_steps` of linear
-    warm-up; a fraction below 1 counts as that part of all steps. precision, of the training steps alone: bf16, fp16 (with loss
-    scaling), none; auto: bf16 on a GPU that has it, fp16 on another, none on the CPU. What is validated and judged acts in
-    the precision of deployment (`provla.core.precision`). ema_decay: of the exponential moving average of the
-    weights that is validated and kept; 0 turns it off. Every `val_every` steps, or `val_every_epochs` epochs where that is
-    given, and at the end, the objective and the metrics of sampled chunks are taken on `val_samples` evenly spaced
-    validation samples, and a checkpoint is written; another one every `save_every` steps where that is given.
+    max_steps, max_epochs, max_minutes (of training): whichever ends first; one must be given. A budget of minutes
+    compares arms at equal time; its schedule follows the clock, so such a run is not repeated bit for bit. lr_schedule:
+    cosine (to 0) or constant, both after `warmup_steps` of linear warm-up; a fraction below 1 counts as that part of
+    all steps. precision, of the training steps alone: bf16, fp16 (with loss scaling), none; auto: bf16 on a GPU that
+    has it, fp16 on another, none on the CPU. What is validated and judged acts in the precision of deployment
+    (`provla.core.precision`). ema_decay: of the exponential moving average of the weights that is validated and kept; 0
+    turns it off. Every `val_every` steps, or `val_every_epochs` epochs where that is given, and at the end, the
+    objective and the metrics of sampled chunks are taken on `val_samples` evenly spaced validation samples, and a
+    checkpoint is written; another one every `save_every` steps where that is given.
     monitor: the metric (lower is better) that decides `best` and, with `patience` validations without progress, ends
     the training early; patience null never does. keep: the weights the training ends with, latest or best.
     deterministic: torch's deterministic algorithms on a GPU too, and an error for an operation that has none (see
-    `machine.reproducible`; on the CPU they are always taken). on_nan: where a step's loss or gradient is not finite, stop
-    the run (its checkpoints stand), or skip the step: its update is left out, `max_skipped` times in a run; on a GPU, skip
-    waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes and frames.
+    `machine.reproducible`; on the CPU they are always taken). on_nan: where a step's loss or gradient is not finite,
+    stop the run (its checkpoints stand), or skip the step: its update is left out, `max_skipped` times in a run; on a
+    GPU, skip waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes
+    and frames.
     """
 
     def __init__(
@@ -60,7 +62,10 @@ class Trainer:
         max_skipped: Natural = 10,
     ) -> None:
         if max_steps is None and max_epochs is None and max_minutes is None:
-            raise ValueError("trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never end; set one")
+            raise ValueError(
+                "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never "
+                "end; set one"
+            )
         self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
         self.max_steps, self.max_epochs = max_steps, max_epochs
         self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
@@ -78,8 +83,8 @@ class Trainer:
         if size > samples:
             accumulated = f" × trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
             raise ValueError(
-                f"trainer.batch_size={self.batch_size}{accumulated}: expected at most {samples} samples a step, which is all there are to train on; "
-                "lower it, or give more episodes"
+                f"trainer.batch_size={self.batch_size}{accumulated}: expected at most {samples} samples a step, which "
+                "is all there are to train on; lower it, or give more episodes"
             )
 
     def total_steps(self, samples: int) -> int:
@@ -90,11 +95,14 @@ class Trainer:
         limits = [self.max_steps, None if self.max_epochs is None else self.max_epochs * self.steps_per_epoch(samples)]
         total = min((limit for limit in limits if limit is not None), default=UNLIMITED)
         if total == UNLIMITED and self.warmup_steps >= 1:
-            raise ValueError(f"trainer.warmup_steps={self.warmup_steps:g}: a training of minutes has no number of steps; give a fraction below 1, such as 0.1")
+            raise ValueError(
+                f"trainer.warmup_steps={self.warmup_steps:g}: a training of minutes has no number of steps; give a "
+                "fraction below 1, such as 0.1"
+            )
         if total and self._warmup(total) >= total:
             raise ValueError(
-                f"trainer.warmup_steps={self.warmup_steps:g}: the training has {total} steps, so the learning rate would never get past its warm-up; "
-                "give fewer, or a fraction such as 0.1, or train longer"
+                f"trainer.warmup_steps={self.warmup_steps:g}: the training has {total} steps, so the learning rate "
+                "would never get past its warm-up; give fewer, or a fraction such as 0.1, or train longer"
             )
         return total
 
@@ -106,7 +114,9 @@ class Trainer:
         return max(1, samples // (self.batch_size * self.grad_accumulation))
 
     def lr_at(self, step: float, total: int) -> float:
-        """The learning rate of a step; a pure function, so a resumed run follows the schedule of the uninterrupted one."""
+        """The learning rate of a step; a pure function, so a resumed run follows the schedule of the
+        uninterrupted one.
+        """
         warmup = self._warmup(total)
         if step < warmup:
             return self.lr * (step + 1) / warmup

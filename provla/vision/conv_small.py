@@ -20,7 +20,13 @@ class ConvSmall(nn.Module):
     """
 
     def __init__(
-        self, num_images: int, image_size: tuple[int, int], width: Width, channels: Annotated[list[Channels], MinLen(1)], pool: Pool, num_keypoints: Width
+        self,
+        num_images: int,
+        image_size: tuple[int, int],
+        width: Width,
+        channels: Annotated[list[Channels], MinLen(1)],
+        pool: Pool,
+        num_keypoints: Width,
     ) -> None:
         super().__init__()
         if min(image_size) < 2 ** len(channels):
@@ -30,7 +36,11 @@ class ConvSmall(nn.Module):
         for i, (before, after) in enumerate(zip([3, *channels], channels, strict=False)):
             last = i == len(channels) - 1
             kernel, stride = (5, 2) if i == 0 else (3, 1 if last else 2)
-            layers += [nn.Conv2d(before, after, kernel, stride, kernel // 2), nn.GroupNorm(8, after), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(before, after, kernel, stride, kernel // 2),
+                nn.GroupNorm(8, after),
+                nn.ReLU(inplace=True),
+            ]
         self.trunk = nn.Sequential(*layers)
         self.tokens = Tokenizer2d(channels[-1], width, pool, num_keypoints)
         self.view = nn.Parameter(torch.zeros(num_images, 1, width))

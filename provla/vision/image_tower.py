@@ -42,7 +42,9 @@ class ImageTower(Tower):
         files: Name | None = None,
         key: str = "vision",
     ) -> None:
-        source = Source(architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key)
+        source = Source(
+            architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key
+        )
         options = {"vision_use_head": pool == "pooler"} if architecture.startswith("Siglip") else {}
         super().__init__(source, source.load(**options), image_processor(source, processor))
         self.width: int = self.model.config.hidden_size
@@ -50,7 +52,10 @@ class ImageTower(Tower):
         self._pixels = Pixels(self._processor, input_size)
         self._extra = _prefix_tokens(self.model)
         native = self.model.config.image_size
-        resized = self._pixels.size != (native, native) and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        resized = (
+            self._pixels.size != (native, native)
+            and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        )
         self._options = {"interpolate_pos_encoding": True} if resized else {}
         self.view = nn.Parameter(torch.zeros(num_images, 1, self.width))
 
@@ -70,4 +75,6 @@ def _prefix_tokens(model: Any) -> int:
     """How many tokens stand before the patches: a class token, registers."""
     embeddings = getattr(model, "embeddings", None) or model.vision_model.embeddings
     registers = getattr(model.config, "num_register_tokens", 0)
-    return int(any(name in ("cls_token", "class_embedding") for name, _ in embeddings.named_parameters(recurse=False))) + int(registers)
+    return int(
+        any(name in ("cls_token", "class_embedding") for name, _ in embeddings.named_parameters(recurse=False))
+    ) + int(registers)

@@ -23,9 +23,9 @@ def flatten(images: Tensor) -> Tensor:
 class Tokenizer2d(nn.Module):
     """A feature map (M,F,h,w) → (M,N,D): learned keypoints or one token a cell.
 
-    spatial_softmax (Levine et al. 2016, arXiv:1504.00702): each of `num_keypoints` attention maps gives a token from its
-    expected position in [-1, 1]² and the feature found there. Every keypoint has its own projection of the position, so
-    that the mean over tokens still knows which keypoint was where.
+    spatial_softmax (Levine et al. 2016, arXiv:1504.00702): each of `num_keypoints` attention maps gives a token from
+    its expected position in [-1, 1]² and the feature found there. Every keypoint has its own projection of the
+    position, so that the mean over tokens still knows which keypoint was where.
     """
 
     def __init__(self, channels: int, width: int, pool: Pool, num_keypoints: int) -> None:
@@ -64,7 +64,9 @@ def _grid(maps: Tensor) -> Tensor:
 
 
 class Processor(TypedDict, total=False):
-    """What an image processor would say: the edge of the images, and what their pixels in [0, 1] are normalised with."""
+    """What an image processor would say: the edge of the images, and what their pixels in [0, 1] are
+    normalised with.
+    """
 
     size: Edge
     image_mean: tuple[float, float, float]
@@ -84,8 +86,14 @@ class Pixels(nn.Module):
         self.size = (int(size[0]), int(size[1])) if size is not None else (int(edge[0]), int(edge[1]))
         from torchvision.transforms.v2 import InterpolationMode, functional
 
-        modes = {0: InterpolationMode.NEAREST, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}  # PIL's numbers
-        self._resize = functools.partial(functional.resize, size=list(self.size), interpolation=modes[int(processor.resample)], antialias=True)
+        modes = {
+            0: InterpolationMode.NEAREST,
+            2: InterpolationMode.BILINEAR,
+            3: InterpolationMode.BICUBIC,
+        }  # PIL's numbers
+        self._resize = functools.partial(
+            functional.resize, size=list(self.size), interpolation=modes[int(processor.resample)], antialias=True
+        )
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 

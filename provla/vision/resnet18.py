@@ -36,7 +36,18 @@ class ResNet18(Tower):
         dtype: DType = "float32",
         files: Name | None = None,
     ) -> None:
-        source = Source("ResNetModel", name if pretrained else None, revision, config, pretrained, None, dtype, False, files, "vision")
+        source = Source(
+            "ResNetModel",
+            name if pretrained else None,
+            revision,
+            config,
+            pretrained,
+            None,
+            dtype,
+            False,
+            files,
+            "vision",
+        )
         super().__init__(source, source.load(), image_processor(source, {**processor, "size": image_size[0]}))
         if not pretrained:
             for path, norm in list(self.model.named_modules()):

@@ -19,13 +19,20 @@ class SideBySide(nn.Module):
     """
 
     def __init__(
-        self, num_images: int, image_size: tuple[int, int], towers: Mapping[str, Mapping[str, Any]], pretrained: bool = True, key: str = "vision"
+        self,
+        num_images: int,
+        image_size: tuple[int, int],
+        towers: Mapping[str, Mapping[str, Any]],
+        pretrained: bool = True,
+        key: str = "vision",
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict()
         for name, node in towers.items():
             where = f"{key}.towers.{name}"
-            self.towers[name] = build(_tower(node), where, nn.Module, key=where)(num_images=num_images, image_size=image_size)
+            self.towers[name] = build(_tower(node), where, nn.Module, key=where)(
+                num_images=num_images, image_size=image_size
+            )
         self.pretrained = all(bool(tower.pretrained) for tower in self.towers.values())
         self.width = sum(int(tower.width) for tower in self.towers.values())  # type: ignore[arg-type, misc]
 
@@ -44,7 +51,9 @@ class SideBySide(nn.Module):
         found = {name: tower(images) for name, tower in self.towers.items()}
         counts = {name: tokens.features.shape[1] for name, tokens in found.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"vision.towers give different numbers of tokens, {counts}; change an input_size so that they agree")
+            raise ValueError(
+                f"vision.towers give different numbers of tokens, {counts}; change an input_size so that they agree"
+            )
         return Tokens.full(torch.cat([tokens.features for tokens in found.values()], -1))
 
 
