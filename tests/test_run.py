@@ -486,8 +486,8 @@ def test_training_goes_without_validation_and_says_so(
         (
             "objective=trajectory_mse",
             (
-                "objective='trajectory_mse' is not measured by this run (no episode is held out for validation); valid: "
-                "auto, train/loss"
+                "objective='trajectory_mse' is not measured by this run (no episode is held out for validation); "
+                "valid: auto, train/loss"
             ),
         ),
         (

@@ -57,11 +57,8 @@ def command(
             alone = state.mode is None or state.mode.name != "MULTIRUN"
             try:
                 check_literal(OmegaConf.to_container(config))
-                check_read(
-                    OmegaConf.to_container(config, resolve=False),
-                    state.overrides.task,
-                    state.runtime.choices.get("policy"),
-                )  # type: ignore[arg-type]
+                written: Any = OmegaConf.to_container(config, resolve=False)
+                check_read(written, state.overrides.task, str(state.runtime.choices.get("policy")))
                 resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
                 assert isinstance(resolved, dict)
                 choices = {

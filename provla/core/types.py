@@ -21,11 +21,8 @@ class _Movable:
     """Moves and slices every tensor (and list) of a dataclass along the batch."""
 
     def to(self, device: torch.device) -> Self:
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), (Tensor, Observation))
-        }  # type: ignore[arg-type]
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, (Tensor, Observation))}
         return replace(self, **moved)  # type: ignore[type-var]
 
     def rows(self, part: slice) -> Self:

@@ -157,13 +157,8 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, av.FFmpegError) and not careful:
             raise _Broken from error
-        yield (
-            -1,
-            (
-                f"cannot be decoded ({getattr(error, 'strerror', None) or error}): it is truncated or damaged; fetch or "
-                "record the data set again"
-            ),
-        )
+        reason = getattr(error, "strerror", None) or error
+        yield -1, f"cannot be decoded ({reason}): it is truncated or damaged; fetch or record the data set again"
 
 
 def _rgb(frame: Any, camera: Camera) -> Image | str:

@@ -375,8 +375,8 @@ def _explain(verdict: Verdict) -> None:
             comparisons = max(1, len(verdict.arms) - 1)
             resolved = 100 * smallest_difference(seeds, episodes, baseline.mean, spread, comparisons)
             say(
-                f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} % "
-                f"resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
+                f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} "
+                f"% resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
             )
             if warning := ceiling(baseline.mean):
                 say(warning)
