@@ -157,8 +157,8 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, av.FFmpegError) and not careful:
             raise _Broken from error
-        reason = getattr(error, "strerror", None) or error
-        yield -1, f"cannot be decoded ({reason}): it is truncated or damaged; fetch or record the data set again"
+        said = getattr(error, "strerror", None) or error
+        yield -1, f"cannot be decoded ({said}): it is truncated or damaged; fetch or record the data set again"
 
 
 def _rgb(frame: Any, camera: Camera) -> Image | str:
