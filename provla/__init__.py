@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from provla.core.lazy import lazy
+
 if TYPE_CHECKING:
     from provla.core.types import Observation as Observation
+    from provla.core.types import Tokens as Tokens
 
-__all__ = ["Observation", "load"]
+__all__ = ["Observation", "Tokens", "load"]
 
 
 def load(
@@ -30,9 +33,4 @@ def load(
     return policy
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Observation":
-        from provla.core.types import Observation
-
-        return Observation
-    raise AttributeError(f"module 'provla' has no attribute {name!r}")
+__getattr__ = lazy(__name__, {"Observation": "core.types", "Tokens": "core.types"})

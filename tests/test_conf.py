@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,31 @@ def test_keys_that_nothing_reads_are_errors(spec: Spec) -> None:
         build(compose("+fusion.colour=red")["policy"], "policy", torch.nn.Module, spec=spec, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="nothing reads the key 'speed'"):
         check_keys(compose("+speed=3"))
+
+
+def test_the_tree_of_the_readme_is_the_tree_on_disk() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## The tree\n```\n")[2].partition("```")[0]
+    listed = [line.strip() for line in tree.partition("provla/\n")[2].splitlines() if line.startswith(" ")]
+    named = {name.rstrip("/") for line in listed for name in re.split("  +", line)[0].split()}
+    there = {path.name for path in (ROOT / "provla").iterdir() if not path.name.startswith("__")}
+    assert named == there
+
+
+def test_a_group_has_a_room_of_its_name_and_an_option_a_class_that_the_room_exports() -> None:
+    for folder in (ROOT / "conf").iterdir():
+        if folder.is_dir():
+            assert (ROOT / "provla" / folder.name).is_dir() or (ROOT / "provla" / f"{folder.name}.py").is_file()
+        for file in folder.glob("*.yaml") if folder.is_dir() else ():
+            for target in re.findall(r"_target_: (provla\S+)", file.read_text()):
+                room, _, name = target.removeprefix("provla.").partition(".")
+                assert room == folder.name or folder.name == "backbone", target
+                assert re.fullmatch(r"[A-Z]\w+", name)
+
+
+def test_a_room_exports_what_it_lists() -> None:
+    for init in (ROOT / "provla").glob("*/__init__.py"):
+        package = import_module(f"provla.{init.parent.name}")
+        for name in re.findall(r"^([A-Z]\w+): ", (package.__doc__ or "").partition("\n\n")[2], flags=re.M):
+            assert getattr(package, name).__module__.startswith(package.__name__)
+        with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+            _ = package.Nothing

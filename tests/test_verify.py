@@ -413,3 +413,24 @@ def test_nothing_held_out_is_an_empty_sampler(small: Path, tmp_path: Path) -> No
     assert torch.equal(
         Sampler(data, train, ["front"], 4, 1).gather(np.array([0])).actions[0], torch.from_numpy(data.actions[:4])
     )
+
+
+def test_pictures_that_are_all_but_noise_are_no_damage(tmp_path: Path) -> None:
+    """A codec flattens them: a third of their spread is lost."""
+    from lerobot.configs.video import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    picture = {"dtype": "video", "shape": (64, 80, 3), "names": ["height", "width", "channels"]}
+    vector = {"dtype": "float32", "shape": (2,), "names": ["a", "b"]}
+    features = {"observation.images.front": picture, "observation.state": vector, "action": vector}
+    encoder = RGBEncoderConfig(vcodec="h264", g=2, crf=18, preset="ultrafast")
+    root, rng = tmp_path / "noise", np.random.default_rng(0)
+    data = LeRobotDataset.create("test/noise", fps=10, features=features, root=root, rgb_encoder=encoder)
+    for _ in range(3):
+        for step in range(6):
+            numbers = {key: np.full(2, step, np.float32) for key in ("observation.state", "action")}
+            pixels = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+            data.add_frame(numbers | {"observation.images.front": pixels, "task": "Wave"})
+        data.save_episode()
+    data.finalize()
+    assert len(source(root, tmp_path).load().actions) == 18

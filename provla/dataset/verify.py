@@ -348,7 +348,7 @@ def compare_pictures(
     """An episode's decoded pictures against its statistics in meta/episodes.
 
     Codecs lose a little, much the same in every episode; so an episode is bad where it lies further off than the
-    others, or all are far off.
+    others, or all are far off. Of pictures that are all but noise they lose a third of the spread, and add none.
     """
     columns = [f"stats/{camera.key}/{name}" for name in STATISTICS]
     stats, lengths = (
@@ -369,7 +369,8 @@ def compare_pictures(
         off = 255 * (seen - told[list(episodes)])  # (E, 3) grey levels
         middle = np.nanmedian(off, 0) if np.isfinite(off).any() else np.zeros(3)
         spread = 1.4826 * np.nanmedian(np.abs(off - middle), 0) if len(off) > 2 else np.ones(3)
-        far = (np.abs(off - middle) > least + 8 * spread).any(1) | (np.abs(off) > 12).any(1)
+        low = -12 if name == "mean" else -12 - 255 * told[list(episodes)] / 2
+        far = (np.abs(off - middle) > least + 8 * spread).any(1) | ((off > 12) | (off < low)).any(1)
         for i in np.flatnonzero(far):
             bad.setdefault(
                 int(i),
