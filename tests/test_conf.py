@@ -12,11 +12,11 @@ import torch
 from conftest import FAKE, ROOT, compose, local
 
 from provla.core.build import build
+from provla.core.identity import check_keys
 from provla.core.types import Spec, fake_batch, fake_observation
 from provla.dataset.fake import FakeSource
 from provla.dataset.lerobot import LeRobotSource
 from provla.dataset.metaworld import MetaworldSource
-from provla.run.train import check_keys
 from provla.trainer.options import Trainer
 
 OPTIONS = [(f.parent.name, f.stem) for f in sorted((ROOT / "conf").glob("*/*.yaml")) if f.parent.name != "backbone"]

@@ -18,7 +18,7 @@ from provla.core.build import build
 from provla.core.precision import describe_precision
 from provla.core.types import fake_observation
 from provla.dataset.sampler import Sampler
-from provla.run.train import check_objective, make_spec
+from provla.run.setting import check_objective, make_spec
 from provla.trainer.loop import validate
 
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ from provla.core.build import build
 from provla.core.errors import NotFinite
 from provla.dataset.sampler import Sampler
 from provla.logger.csv import CsvLogger
-from provla.run.train import make_spec, seed_everything
+from provla.run.setting import make_spec
 from provla.trainer.checkpoint import Checkpoints
-from provla.trainer.loop import UNLIMITED, Fit, make_accelerator
+from provla.trainer.loop import UNLIMITED, Fit, make_accelerator, seed_everything
 from provla.trainer.options import Trainer
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ class Sampler:
     def __init__(
         self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
     ) -> None:
-        self.data, self.rows = data, data.rows(episodes)
+        self.data, self.episodes, self.rows = data, episodes, data.rows(episodes)
         self._frames = [data.frames[camera] for camera in cameras]
         owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
         self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1

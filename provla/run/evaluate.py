@@ -25,10 +25,11 @@ from provla.core.trust import check_stored
 from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
-from provla.env.rollout import check_fit, rollout, write_videos
+from provla.env.rollout import check_fit
 from provla.env.worlds import check_suite, rehearse
 from provla.policy.folder import find_policy, load_policy
-from provla.run.judging import ms_per_chunk, objective_of, rates, show, summarize, write_episodes
+from provla.run.judging import Judgement, ms_per_chunk, objective_of
+from provla.run.show import show
 from provla.trainer.loop import validate
 
 
@@ -85,19 +86,15 @@ def evaluate(
 
 
 def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device) -> dict[str, Any]:
-    suite = build(config["env"], "env")
+    suite, judged = build(config["env"], "env"), Judgement()
     started = time.monotonic()
     if suite.episodes:
         check_suite(suite)
         check_fit(suite, spec)
         rehearse(suite, spec)
-        outcomes = rollout(policy, suite, spec, config["seed"], device)
-        success, faults = summarize(outcomes), sum(bool(o.reason) for o in outcomes)
-        metrics = rates(success)
-        write_episodes(outcomes, folder / "episodes.csv")
-        write_videos(outcomes, folder / "videos", spec.fps / suite.video_stride)
+        judged.play(policy, suite, spec, config["seed"], device, folder)
     else:
-        source, success, faults = build(config["dataset"], "dataset"), {}, 0
+        source = build(config["dataset"], "dataset")
         data = source.load()
         check_data(data, spec)
         held = data.split(source.val_fraction, source.split_seed)[1]
@@ -106,18 +103,16 @@ def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, dev
                 "this run has nothing to be judged by: it was trained without a simulation (env=none) and without "
                 "held-out episodes"
             )
-        val = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps)
-        metrics = validate(
-            policy, val, config["trainer"]["val_samples"], config["trainer"]["batch_size"], config["seed"], device
-        )
+        val, trainer = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps), config["trainer"]
+        judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
     return {
         "status": "completed",
         "config_hash": identity(config),
-        "objective": objective_of(config["objective"], metrics),
-        "metrics": metrics,
-        "success": success,
+        "objective": objective_of(config["objective"], judged.metrics),
+        "metrics": judged.metrics,
+        "success": judged.success,
         "precision": describe_precision(policy),
-        "faults": faults,
+        "faults": judged.faults,
         "ms_per_chunk": ms_per_chunk(policy, spec, device),
         "wall_seconds": time.monotonic() - started,
     }

@@ -1,24 +1,21 @@
-"""What judging measures and shows: rates with their intervals, episodes as rows, milliseconds, the objective, the short
-table.
-"""
+"""What judging measures: rates with their intervals, episodes as rows, milliseconds, the objective."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from provla.core.errors import NotFinite
 from provla.core.files import csv_text, write_text
-from provla.core.progress import console
 from provla.core.types import Spec, fake_observation
-from provla.env.rollout import Outcome
+from provla.env.rollout import Outcome, rollout, write_videos
 from provla.statistics import wilson
 
 
@@ -44,6 +41,32 @@ def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
 def rates(success: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The metrics of `summarize`'s cells: success_rate, and success_rate/<task>."""
     return {name if name == "success_rate" else f"success_rate/{name}": cell["rate"] for name, cell in success.items()}
+
+
+@dataclass
+class Judgement:
+    """What judging a policy found. metrics: offline, and success rates. episodes: as they were played."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    episodes: list[Outcome] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+
+    @property
+    def success(self) -> dict[str, dict[str, float]]:
+        return summarize(self.episodes)
+
+    @property
+    def faults(self) -> int:
+        """Failures that were no failing at the task."""
+        return sum(bool(outcome.reason) for outcome in self.episodes)
+
+    def play(self, policy: Any, suite: Any, spec: Spec, seed: int, device: torch.device, folder: Path) -> None:
+        """All of the suite's episodes, into episodes.csv and videos/."""
+        if suite.episodes:
+            self.episodes = rollout(policy, suite, spec, seed, device)
+            self.metrics |= rates(self.success)
+            self.videos = write_videos(self.episodes, folder / "videos", spec.fps / suite.video_stride)
+        write_episodes(self.episodes, folder / "episodes.csv")
 
 
 EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
@@ -87,44 +110,3 @@ def objective_of(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
             "(python -m provla.analyze)"
         )
     return {"name": name, "value": value}
-
-
-def show(result: Mapping[str, Any], folder: Path) -> None:
-    """The short table a run ends with."""
-    if result["success"]:
-        table = Table(title="closed loop", title_justify="left")
-        for column, justify in (
-            ("task", "left"),
-            ("success", "right"),
-            ("95 % Wilson interval", "right"),
-            ("episodes", "right"),
-        ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for name, cell in sorted(result["success"].items(), key=lambda item: item[0] == "success_rate"):
-            label = "all tasks" if name == "success_rate" else name
-            table.add_row(
-                label,
-                f"{cell['rate']:.0%}",
-                f"{cell['low']:.0%} – {cell['high']:.0%}",
-                f"{cell['episodes']}",
-                end_section=False,
-            )
-        console.print(table)
-        if result.get("faults"):
-            console.print(
-                f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` "
-                "in episodes.csv"
-            )
-    offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
-    if offline:
-        table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for name, value in offline.items():
-            table.add_row(name, f"{value:.4f}")
-        console.print(table)
-    console.print(
-        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory "
-        f"{result['peak_memory_mb'] / 1024:.1f} GB"
-    )
-    console.print(f"written to {folder}")

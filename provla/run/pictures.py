@@ -1,0 +1,53 @@
+"""The pictures of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.sampler import Sampler
+from provla.run.plots import plot_chunks, plot_losses
+from provla.trainer.loop import Fit
+
+
+def plot_run(
+    policy: Any, fit: Fit, val: Sampler, data: Demonstrations, folder: Path, device: torch.device
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Pictures, and the chunks in the last one as rows: the mean of the samples beside what was demonstrated."""
+    written = [plot_losses(fit.history, folder / "loss.png")] if fit.history else []
+    table: list[dict[str, Any]] = []
+    if len(val):
+        # One observation a task, from the middle of its first held-out episode; four samples each show the spread.
+        rows: list[int] = []
+        seen: set[int] = set()
+        owner = np.searchsorted(data.starts, val.rows, side="right") - 1
+        for episode in np.unique(owner):
+            if (task := data.task[episode]) not in seen and len(rows) < 8:
+                seen.add(task)
+                rows.append(int(data.starts[episode] + data.starts[episode + 1]) // 2)
+        batch = val.gather(np.array(rows))
+        samples = [
+            policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)
+        ]
+        images = batch.observation.images[:, -1, 0].permute(0, 2, 3, 1).numpy()
+        written.append(
+            plot_chunks(
+                np.stack(samples, 1),
+                batch.actions.numpy(),
+                batch.is_pad.numpy(),
+                images,
+                batch.observation.instruction,
+                data.joint_names,
+                folder / "chunks.png",
+            )
+        )
+        mean = np.mean(samples, 0)  # (R, H, A)
+        for r, i, j in np.ndindex(mean.shape):
+            if not batch.is_pad[r, i]:
+                row = {"instruction": batch.observation.instruction[r], "step": i, "joint": data.joint_names[j]}
+                table.append(row | {"predicted": float(mean[r, i, j]), "demonstrated": float(batch.actions[r, i, j])})
+    return written, table

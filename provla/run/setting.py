@@ -1,0 +1,129 @@
+"""What a run is made of, but for its policy: what is cheap and can be wrong is looked at before what is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from provla.core.build import build, check_nodes
+from provla.core.progress import console
+from provla.core.types import Spec, check_steps
+from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.sampler import Sampler
+from provla.env.rollout import check_fit
+from provla.env.worlds import check_suite, rehearse
+from provla.pruner import NoPruner
+from provla.trainer.metrics import chunk_metrics, measured
+from provla.trainer.options import Trainer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the groups of a configuration make, without the policy's."""
+
+    trainer: Trainer
+    suite: Any
+    logger: Any
+    pruner: NoPruner
+    source: Any
+
+    @property
+    def simulated(self) -> bool:
+        return bool(self.suite.episodes)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Demonstrations, the sizes they give a policy, and the samplers of those it learns from and of those held out."""
+
+    data: Demonstrations
+    spec: Spec
+    learn: Sampler
+    held: Sampler
+
+
+def make_parts(config: Mapping[str, Any]) -> Parts:
+    """Nothing is loaded. `ValueError` for what can be known to be wrong without."""
+    check_steps(config["horizon"], config["n_action_steps"])
+    check_nodes(config)
+    found = {"suite": "env", "source": "dataset", "trainer": "trainer", "logger": "logger", "pruner": "pruner"}
+    parts = Parts(**{name: build(config[key], key) for name, key in found.items()})
+    if parts.simulated:
+        check_suite(parts.suite)
+    return parts
+
+
+def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
+    """The data, held against everything that will use them. `ValueError` for what does not fit."""
+    data: Demonstrations = parts.source.load()
+    spec = make_spec(config, data)
+    if parts.simulated:
+        check_fit(parts.suite, spec)
+        rehearse(parts.suite, spec)
+    learn, held = (
+        Sampler(data, episodes, spec.cameras, spec.horizon, spec.n_obs_steps)
+        for episodes in data.split(parts.source.val_fraction, parts.source.split_seed)
+    )
+    check_objective(config["objective"], parts.suite, spec, bool(len(held)))
+    if not len(held):
+        check_unvalidated(config, parts.source.val_fraction, parts.simulated)
+    parts.trainer.check_samples(len(learn))
+    return Setting(data, spec, learn, held)
+
+
+def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
+    """The sizes a policy needs, from the data set and the configuration."""
+    return Spec(
+        cameras=tuple(data.frames),
+        image_size=data.image_size,
+        state_size=data.state.shape[1],
+        action_size=data.actions.shape[1],
+        horizon=config["horizon"],
+        n_obs_steps=config["n_obs_steps"],
+        n_action_steps=config["n_action_steps"],
+        instructions=tuple(data.instructions),
+        joint_groups=data.joint_groups,
+        fps=data.fps,
+    )
+
+
+def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
+    """`ValueError` before the training rather than after it, for an objective that this run will not measure."""
+    blank = torch.zeros(1, spec.horizon, spec.action_size)
+    found = measured(chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups))
+    offline = ["loss", *found] if held_out else ["train/loss"]
+    tasks = dict.fromkeys(episode.task for episode in suite.episodes)
+    valid = ["auto", *(["success_rate", *(f"success_rate/{task}" for task in tasks)] if tasks else []), *offline]
+    if name not in valid:
+        why = "" if held_out else " (no episode is held out for validation)"
+        raise ValueError(f"objective={name!r} is not measured by this run{why}; valid: {', '.join(valid)}")
+
+
+def check_unvalidated(config: Mapping[str, Any], fraction: float, simulated: bool) -> None:
+    """Says that a run goes without validation; `ValueError` for what cannot do without."""
+    trainer = config["trainer"]
+    why = (
+        "dataset.val_fraction=0"
+        if not fraction
+        else f"dataset.val_fraction={fraction}, and no instruction has two episodes"
+    )
+    for key, needs in (
+        ("trainer.keep=best", trainer.get("keep") == "best"),
+        (f"trainer.patience={trainer.get('patience')}", trainer.get("patience") is not None),
+        (f"sampler_steps={config['sampler_steps']}", bool(config["sampler_steps"]) and not simulated),
+        (f"pruner={config['pruner']['_target_']}", config["pruner"]["_target_"] != "provla.pruner.NoPruner"),
+    ):
+        if needs:
+            raise ValueError(
+                f"{key} goes by validation, and no episode is held out ({why}); hold some out, or leave "
+                f"{key.partition('=')[0]} as it is by default"
+            )
+    judged = (
+        ""
+        if simulated or config["objective"] != "auto"
+        else "; the objective is the training loss, which says little of how good the policy is"
+    )
+    console.print(f"no validation: no episode is held out ({why}){judged}")
