@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from test_policy import SMALL
 from torch import nn
 
-from provla.backbone.tower import Source, Tower, fingerprints, towers
+from provla.backbone import fingerprints
+from provla.backbone.tower import Source, Tower, towers
 from provla.core.build import build
 from provla.core.files import write_json
 from provla.core.types import Batch, Spec, fake_batch, fake_observation

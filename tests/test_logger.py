@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from servers import Wandb, closed, serving, silent
 
-from provla import logger
 from provla.logger import upload
+from provla.logger import wandb as logger
 from provla.logger.wandb import Background, WandbLogger, summary
 
 RESULT = {
