@@ -81,6 +81,12 @@ def test_the_tree_of_the_readme_is_the_tree_on_disk() -> None:
     assert named == there
 
 
+def test_the_picture_of_the_house_is_what_the_imports_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import_module("house").main(tmp_path / "house.svg")
+    assert (tmp_path / "house.svg").read_text() == (ROOT / "docs" / "house.svg").read_text(), "run python docs/house.py"
+
+
 def test_a_group_has_a_room_of_its_name_and_an_option_a_class_that_the_room_exports() -> None:
     for folder in (ROOT / "conf").iterdir():
         if folder.is_dir():
