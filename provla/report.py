@@ -39,7 +39,8 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
 
 def _report(config: Mapping[str, Any], place: Path) -> None:
-    from provla.study.page import compose_report, draw, publish, write_report
+    from provla.study.forms import publish, write_report
+    from provla.study.page import compose_report, draw
 
     if not place.is_dir():
         raise ValueError(

@@ -21,8 +21,9 @@ from provla import report as report_command
 from provla.core.files import write_json
 from provla.env.rollout import Outcome, write_videos
 from provla.jobs.sweep import Job, Sweep, save_sweep
+from provla.study.findings import BETTER, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Verdict
 from provla.study.study import load_study
-from provla.study.verdict import BETTER, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Verdict, judge
+from provla.study.verdict import judge
 
 Command = Callable[..., tuple[int, str, str]]
 TASKS = ("drawer-open", "window-close")

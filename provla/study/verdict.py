@@ -13,13 +13,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from provla.statistics import (
-    Array,
     detectable,
     factorial,
     holm,
@@ -27,114 +24,24 @@ from provla.statistics import (
     mean_interval,
     paired_bootstrap,
     paired_t,
-    rank_correlation,
-    smallest_difference,
-    spread_of_seeds,
-    wilson,
 )
-from provla.study.study import Episode, Run, Study, ceiling, check_paired, missing_seeds
-
-ALPHA = 0.05
-BETTER, WORSE, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN = (
-    "better",
-    "worse",
-    "no difference found",
-    "not resolvable",
-    "no result",
+from provla.study.findings import (
+    ALPHA,
+    BETTER,
+    COSTS,
+    NO_DIFFERENCE,
+    NOT_RESOLVABLE,
+    UNKNOWN,
+    WORSE,
+    Arm,
+    Comparison,
+    Rate,
+    Verdict,
+    is_rate,
+    outcomes_of,
 )
-COSTS = {
-    "trainable": "trainable parameters",
-    "total": "parameters",
-    "flops_per_sample": "FLOPs per sample",
-    "train_seconds": "train seconds",
-    "ms_per_chunk": "ms per chunk",
-    "peak_memory_mb": "peak memory [MB]",
-    "peak_gpu_memory_mb": "peak GPU memory [MB]",
-}
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A success rate over all episodes of all seeds, with its Wilson interval."""
-
-    successes: int
-    episodes: int
-
-    @property
-    def rate(self) -> float:
-        return self.successes / self.episodes if self.episodes else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.successes, self.episodes)
-
-
-@dataclass
-class Comparison:
-    """An arm against the baseline, on the seeds that both completed; differences are arm − baseline, in the objective's
-    units.
-
-    wins, losses: pairs of episodes that only the arm, only the baseline, succeeded in. resolvable: the smallest true
-    difference that this comparison finds with 80 % power under Holm's correction.
-    """
-
-    seeds: list[int]
-    difference: float
-    low: float
-    high: float
-    p: float
-    resolvable: float
-    wins: int | None = None
-    losses: int | None = None
-    p_holm: float = math.nan
-    word: str = UNKNOWN
-
-
-@dataclass
-class Arm:
-    """One row of the verdict. mean, low, high: the objective over seeds, with its interval by Student's t."""
-
-    name: str
-    seeds: list[int]
-    mean: float
-    low: float
-    high: float
-    states: Counter[str]
-    success: Rate
-    tasks: dict[str, Rate]
-    costs: dict[str, float]
-    comparison: Comparison | None = None
-
-
-@dataclass
-class Verdict:
-    """effects: of a factorial grid, per axis and pair of axes. problems: what is wrong with the study. notes: what a
-    reader should know.
-    """
-
-    study: Study
-    margin: float
-    arms: list[Arm]
-    effects: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def higher_is_better(self) -> bool:
-        return is_rate(self.study.metric)
-
-    @property
-    def baseline(self) -> Arm | None:
-        return next((arm for arm in self.arms if arm.name == self.study.sweep.baseline), None)
-
-    @property
-    def compared(self) -> list[tuple[Arm, Comparison]]:
-        return [(arm, arm.comparison) for arm in self.arms if arm.comparison]
-
-
-def is_rate(metric: str) -> bool:
-    """Whether a metric is a success rate (higher is better); the others are errors (lower is better)."""
-    return metric.startswith("success_rate")
+from provla.study.study import Episode, Run, Study, check_paired, missing_seeds
+from provla.study.words import explain, reason_of
 
 
 def judge(study: Study, margin: float) -> Verdict:
@@ -151,7 +58,7 @@ def judge(study: Study, margin: float) -> Verdict:
         _compare(verdict)
         _factorial(verdict)
     _look_for_problems(verdict)
-    _explain(verdict)
+    explain(verdict)
     return verdict
 
 
@@ -193,15 +100,6 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
         if values:
             found[key] = float(np.mean(values))
     return found
-
-
-def outcomes_of(study: Study, runs: Sequence[Run]) -> tuple[Array, list[Episode]]:
-    """Successes (S,E) of the runs on the episodes that the objective counts, and those episodes, by task and episode
-    seed.
-    """
-    task = study.metric.partition("/")[2]
-    episodes = sorted(episode for episode in runs[0].episodes if not task or episode[0] == task)
-    return np.array([[run.episodes[episode] for episode in episodes] for run in runs], dtype=float), episodes
 
 
 def _compare(verdict: Verdict) -> None:
@@ -326,101 +224,3 @@ def _machine(run: Run) -> str:
     """What the machine of a run is, as far as it can change a result; empty where the run does not say."""
     found = run.result.get("machine")
     return ", ".join(f"{key} {value}" for key, value in sorted(found.items())) if isinstance(found, dict) else ""
-
-
-def reason_of(run: Run) -> str:
-    """Why a run has no result: the last line of its error."""
-    if run.problem:
-        return run.problem
-    lines = str(run.result.get("error") or run.result.get("stopped") or "").strip().splitlines()
-    return lines[-1] if lines and run.status != "completed" else ""
-
-
-def _explain(verdict: Verdict) -> None:
-    study, say = verdict.study, verdict.notes.append
-    done = study.completed
-    if not done:
-        say("No run is completed yet, so there is nothing to judge.")
-        return
-    kept = {str(run.result.get("judged", "latest")) for run in done}
-    steps = sorted({int(run.result["train_steps"]) for run in done if "train_steps" in run.result})
-    which = {
-        "latest": "the averaged weights at the end of training",
-        "best": "the averaged weights of the best validation",
-    }
-    say(
-        f"Judged: {' and '.join(which.get(one, one) for one in sorted(kept))}"
-        + (f" (step {steps[0]:,}{f' to {steps[-1]:,}' if len(steps) > 1 else ''})" if steps else "")
-        + (
-            ", a choice made on held-out demonstrations."
-            if "best" in kept
-            else ", a choice made before training; no episode that is reported here took part in it."
-        )
-        + (" The reported episodes start from states that no demonstration contains." if study.simulated else "")
-    )
-    if shared := [run for run in done if run.weights != run.job.folder]:
-        say(
-            f"{len(shared)} of {len(done)} runs took their weights from another run's training, from which theirs "
-            "differs in nothing that training reads; trainings behind these runs: "
-            f"{len({run.weights for run in done})}. Train seconds are those of the training, wherever it was done."
-        )
-    if study.simulated:
-        episodes, seeds = len(outcomes_of(study, done[:1])[1]), len({run.job.seed for run in done})
-        say(f"Every run met the same {episodes} episodes; {seeds} training seed{'s' * (seeds > 1)}.")
-        baseline = verdict.baseline
-        if study.sweep.kind == "grid" and baseline and len(verdict.arms) > 1 and math.isfinite(baseline.mean):
-            spread = spread_of_seeds(
-                [run.value for run in study.of(baseline.name) if run.status == "completed"], episodes
-            )
-            comparisons = max(1, len(verdict.arms) - 1)
-            resolved = 100 * smallest_difference(seeds, episodes, baseline.mean, spread, comparisons)
-            say(
-                f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} "
-                f"% resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
-            )
-            if warning := ceiling(baseline.mean):
-                say(warning)
-            say(
-                "The paired interval resamples seeds and episodes, both; McNemar's test takes each pair of episodes "
-                "as a draw of its own. A verdict of better or worse needs both. With few seeds, the resampled "
-                "interval is somewhat too narrow."
-            )
-    elif study.sweep.kind == "grid":
-        say("No closed-loop episodes stand behind this objective; arms are paired on seeds, by Student's t.")
-    if study.sweep.kind == "search":
-        say(
-            "Trials are compared on one run each: the best of many is partly luck. Confirm it against a baseline over "
-            "several seeds before believing its value."
-        )
-    offline = [run for run in done if run.episodes and "trajectory_mse" in run.result.get("metrics", {})]
-    if study.simulated and len(offline) > 2:
-        rank = rank_correlation(
-            [run.result["metrics"]["trajectory_mse"] for run in offline], [run.value for run in offline]
-        )
-        if math.isfinite(rank):
-            say(
-                f"Held-out trajectory MSE and success correlate with {rank:+.2f} over the runs (Spearman; −1 would "
-                "make it a perfect stand-in)."
-            )
-
-
-def sentence(arm: Arm, found: Comparison, baseline: str, percent: bool) -> str:
-    """One arm's verdict in words."""
-    difference = f"{100 * found.difference:+.0f} points" if percent else f"{found.difference:+.3g}"
-    interval = (
-        f"{100 * found.low:+.0f} to {100 * found.high:+.0f}" if percent else f"{found.low:+.3g} to {found.high:+.3g}"
-    )
-    seen = f"{math.ceil(100 * found.resolvable - 1e-9)} points" if percent else f"{found.resolvable:.3g}"
-    measured = (
-        f"{difference} (95 % interval {interval}, Holm p "
-        f"{'< 0.001' if found.p_holm < 0.001 else f'{found.p_holm:.3f}'})"
-        if math.isfinite(found.p_holm)
-        else f"{difference} (one seed: no interval)"
-    )
-    if found.word in (BETTER, WORSE):
-        return f"{arm.name} is {found.word} than {baseline}: {measured}"
-    if found.word == NO_DIFFERENCE:
-        return f"{arm.name}: no difference from {baseline} found: {measured}; {seen} would have been seen"
-    if len(found.seeds) < 2:
-        return f"{arm.name}: not resolvable: {measured}; one seed says nothing of what another training would give"
-    return f"{arm.name}: not resolvable: {measured}; the design sees differences of {seen} or more"
