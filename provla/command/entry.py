@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,97 +48,116 @@ def command(
     stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
     the task checks them.
     """
+    return lambda task: Command(name, task, tuple(lists), tuple(paths), studies, tuple(free))
 
-    def decorate(task: Task) -> Callable[[], None]:
-        failures: list[int] = []
 
-        def job(config: DictConfig) -> float | None:
-            logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
-            state = HydraConfig.get()
-            alone = state.mode is None or state.mode.name != "MULTIRUN"
-            try:
-                check_literal(OmegaConf.to_container(config))
-                written: Any = OmegaConf.to_container(config, resolve=False)
-                check_read(written, state.overrides.task, str(state.runtime.choices.get("policy")))
-                resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-                assert isinstance(resolved, dict)
-                choices = {
-                    group: option
-                    for group, option in state.runtime.choices.items()
-                    if isinstance(option, str) and not group.startswith("hydra")
-                }
-                composed = {str(key): value for key, value in resolved.items()}
-                folder = Path(state.runtime.output_dir)
-                _keep(folder, config, state)
-                with signals.working():
-                    return (
-                        task(composed, folder, choices) if alone else _in_place(task, composed, folder, choices, state)
-                    )
-            except Interrupted:
-                if not signals.is_worker():
-                    raise
-                return float(
-                    "nan"
-                )  # raised in a launcher's process it would end the siblings; the sweep has had the signal itself
-            except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
-                # Caught here, because Hydra would print the overrides and a traceback around it.
-                composing = isinstance(error, OmegaConfBaseException | HydraException)
-                message = explain(error, name) if composing else str(in_words(error))
-                complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
-                if alone or not studies:  # a study's sweeper knows which of its jobs count as failed
-                    failures.append(1 if not alone else 2 if composing else exit_code(error))
-                return float("nan")
+@dataclass
+class Command:
+    """See `command`. failures: exit codes of what has failed so far."""
 
-        def main() -> None:
-            with signals.listening():
-                run()
+    name: str
+    task: Task
+    lists: Sequence[str]
+    paths: Sequence[str]
+    studies: bool
+    free: Sequence[str]
+    failures: list[int] = field(default_factory=list)
 
-        def run() -> None:
-            failures.clear()
-            if {"--help", "-h"} & set(sys.argv[1:]):
-                print(command_help(name, sys.modules[task.__module__].__doc__ or name, ROOT, sys.argv[1:]))
-                sys.exit(0)
-            refuse_several_processes()
-            sys.argv[1:] = [_plain(argument, lists, paths, free) for argument in sys.argv[1:]]
-            os.environ.setdefault("PROVLA_ROOT", str(ROOT))
-            OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
-            OmegaConf.register_new_resolver("places", _places, replace=True)
-            OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
-            if studies:
-                register()
-            _read_env_file()
-            try:
-                _check(sys.argv[1:])
-                with _shown():
-                    hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=name)(job)()
-            except (HydraException, OmegaConfBaseException, YAMLError) as error:
-                complain(explain(error, name))
-                sys.exit(2)
-            except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
-                complain(str(in_words(error)))
-                sys.exit(exit_code(error))
-            except (Interrupted, KeyboardInterrupt) as error:
-                folder = "study= or hydra.sweep.dir= of a sweep, else hydra.run.dir="
-                way = f"the same command with the same folder ({folder}) goes on from here"
-                complain(f"{str(error) or 'interrupted'}; {way}")
-                sys.exit(getattr(error, "exit_code", 130))
-            except Exception as error:
-                if isinstance(error, RecursionError) and any(
-                    step.name == "_create_defaults_tree_impl" for step in traceback.extract_tb(error.__traceback__)
-                ):
-                    complain(
-                        "the defaults lists of the configuration files go round in a circle: an option names itself, "
-                        "or one that names it"
-                    )
-                    sys.exit(2)
-                print(hide(traceback.format_exc()), file=sys.stderr)
-                sys.exit(1)
-            sys.exit(failures[0] if failures else 0)
+    def __call__(self) -> None:
+        with signals.listening():
+            self._run()
 
-        return main
+    def _run(self) -> None:
+        self.failures.clear()
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(command_help(self.name, sys.modules[self.task.__module__].__doc__ or self.name, ROOT, sys.argv[1:]))
+            sys.exit(0)
+        refuse_several_processes()
+        sys.argv[1:] = [_plain(argument, self.lists, self.paths, self.free) for argument in sys.argv[1:]]
+        _prepare(self.studies)
+        with _explained(self.name):
+            _check(sys.argv[1:])
+            with _shown():
+                hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=self.name)(self._job)()
+        sys.exit(self.failures[0] if self.failures else 0)
 
-    return decorate
+    def _job(self, config: DictConfig) -> float | None:
+        logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
+        state = HydraConfig.get()
+        alone = state.mode is None or state.mode.name != "MULTIRUN"
+        try:
+            composed, choices = _resolve(config, state)
+            folder = Path(state.runtime.output_dir)
+            _keep(folder, config, state)
+            with signals.working():
+                if alone:
+                    return self.task(composed, folder, choices)
+                return _in_place(self.task, composed, folder, choices, state)
+        except Interrupted:
+            if not signals.is_worker():
+                raise
+            # Raised in a launcher's process it would end the siblings; the sweep has had the signal itself.
+            return float("nan")
+        except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
+            # Caught here, because Hydra would print the overrides and a traceback around it.
+            composing = isinstance(error, OmegaConfBaseException | HydraException)
+            message = explain(error, self.name) if composing else str(in_words(error))
+            complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
+            if alone or not self.studies:  # a study's sweeper knows which of its jobs count as failed
+                self.failures.append(1 if not alone else 2 if composing else exit_code(error))
+            return float("nan")
+
+
+def _prepare(studies: bool) -> None:
+    """What the configuration files refer to, for this process."""
+    os.environ.setdefault("PROVLA_ROOT", str(ROOT))
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    OmegaConf.register_new_resolver("places", _places, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", lambda study, now: study or f"sweep-{now}", replace=True)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
+    if studies:
+        register()
+    _read_env_file()
+
+
+def _resolve(config: DictConfig, state: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """A job's configuration as plain values, and the options chosen; `ValueError` for what may not stand in it."""
+    check_literal(OmegaConf.to_container(config))
+    written: Any = OmegaConf.to_container(config, resolve=False)
+    options = state.runtime.choices
+    check_read(written, state.overrides.task, str(options.get("policy")))
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    chosen = {key: value for key, value in options.items() if isinstance(value, str) and not key.startswith("hydra")}
+    return {str(key): value for key, value in resolved.items()}, chosen
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever ends a command says so in a sentence, and with its exit code."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        complain(explain(error, name))
+        sys.exit(2)
+    except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
+        complain(str(in_words(error)))
+        sys.exit(exit_code(error))
+    except (Interrupted, KeyboardInterrupt) as error:
+        folder = "study= or hydra.sweep.dir= of a sweep, else hydra.run.dir="
+        way = f"the same command with the same folder ({folder}) goes on from here"
+        complain(f"{str(error) or 'interrupted'}; {way}")
+        sys.exit(getattr(error, "exit_code", 130))
+    except Exception as error:
+        steps = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, RecursionError) and any(step.name == "_create_defaults_tree_impl" for step in steps):
+            complain(
+                "the defaults lists of the configuration files go round in a circle: an option names itself, or one "
+                "that names it"
+            )
+            sys.exit(2)
+        print(hide(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
 
 
 def _check(arguments: Sequence[str]) -> None:

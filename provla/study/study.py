@@ -223,6 +223,28 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
                 f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × "
                 f"{episodes} episodes (80 % power)"
             )
+    _announce_time(sweep, folder, done)
+    if not episodes or (sweep.kind == "search" and pilot is None):
+        return
+    rates = _pilot_rates(sweep, folder) if pilot is None else [_pilot_rate(pilot)]
+    if not rates:
+        console.print(
+            "no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from "
+            f"{sweep.baseline or 'it'}"
+        )
+        return
+    rate, seeds = float(np.mean(rates)), max(1, len({job.seed for job in sweep.jobs}))
+    console.print(f"pilot: success {100 * rate:.0f} % in {len(rates)} run{'s' * (len(rates) > 1)}")
+    console.print(
+        resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes))
+        + " at that rate"
+    )
+    if warning := ceiling(rate):
+        console.print(f"[bold]{escape(warning)}[/bold]")
+
+
+def _announce_time(sweep: Sweep, folder: Path, done: Sequence[Mapping[str, Any]]) -> None:
+    """What is left takes how long, and which limit suits jobs that hang."""
     seconds = [result["wall_seconds"] for result in done if "wall_seconds" in result]
     if seconds and len(done) < len(sweep.jobs):
         left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
@@ -239,31 +261,16 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
             f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run "
             "took"
         )
-    if not episodes or (sweep.kind == "search" and pilot is None):
-        return
-    if pilot is not None:
-        rates = [_pilot_rate(pilot)]
-    else:
-        here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
-        rates = [
-            result["success"]["success_rate"]["rate"]
-            for result in here
-            if result["status"] == "completed" and result.get("success")
-        ]
-    if not rates:
-        console.print(
-            "no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from "
-            f"{sweep.baseline or 'it'}"
-        )
-        return
-    rate, seeds = float(np.mean(rates)), max(1, len({job.seed for job in sweep.jobs}))
-    console.print(f"pilot: success {100 * rate:.0f} % in {len(rates)} run{'s' * (len(rates) > 1)}")
-    console.print(
-        resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes))
-        + " at that rate"
-    )
-    if warning := ceiling(rate):
-        console.print(f"[bold]{escape(warning)}[/bold]")
+
+
+def _pilot_rates(sweep: Sweep, folder: Path) -> list[float]:
+    """Success of the baseline's runs that are there already."""
+    here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
+    return [
+        result["success"]["success_rate"]["rate"]
+        for result in here
+        if result["status"] == "completed" and result.get("success")
+    ]
 
 
 def _pilot_rate(folder: Path) -> float:

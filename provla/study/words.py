@@ -22,11 +22,34 @@ def reason_of(run: Run) -> str:
 
 
 def explain(verdict: Verdict) -> None:
+    """Notes on what was judged, by what, and how far that reaches."""
     study, say = verdict.study, verdict.notes.append
-    done = study.completed
-    if not done:
+    if not study.completed:
         say("No run is completed yet, so there is nothing to judge.")
         return
+    _explain_weights(verdict)
+    if study.simulated:
+        _explain_episodes(verdict)
+    elif study.sweep.kind == "grid":
+        say("No closed-loop episodes stand behind this objective; arms are paired on seeds, by Student's t.")
+    if study.sweep.kind == "search":
+        say(
+            "Trials are compared on one run each: the best of many is partly luck. Confirm it against a baseline over "
+            "several seeds before believing its value."
+        )
+    offline = [run for run in study.completed if run.episodes and "trajectory_mse" in run.result.get("metrics", {})]
+    if study.simulated and len(offline) > 2:
+        errors = [run.result["metrics"]["trajectory_mse"] for run in offline]
+        rank = rank_correlation(errors, [run.value for run in offline])
+        if math.isfinite(rank):
+            say(
+                f"Held-out trajectory MSE and success correlate with {rank:+.2f} over the runs (Spearman; −1 would "
+                "make it a perfect stand-in)."
+            )
+
+
+def _explain_weights(verdict: Verdict) -> None:
+    study, say, done = verdict.study, verdict.notes.append, verdict.study.completed
     kept = {str(run.result.get("judged", "latest")) for run in done}
     steps = sorted({int(run.result["train_steps"]) for run in done if "train_steps" in run.result})
     which = {
@@ -49,44 +72,28 @@ def explain(verdict: Verdict) -> None:
             "differs in nothing that training reads; trainings behind these runs: "
             f"{len({run.weights for run in done})}. Train seconds are those of the training, wherever it was done."
         )
-    if study.simulated:
-        episodes, seeds = len(outcomes_of(study, done[:1])[1]), len({run.job.seed for run in done})
-        say(f"Every run met the same {episodes} episodes; {seeds} training seed{'s' * (seeds > 1)}.")
-        baseline = verdict.baseline
-        if study.sweep.kind == "grid" and baseline and len(verdict.arms) > 1 and math.isfinite(baseline.mean):
-            spread = spread_of_seeds(
-                [run.value for run in study.of(baseline.name) if run.status == "completed"], episodes
-            )
-            comparisons = max(1, len(verdict.arms) - 1)
-            resolved = 100 * smallest_difference(seeds, episodes, baseline.mean, spread, comparisons)
-            say(
-                f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} "
-                f"% resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
-            )
-            if warning := ceiling(baseline.mean):
-                say(warning)
-            say(
-                "The paired interval resamples seeds and episodes, both; McNemar's test takes each pair of episodes "
-                "as a draw of its own. A verdict of better or worse needs both. With few seeds, the resampled "
-                "interval is somewhat too narrow."
-            )
-    elif study.sweep.kind == "grid":
-        say("No closed-loop episodes stand behind this objective; arms are paired on seeds, by Student's t.")
-    if study.sweep.kind == "search":
+
+
+def _explain_episodes(verdict: Verdict) -> None:
+    study, say, done = verdict.study, verdict.notes.append, verdict.study.completed
+    episodes, seeds = len(outcomes_of(study, done[:1])[1]), len({run.job.seed for run in done})
+    say(f"Every run met the same {episodes} episodes; {seeds} training seed{'s' * (seeds > 1)}.")
+    baseline = verdict.baseline
+    if study.sweep.kind == "grid" and baseline and len(verdict.arms) > 1 and math.isfinite(baseline.mean):
+        spread = spread_of_seeds([run.value for run in study.of(baseline.name) if run.status == "completed"], episodes)
+        comparisons = max(1, len(verdict.arms) - 1)
+        resolved = 100 * smallest_difference(seeds, episodes, baseline.mean, spread, comparisons)
         say(
-            "Trials are compared on one run each: the best of many is partly luck. Confirm it against a baseline over "
-            "several seeds before believing its value."
+            f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} "
+            f"% resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
         )
-    offline = [run for run in done if run.episodes and "trajectory_mse" in run.result.get("metrics", {})]
-    if study.simulated and len(offline) > 2:
-        rank = rank_correlation(
-            [run.result["metrics"]["trajectory_mse"] for run in offline], [run.value for run in offline]
+        if warning := ceiling(baseline.mean):
+            say(warning)
+        say(
+            "The paired interval resamples seeds and episodes, both; McNemar's test takes each pair of episodes "
+            "as a draw of its own. A verdict of better or worse needs both. With few seeds, the resampled "
+            "interval is somewhat too narrow."
         )
-        if math.isfinite(rank):
-            say(
-                f"Held-out trajectory MSE and success correlate with {rank:+.2f} over the runs (Spearman; −1 would "
-                "make it a perfect stand-in)."
-            )
 
 
 def sentence(arm: Arm, found: Comparison, baseline: str, percent: bool) -> str:
