@@ -13,7 +13,7 @@ from torch import Tensor
 from provla.core.build import build
 from provla.core.machine import environment, machine, reproducible
 from provla.core.types import Batch, Spec, fake_batch
-from provla.trainer.loop import seed_everything
+from provla.trainer.fit import seed_everything
 
 CPU = torch.device("cpu")
 # As the default data set has it, three sentences being enough: their gradients are sums over the samples that share

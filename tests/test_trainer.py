@@ -20,7 +20,8 @@ from provla.dataset.sampler import Sampler
 from provla.logger.csv import CsvLogger
 from provla.run.setting import make_spec
 from provla.trainer.checkpoint import Checkpoints
-from provla.trainer.loop import UNLIMITED, Fit, make_accelerator, seed_everything
+from provla.trainer.fit import Fit, make_accelerator, seed_everything
+from provla.trainer.loop import UNLIMITED
 from provla.trainer.options import Trainer
 
 CPU = torch.device("cpu")

@@ -17,8 +17,9 @@ from provla.core.errors import NoSpace
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.progress import console, progress_bars
 from provla.dataset.checksums import signature
-from provla.dataset.format import Camera, Problem
+from provla.dataset.format import Camera
 from provla.dataset.frames import Image, Span, read_spans, thinning
+from provla.dataset.problem import Problem
 
 Frames = NDArray[np.uint8]
 

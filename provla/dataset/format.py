@@ -14,28 +14,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
 NUMBER = re.compile(r"float(16|32|64)|u?int(8|16|32|64)|bool")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with a data set: in which file (relative to it), episode and frame, and what. None: the whole of
-    it.
-    """
-
-    file: str
-    episode: int | None
-    frame: int | None
-    what: str
-
-    def __str__(self) -> str:
-        place = [
-            self.file,
-            *([] if self.episode is None else [f"episode {self.episode}"]),
-            *([] if self.frame is None else [f"frame {self.frame}"]),
-        ]
-        return f"{', '.join(place)}: {self.what}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.dataset.format import Camera, Problem
+from provla.dataset.format import Camera
+from provla.dataset.problem import Problem
 
 Image = NDArray[np.uint8]  # (h,w,3)
 

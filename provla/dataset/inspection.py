@@ -11,8 +11,9 @@ import numpy as np
 from provla.core.files import fingerprint
 from provla.dataset.cache import Frames, frame_cache
 from provla.dataset.checksums import Checksums
-from provla.dataset.format import Camera, Problem
+from provla.dataset.format import Camera
 from provla.dataset.frames import Span
+from provla.dataset.problem import Problem
 from provla.dataset.verify import Contents, compare_pictures
 
 

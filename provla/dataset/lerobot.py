@@ -13,8 +13,9 @@ from provla.core.progress import console
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
 from provla.dataset.demonstrations import Demonstrations
-from provla.dataset.format import Camera, Info, Problem, read_info
+from provla.dataset.format import Camera, Info, read_info
 from provla.dataset.inspection import Inspection, files, report
+from provla.dataset.problem import Problem
 from provla.dataset.verify import read_contents
 
 

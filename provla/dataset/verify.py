@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.dataset.format import Camera, Info, Problem, Table, read_table, read_tasks, read_vector
+from provla.dataset.format import Camera, Info, Table, read_table, read_tasks, read_vector
 from provla.dataset.frames import thinning
+from provla.dataset.problem import Problem
 
 Array = NDArray[Any]
 HUGE = 1e18  # its square overflows float32

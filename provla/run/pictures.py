@@ -11,7 +11,7 @@ import torch
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.run.plots import plot_chunks, plot_losses
-from provla.trainer.loop import Fit
+from provla.trainer.fit import Fit
 
 
 def plot_run(

@@ -41,7 +41,8 @@ from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
 from provla.run.show import announce, run_name, show, tags
 from provla.trainer.checkpoint import Checkpoints
-from provla.trainer.loop import PRUNED, Fit, seed_everything, validate
+from provla.trainer.fit import PRUNED, Fit, seed_everything
+from provla.trainer.loop import validate
 from provla.trainer.options import Trainer
 
 FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps", "bad_batches")  # what a run writes beside its files

@@ -10,7 +10,8 @@ import torch
 from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive
 from provla.dataset.sampler import Sampler
 from provla.trainer.checkpoint import Checkpoints
-from provla.trainer.loop import UNLIMITED, Fit, LogRow, Loop, Prune
+from provla.trainer.fit import Fit
+from provla.trainer.loop import UNLIMITED, LogRow, Loop, Prune
 
 
 class Trainer:
