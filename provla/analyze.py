@@ -52,19 +52,26 @@ def check(source: Any, name: str) -> None:
     if not found.problems and not found.rebuilt:
         console.print("nothing is wrong")
         return
+    _list_problems(found)
+    raise ValueError(
+        f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes"
+    )
+
+
+def _list_problems(found: Any) -> None:
+    from rich.table import Table
+
+    from provla.core.progress import console
+
     table = Table(title="wrong", title_justify="left")
     for column in ("file", "episode", "frame", "what"):
         table.add_column(column, justify="right" if column in ("episode", "frame") else "left", overflow="fold")
     for problem in found.problems:
-        table.add_row(
-            problem.file, *("" if at is None else str(at) for at in (problem.episode, problem.frame)), problem.what
-        )
+        where = ("" if at is None else str(at) for at in (problem.episode, problem.frame))
+        table.add_row(problem.file, *where, problem.what)
     for cache in found.rebuilt:
         table.add_row("frame cache", "", "", f"{cache}; made again")
     console.print(table)
-    raise ValueError(
-        f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes"
-    )
 
 
 @command("analyze")

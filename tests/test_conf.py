@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import replace
 from importlib import import_module
@@ -105,3 +106,12 @@ def test_a_room_exports_what_it_lists() -> None:
             assert getattr(package, name).__module__.startswith(package.__name__)
         with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
             _ = package.Nothing
+
+
+def test_no_file_and_no_function_outgrows_a_reader() -> None:
+    for file in [*(ROOT / "provla").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
+        source = file.read_text()
+        assert source.count("\n") <= 400, file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 50, f"{file}: {node.name}"

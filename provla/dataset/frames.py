@@ -134,13 +134,8 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
                 return
             broken, count = "", 0
             for packet in container.demux(stream):
-                broken = (
-                    ""
-                    if packet.is_keyframe and not packet.is_corrupt
-                    else "it is damaged"
-                    if packet.is_corrupt
-                    else broken
-                )
+                if packet.is_corrupt or packet.is_keyframe:  # up to the next key frame, all hang on what was damaged
+                    broken = "it is damaged" if packet.is_corrupt else ""
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:

@@ -78,19 +78,7 @@ def load_policy(
     cannot be found or is another one, and for a folder that is not what its manifest says.
     """
     _check(folder)
-    try:
-        stored = json.loads((folder / "config.json").read_text())
-        spec = stored["spec"]
-        for key in ("cameras", "image_size", "instructions"):
-            spec[key] = tuple(spec[key])
-        sizes = Spec(**spec)
-        node, wanted = stored["policy"], stored["bases"]
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
+    node, wanted, sizes = _read(folder)
     check_stored({"policy": node}, folder / "config.json", trust)
     _check_no_files(node, folder)
     for key, value in (changes or {}).items():
@@ -109,19 +97,38 @@ def load_policy(
     except ValueError as error:
         if not wanted:
             raise
-        names = ", ".join(
-            f"{path}: {base['name']}" + (f" at {base['revision']}" if base["revision"] else "")
-            for path, base in wanted.items()
-        )
-        raise ValueError(
-            f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: "
-            f"{error}\n"
-            'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> '
-            "on the command line."
-        ) from error
+        raise _without_bases(folder, wanted, error) from error
     check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return policy.eval(), sizes
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec]:
+    """The policy's node, the bases it needs, and its sizes."""
+    try:
+        stored = json.loads((folder / "config.json").read_text())
+        spec = stored["spec"]
+        for key in ("cameras", "image_size", "instructions"):
+            spec[key] = tuple(spec[key])
+        return stored["policy"], stored["bases"], Spec(**spec)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
+
+
+def _without_bases(folder: Path, wanted: Mapping[str, Mapping[str, Any]], error: ValueError) -> ValueError:
+    names = ", ".join(
+        f"{path}: {base['name']}" + (f" at {base['revision']}" if base["revision"] else "")
+        for path, base in wanted.items()
+    )
+    return ValueError(
+        f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
+        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on '
+        "the command line."
+    )
 
 
 def _check(folder: Path) -> None:

@@ -71,23 +71,36 @@ class ProVLA(nn.Module):
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
-        self.quant_report: dict[str, QuantReport] = {}
-        for key, part, node in (("vision", self.vision, vision), ("text", self.text, text)):
-            how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
-            bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
-            exact = (
-                self._probe(key) if bits.bits and node.get("files") is None else None
-            )  # where files are, weights come later
-            report = how.apply(getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device)
-            part.to(device)
-            if exact is not None and report.layers:
-                report.error = float((self._probe(key).to(exact.device) - exact).norm() / exact.norm().clamp(min=1e-12))
-            self.quant_report[key] = report
+        self.quant_report = {
+            key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
+        }
         self.to(device)
         if compile:
             _repeatable_compiler()
             for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
                 network.compile()
+
+    def _adapt(
+        self,
+        key: str,
+        node: Mapping[str, Any],
+        adapter: Mapping[str, Any],
+        quant: Mapping[str, Any],
+        device: torch.device,
+    ) -> QuantReport:
+        """Chooses what of an encoder trains, and quantises the rest."""
+        part = getattr(self, key)
+        how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+        bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+        # Where files are, weights come later.
+        exact = self._probe(key) if bits.bits and node.get("files") is None else None
+        report: QuantReport = how.apply(
+            getattr(part, "adaptable", part), key, getattr(part, "pretrained", False), bits, device
+        )
+        part.to(device)
+        if exact is not None and report.layers:
+            report.error = float((self._probe(key).to(exact.device) - exact).norm() / exact.norm().clamp(min=1e-12))
+        return report
 
     @staticmethod
     def check_parts(given: Mapping[str, Any], where: str) -> None:

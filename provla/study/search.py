@@ -17,6 +17,7 @@ from provla.study.grid import GridSweeper, values_of
 if TYPE_CHECKING:
     from provla.jobs.sweep import Job
 
+MISSES = 100  # points in a row that were there already, after which the space is taken for exhausted
 ELSEWHERE = "give this one a folder of its own (study=<name> or hydra.sweep.dir=<folder>)"
 
 
@@ -55,12 +56,11 @@ class SearchSweeper(GridSweeper):
     def _sweep(self, axes: dict[str, Any]) -> int:
         from rich.markup import escape
 
-        from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
+        from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
         from provla.core.progress import console
         from provla.jobs.sweep import save_sweep
         from provla.pruner import opened
         from provla.study.study import announce
-        from provla.study.trials import STORE
 
         if self.composed.get("arms"):
             raise ValueError("arms are for grids; with hydra/sweeper=optuna, give axes alone")
@@ -72,6 +72,28 @@ class SearchSweeper(GridSweeper):
             raise ValueError(
                 "nothing to search: give at least one axis, such as 'trainer.lr=tag(log, interval(1e-5, 1e-3))'"
             )
+        path, name, direction = self._set_up()
+        self._trusted = self._check_space(space, fixed)
+        with opened(path) as storage:
+            self._search(self._open(storage, name, space, direction), space, fixed)
+            jobs = [job for _, job in self._queue.values()]
+            sweep = self._describe(jobs)
+            sweep.n_trials, sweep.best, sweep.storage = self.n_trials, self._best(storage, name), self._storage
+            save_sweep(self.folder, sweep)
+        announce(sweep, self.folder, None)
+        if best := sweep.best:
+            folder = escape(str(self.folder / best["folder"]))
+            console.print(f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}, in {folder}")
+        console.print(
+            f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}"
+        )
+        return 0 if sweep.best else 1
+
+    def _set_up(self) -> tuple[Path, str, str]:
+        """Makes hydra-optuna-sweeper's machinery. Returns the storage's file, the study's name in it, the direction."""
+        from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+        from provla.study.trials import STORE
+
         options = dict(self.options)
         given = options.pop("storage")
         if given and not str(given).startswith("sqlite:///"):
@@ -79,44 +101,15 @@ class SearchSweeper(GridSweeper):
         path = Path(str(given).removeprefix("sqlite:///")).absolute() if given else self.folder / STORE
         name = options.pop("study_name") or str(self.composed.study or "search")
         direction = self.direction or self._direction()
-        self.impl = OptunaSweeperImpl(
-            direction=direction,
-            storage=None,
-            study_name=name,
-            n_trials=self.n_trials,
-            n_jobs=1,
-            max_failure_rate=1.0,
-            params=None,
-            **options,
-        )
+        fixed = {"storage": None, "n_jobs": 1, "max_failure_rate": 1.0, "params": None}
+        self.impl = OptunaSweeperImpl(direction=direction, study_name=name, n_trials=self.n_trials, **fixed, **options)
         self.impl.config = self.composed
         self._storage = [str(path) if given else STORE, name]  # its own moves with the folder
-        self._trusted = self._check_space(space, fixed)
-        with opened(path) as storage:
-            self._search(storage, name, space, fixed, direction)
-            jobs = [job for _, job in self._queue.values()]
-            sweep = self._describe(jobs)
-            sweep.n_trials, sweep.best, sweep.storage = self.n_trials, self._best(storage, name), self._storage
-            save_sweep(self.folder, sweep)
-        announce(sweep, self.folder, None)
-        if sweep.best:
-            best = sweep.best
-            console.print(
-                f"best: trial {best['trial']}, {best['metric']} {best['value']:.4g}, in "
-                f"{escape(str(self.folder / best['folder']))}"
-            )
-        console.print(
-            f"sweep done: {self._count(jobs)}; importance and pictures: python -m provla.report {self._report_key()}"
-        )
-        return 0 if sweep.best else 1
+        return path, name, direction
 
-    def _search(
-        self, storage: Any, name: str, space: Mapping[str, Any], fixed: Mapping[str, Any], direction: str
-    ) -> None:
+    def _open(self, storage: Any, name: str, space: Mapping[str, Any], direction: str) -> Any:
+        """Optuna's study, new or as it was left."""
         import optuna
-
-        from provla.core.progress import console
-        from provla.study.trials import VOID
 
         sampler = self.impl.sampler
         if not isinstance(sampler, optuna.samplers.BaseSampler):  # hydra/sweeper/sampler=grid
@@ -124,7 +117,7 @@ class SearchSweeper(GridSweeper):
             sampler = sampler(choices)
             self.n_trials = min(self.n_trials, math.prod(map(len, choices.values())))
         try:
-            study = optuna.create_study(
+            return optuna.create_study(
                 study_name=name, storage=storage, sampler=sampler, direction=direction, load_if_exists=True
             )
         except ValueError as error:  # Optuna's own for a direction that differs from the stored one
@@ -132,55 +125,75 @@ class SearchSweeper(GridSweeper):
                 f"hydra.sweeper.direction={direction}: the search in {self.folder} was begun with the other; "
                 f"{ELSEWHERE}"
             ) from error
-        there = study.get_trials(deepcopy=False)
-        self._check_unchanged(there, space)
-        self._queue: dict[int, tuple[Overrides, Job]] = {}
-        seen: dict[str, int] = {}
-        waiting: list[Any] = []
-        for earlier in there:
-            if VOID in earlier.user_attrs:
-                continue
-            overrides = tuple(earlier.user_attrs["overrides"]) if "overrides" in earlier.user_attrs else None
-            if overrides is None and not earlier.state.is_finished():  # killed before it had drawn its values
-                self._void(study, optuna.trial.Trial(study, earlier._trial_id), "nothing drawn")
-            elif overrides is not None:
-                self._check_stored(overrides, fixed)
-                job = self._one(overrides, space, earlier.number)
-                self._check_base(overrides, {*space, *earlier.distributions}, fixed)
-                self._queue[earlier.number], seen[job.config_hash] = (overrides, job), earlier.number
-                if not earlier.state.is_finished():
-                    waiting.append(optuna.trial.Trial(study, earlier._trial_id))
+
+    def _search(self, study: Any, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+        """Runs trials until there are `n_trials`, those of earlier starts among them."""
+        from provla.core.progress import console
+
+        waiting = self._take_up(study, space, fixed)
         if self._queue:
-            sampler.reseed_rng()  # else a seeded sampler would draw its first points again
+            study.sampler.reseed_rng()  # else a seeded sampler would draw its first points again
             console.print(
                 f"{len(self._queue)} of {self.n_trials} trials are in {self.folder} already, {len(waiting)} of them "
                 "interrupted"
             )
         at_once = self.n_jobs or self._at_once()  # a sampler learns nothing from trials that run beside each other
-        misses = 0
-        while waiting or (len(self._queue) < self.n_trials and misses < 100):
+        while True:
             batch, waiting = waiting[:at_once], waiting[at_once:]
-            while len(batch) < at_once and len(self._queue) < self.n_trials and misses < 100:
-                trial = study.ask()
-                (overrides,) = (tuple(one) for one in self.impl._configure_trials([trial], dict(space), dict(fixed)))
-                job = self._one(overrides, space, trial.number)
-                if job.config_hash in seen:  # no point is evaluated twice
-                    self._void(study, trial, f"the point of trial {seen[job.config_hash]}")
-                    misses += 1
-                    continue
-                misses = 0
-                trial.set_user_attr("overrides", list(overrides))
-                trial.set_user_attr("job", job.folder)
-                self._queue[trial.number], seen[job.config_hash] = (overrides, job), trial.number
-                batch.append(trial)
+            batch += self._draw(study, at_once - len(batch), space, fixed)
             if not batch:
                 break
             self._save_progress()
             self.runner.order, self.runner.total = [job.folder for _, job in self._queue.values()], self.n_trials
             self.runner.run([self._queue[trial.number] for trial in batch])
             self._tell(study, batch)
-        if misses >= 100:
+        if len(self._queue) < self.n_trials:
             console.print(f"the space holds no further points than these {len(self._queue)}")
+
+    def _take_up(self, study: Any, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[Any]:
+        """Fills the queue with the trials of earlier starts; returns those that were interrupted."""
+        from optuna.trial import Trial
+
+        from provla.study.trials import VOID
+
+        there = study.get_trials(deepcopy=False)
+        self._check_unchanged(there, space)
+        self._queue: dict[int, tuple[Overrides, Job]] = {}
+        self._seen: dict[str, int] = {}
+        waiting: list[Any] = []
+        for earlier in there:
+            if VOID in earlier.user_attrs:
+                continue
+            overrides = tuple(earlier.user_attrs["overrides"]) if "overrides" in earlier.user_attrs else None
+            if overrides is None and not earlier.state.is_finished():  # killed before it had drawn its values
+                self._void(study, Trial(study, earlier._trial_id), "nothing drawn")
+            elif overrides is not None:
+                self._check_stored(overrides, fixed)
+                job = self._one(overrides, space, earlier.number)
+                self._check_base(overrides, {*space, *earlier.distributions}, fixed)
+                self._queue[earlier.number], self._seen[job.config_hash] = (overrides, job), earlier.number
+                if not earlier.state.is_finished():
+                    waiting.append(Trial(study, earlier._trial_id))
+        return waiting
+
+    def _draw(self, study: Any, count: int, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[Any]:
+        """Up to so many new trials; fewer where there are `n_trials`, or where the space seems to hold no more points."""
+        batch: list[Any] = []
+        misses = 0
+        while len(batch) < count and len(self._queue) < self.n_trials and misses < MISSES:
+            trial = study.ask()
+            (overrides,) = (tuple(one) for one in self.impl._configure_trials([trial], dict(space), dict(fixed)))
+            job = self._one(overrides, space, trial.number)
+            if job.config_hash in self._seen:  # no point is evaluated twice
+                self._void(study, trial, f"the point of trial {self._seen[job.config_hash]}")
+                misses += 1
+                continue
+            misses = 0
+            trial.set_user_attr("overrides", list(overrides))
+            trial.set_user_attr("job", job.folder)
+            self._queue[trial.number], self._seen[job.config_hash] = (overrides, job), trial.number
+            batch.append(trial)
+        return batch
 
     def _void(self, study: Any, trial: Any, reason: str) -> None:
         """Ends a trial that is none: it counts nowhere."""
