@@ -177,7 +177,7 @@ class SearchSweeper(GridSweeper):
         return waiting
 
     def _draw(self, study: Any, count: int, space: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[Any]:
-        """Up to so many new trials; fewer where there are `n_trials`, or where the space seems to hold no more points."""
+        """Up to so many new trials; fewer where there are `n_trials`, or where no more points seem to be there."""
         batch: list[Any] = []
         misses = 0
         while len(batch) < count and len(self._queue) < self.n_trials and misses < MISSES:
