@@ -14,10 +14,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import small
 
-from provla import demonstrations
 from provla.core.build import build
 from provla.core.errors import NoSpace
 from provla.dataset import cache
+from provla.dataset import recording as demonstrations
 from provla.trainer.checkpoint import Checkpoints
 
 ROOTLESS = (0, 0, "not done: needs root, to mount a small disk")

@@ -44,8 +44,8 @@ TINY = [
 # Runs a command and says when its first training step was taken, seconds after the tracker was started.
 TIMED = """
 import sys, time
-from provla import logger
-from provla.trainer.options import loop
+from provla.logger import wandb as logger
+from provla.trainer import loop
 start, step, begun = logger.WandbLogger.start, loop.Loop._step, []
 def started(*arguments, **options):
     begun.append(time.monotonic())
