@@ -42,9 +42,8 @@ def write(root: Path, episodes: int = 3, steps: int = 40, seed: int = 0) -> Path
     )
     rng = np.random.default_rng(seed)
     background = rng.integers(0, 200, (len(CAMERAS), 480, 640, 3), dtype=np.uint8) // 4 * 4
-    background = np.repeat(
-        np.repeat(background[:, ::16, ::16], 16, 1), 16, 2
-    )  # large patches, which video compresses well
+    # Large patches, which video compresses well.
+    background = np.repeat(np.repeat(background[:, ::16, ::16], 16, 1), 16, 2)
     for _ in range(episodes):
         phase = rng.uniform(0, 2 * np.pi, 14)
         for step in range(steps):

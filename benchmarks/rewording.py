@@ -82,9 +82,8 @@ def main() -> None:
             cwd=ROOT,
         )
         if not (said / "result.json").exists():
-            said_of = ",".join(
-                f"{task}: {texts}" for task, texts in WORDINGS.items()
-            )  # Hydra takes no quotes around keys
+            # Hydra takes no quotes around keys.
+            said_of = ",".join(f"{task}: {texts}" for task, texts in WORDINGS.items())
             wordings = f"+env.instructions={{{said_of}}}"
             subprocess.run(
                 [sys.executable, "-m", "provla.evaluate", f"checkpoint={run}", f"hydra.run.dir={said}", wordings],

@@ -75,9 +75,10 @@ class Adapter:
         from peft import LoraConfig, inject_adapter_in_model
 
         options: dict[str, Any] = {"use_dora": self.use_dora, "use_rslora": self.use_rslora, **self.peft}
+        # megatron_… names a module to import.
         unknown = [
             name for name in options if name not in LoraConfig.__dataclass_fields__ or name.startswith("megatron")
-        ]  # which names a module
+        ]
         if unknown:
             raise ValueError(
                 f"adapter.peft.{unknown[0]} is no setting of peft's LoraConfig; it has: "

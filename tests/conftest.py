@@ -156,9 +156,8 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real recording: two tasks, two demonstrations each, by two processes."""
     asked = MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
-    shared = (
-        tmp_path_factory.getbasetemp()
-    )  # the same for all processes of pytest-xdist: the first one records, the others wait
+    # The same for all processes of pytest-xdist: the first one records, the others wait.
+    shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     return record_metaworld(asked, shared / "recordings", workers=2)
 

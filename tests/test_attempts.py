@@ -118,9 +118,8 @@ def test_a_job_has_a_time_limit(tmp_path: Path) -> None:
     with limited(0.01, print):
         pass
     time.sleep(0.7)  # nothing rings after the end
-    train(
-        compose(*FAKE, "trainer.max_steps=1"), tmp_path / "first", {}
-    )  # everything is imported: an import is not to be interrupted
+    # Everything is imported: an import is not to be interrupted.
+    train(compose(*FAKE, "trainer.max_steps=1"), tmp_path / "first", {})
     config = compose(*FAKE, "trainer.max_steps=100000")
     with pytest.raises(ValueError, match="timeout: the job took longer"):
         train(config, tmp_path / "run", {}, minutes=0.02)

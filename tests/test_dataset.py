@@ -345,9 +345,8 @@ def test_chunks_end_at_the_episodes_end() -> None:
     actions, state = torch.from_numpy(data.actions), torch.from_numpy(data.state)
     assert batch.is_pad.tolist() == [[False] * 4, [False, False, True, True], [False, True, True, True]]
     assert torch.equal(batch.actions[0], actions[6:10])
-    assert torch.equal(
-        batch.actions[1], actions[[10, 11, 11, 11]]
-    )  # the last action is repeated, never the next episode's first
+    # The last action is repeated, never the next episode's first.
+    assert torch.equal(batch.actions[1], actions[[10, 11, 11, 11]])
     assert torch.equal(batch.observation.state[0], state[[6, 6, 6]])  # the first observation is repeated
     assert torch.equal(batch.observation.state[1], state[[8, 9, 10]])
     assert torch.equal(batch.observation.images[1, :, 0], torch.from_numpy(data.frames["front"][8:11]))

@@ -84,9 +84,8 @@ def test_the_picture_is_that_of_lerobot() -> None:
     ours.reset(seed=3)
     theirs = Theirs("drawer-open-v3", obs_type="pixels_agent_pos", observation_width=480, observation_height=480)
     observation, _ = theirs.reset(seed=3)
-    np.testing.assert_allclose(
-        observation["agent_pos"], ours.full_state[:4], atol=1e-3
-    )  # theirs looks before the last kinematics
+    # Theirs looks before the last kinematics.
+    np.testing.assert_allclose(observation["agent_pos"], ours.full_state[:4], atol=1e-3)
     picture = cv2.resize(observation["pixels"], (96, 96), interpolation=cv2.INTER_AREA).astype(float)
     mine = ours.images()[0].astype(float)
     error = np.abs(picture - mine).mean()

@@ -36,9 +36,8 @@ def test_a_gauge_sums_what_is_finite_and_knows_the_first_bad_step(scaled: bool) 
     gauge = Gauge(torch.device("cpu"), [0.5, 0.25, 1.0], scaled)
     for step, (loss, norm) in enumerate([(0.1, 1.0), (0.2, math.inf), (0.3, 2.0), (math.nan, 1.0)]):
         gauge.add(step, torch.tensor(loss), torch.tensor(norm))
-        assert gauge.broken() == (
-            None if step < (3 if scaled else 1) else 3 if scaled else 1
-        )  # fp16's scaling sees to its own gradients
+        # fp16's scaling sees to its own gradients.
+        assert gauge.broken() == (None if step < (3 if scaled else 1) else 3 if scaled else 1)
     expected = [0.5 + float(torch.tensor(0.1)) + float(torch.tensor(0.3)), 3.25, 3.0]
     assert gauge.read() == expected
     gauge.forgive()
@@ -65,7 +64,8 @@ def test_a_run_whose_numbers_are_not_finite_has_failed(command: Command, tmp_pat
 def test_an_objective_that_is_nan_is_no_result() -> None:
     with pytest.raises(NotFinite, match="the objective smoothness is nan: this run has no result"):
         objective_of("smoothness", {"smoothness": math.nan})
+    # Neither simulation nor held-out demonstrations.
     assert objective_of("auto", {}) == {
         "name": "train/loss",
         "value": None,
-    }  # neither simulation nor held-out demonstrations
+    }

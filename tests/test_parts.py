@@ -166,9 +166,10 @@ def test_film_follows_its_equation() -> None:
     block, leave = film.blocks[0], film.leave
     features = film.enter(vision.features)
     plain = film.norm((features + block(features)).mean(1))
+    # The identity at the start.
     torch.testing.assert_close(
         film(vision, text, state).features[:, 0], leave(torch.cat([plain, state.flatten(1)], -1))
-    )  # the identity at the start
+    )
     nn.init.normal_(film.modulations[0].weight)  # type: ignore[arg-type]
     gamma, beta = film.modulations[0](text.mean()).chunk(2, -1)
     modulated = film.norm((features + block((1 + gamma[:, None]) * features + beta[:, None])).mean(1))

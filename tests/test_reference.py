@@ -155,9 +155,8 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(
     assert {f"trajectory_mse/{group}" for group in GROUPS} <= set(result["metrics"])
     parts = result["parameters"]["parts"]
     per_layer = 2 * 16 * 32  # rank times what goes in and what comes out of SigLIP's 32 wide layers
-    assert (
-        parts["vision"]["trainable"] == 3 * 2 * per_layer + (2 if cameras else 1) * 32
-    )  # LoRA, and which camera it is
+    # LoRA, and which camera it is.
+    assert parts["vision"]["trainable"] == 3 * 2 * per_layer + (2 if cameras else 1) * 32
     assert all(parts[name]["bytes"] > 0 for name in ("vision", "text", "fusion", "head"))
     if quant != "none":
         assert all(0 < result["quantization"][part]["error"] < 0.25 for part in ("vision", "text"))

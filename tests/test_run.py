@@ -89,12 +89,13 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
     assert [float(r["train/loss"]) > 0 for r in rows if r["train/loss"]] == [True] * 4
     assert {p.name for p in (run / "plots").iterdir()} == {"loss.png", "chunks.png"}
     assert {p.name for p in (run / "videos").iterdir()} == {"drawer-close.mp4", "window-open.mp4"}
+    # text: its tokenizer.
     assert {p.name for p in (run / "policy").iterdir()} == {
         "config.json",
         "manifest.json",
         "weights.safetensors",
         "text",
-    }  # text: its tokenizer
+    }
     assert {p.name for p in (run / "checkpoints").iterdir()} >= {"latest", "best", "step_0000004"}
 
     # Again: the folder already holds the answer.
@@ -308,9 +309,8 @@ def test_job_folders_are_named_by_their_overrides() -> None:
 
     assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
     assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
-    assert (
-        job_folder("fusion=film,pruner.n_startup_jobs=2,seed=0") == "fusion=film,seed=0"
-    )  # a pruner changes no result
+    # A pruner changes no result.
+    assert job_folder("fusion=film,pruner.n_startup_jobs=2,seed=0") == "fusion=film,seed=0"
     long = [job_folder(",".join(f"key{i}=value" for i in range(40)) + f",seed={seed}") for seed in (0, 1)]
     assert long[0] != long[1]
     assert len(long[0]) < 130

@@ -74,9 +74,8 @@ def test_paired_t() -> None:
 
 
 def test_holm_worked_example() -> None:
-    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02]
-    )  # ×3, ×1, ×2, ×4, then never below the one before
+    # ×3, ×1, ×2, ×4, then never below the one before.
+    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     with_gap = s.holm([0.01, math.nan, 0.04])
     assert with_gap[0] == pytest.approx(0.02)
     assert math.isnan(with_gap[1])
@@ -92,9 +91,8 @@ def test_spread_of_seeds_is_what_chance_does_not_explain() -> None:
 def test_the_smallest_difference_is_found_four_times_in_five() -> None:
     size = s.smallest_difference(3, 100)
     assert size == pytest.approx((1.95996 + 0.84162) * math.sqrt(2 * 0.25 / 300), rel=1e-4)
-    assert size == pytest.approx(
-        0.5 * NormalIndPower().solve_power(nobs1=300, alpha=0.05, power=0.8), rel=1e-4
-    )  # statsmodels, in standard deviations
+    # statsmodels, in standard deviations.
+    assert size == pytest.approx(0.5 * NormalIndPower().solve_power(nobs1=300, alpha=0.05, power=0.8), rel=1e-4)
     assert math.ceil(100 * size) == 12  # as the plan says: 3 seeds × 100 episodes resolve 12 points
     rng = np.random.default_rng(0)
     arm, baseline = (rng.binomial(300, rate, 20_000) / 300 for rate in (0.5 + size / 2, 0.5 - size / 2))
@@ -124,14 +122,12 @@ def test_factorial_of_a_balanced_grid_by_hand() -> None:
     assert effects["a × b"]["F"] == pytest.approx(0, abs=1e-9)
     assert effects["a"]["p"] == pytest.approx(stats.f.sf(75, 1, 3))
     assert effects["a"]["eta_squared"] == pytest.approx(200 / 208)
-    assert (
-        s.factorial([row for row in rows if row["seed"] == 0], ["a", "b"]) == []
-    )  # no degrees of freedom for the error
+    # No degrees of freedom for the error.
+    assert s.factorial([row for row in rows if row["seed"] == 0], ["a", "b"]) == []
 
 
 def test_rank_correlation() -> None:
     assert s.rank_correlation([1, 2, 3, 4], [10, 8, 7, 1]) == pytest.approx(-1)
-    assert s.rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(
-        1 - 6 * 2 / (4 * 15)
-    )  # 1 − 6 Σd² / (n (n² − 1))
+    # 1 − 6 Σd² / (n (n² − 1))
+    assert s.rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / (4 * 15))
     assert math.isnan(s.rank_correlation([1, 2], [1, 2]))

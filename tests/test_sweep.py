@@ -540,9 +540,8 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
     assert sum("recorded" in log or "demonstrations" in log for log in logs) >= 1
     assert len(list((tmp_path / "data" / "datasets").glob("[!.]*"))) == 1
     assert len(list(sweep.glob("*/wandb/offline-run-*/*.wandb"))) == 2
-    assert all(
-        sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb")
-    )  # the group, where no study is named
+    # The group, where no study is named.
+    assert all(sweep.name.encode() in file.read_bytes() for file in sweep.glob("*/wandb/offline-run-*/*.wandb"))
 
 
 def test_workers_end_with_their_killed_sweep_and_nothing_is_written_twice(command: Command, tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ BASES = ["vision=siglip_base", "vision.name={b}/siglip", "text=qwen2_5_0_5b", "t
         ["quant=8bit"],
         ["trainer.grad_accumulation=2", "trainer.batch_size=4"],
         ["trainer.precision=bf16"],
+        # Frozen weights are no part of the checkpoint.
         [
             *BASES,
             "trainer=reference",
             "trainer.warmup_steps=5",
             "trainer.grad_accumulation=2",
-        ],  # frozen weights are no part of the checkpoint
+        ],
         [*BASES, "quant=4bit"],
         [*BASES, "quant=8bit", "adapter.use_dora=true"],
     ],
@@ -339,9 +340,8 @@ def test_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
     assert any(not torch.equal(averaged[name], plain[name]) for name in plain)
     stored = Checkpoints(tmp_path / "a").load()
     assert stored is not None
-    assert all(
-        torch.equal(stored[0]["weights"][name], plain[name]) for name in plain
-    )  # the average does not disturb the training
+    # The average does not disturb the training.
+    assert all(torch.equal(stored[0]["weights"][name], plain[name]) for name in plain)
     assert all(torch.equal(averaged[name], value) for name, value in stored[0]["average"].items())
 
 

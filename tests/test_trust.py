@@ -384,9 +384,8 @@ def test_the_tree_loads_no_code() -> None:
     tracked = [f for part in ("provla", "hydra_plugins", "benchmarks", "tests") for f in (ROOT / part).rglob("*.py")]
     assert len(tracked) > 60
     found = [(str(file.relative_to(ROOT)), what) for file in tracked for what in forbidden(file.read_text())]
-    ours = [
-        (file, what) for file, what in found if not (file.startswith("tests/") and "from_pretrained" in what)
-    ]  # those load what they wrote
+    # Those load what they wrote.
+    ours = [(file, what) for file, what in found if not (file.startswith("tests/") and "from_pretrained" in what)]
     assert set(ours) == EXCEPTIONS
 
 

@@ -232,11 +232,12 @@ def lines(count: int, seed: int = SEED) -> list[list[str]]:
     """Random override lines over all groups and keys, each on top of the fake run."""
     draw = random.Random(seed)
     groups, keys = names()
+    # Record, simulate and start a service where nothing is wrong with them.
     slow = {
         "dataset=metaworld",
         "env=metaworld",
         "logger=wandb",
-    }  # record, simulate and start a service where nothing is wrong with them
+    }
     found = []
     while len(found) < count:
         line = list(FAKE)
@@ -261,9 +262,8 @@ def judge(tries: Sequence[tuple[str, Sequence[str]]], place: Path, seconds: floa
     lost, before = 0, Path.cwd()
     os.chdir(place)
     os.environ |= {"PROVLA_DATA": str(place / "data"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    say(
-        [*FAKE, f"hydra.run.dir={place}/first"], seconds=1e9
-    )  # what is imported is imported: no later line is cut off in the middle of that
+    # What is imported is imported: no later line is cut off in the middle of that.
+    say([*FAKE, f"hydra.run.dir={place}/first"], seconds=1e9)
     begun = time.process_time()
     try:
         for number, (label, line) in enumerate(tries):

@@ -153,9 +153,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         )
     check_study(config.get("study"))
     check_values(Root, config, "")
-    missing = [
-        key for key in valid if key not in config and key not in ("rerun", "trust")
-    ]  # which a run of an earlier version does not have
+    # A run of an earlier version has no rerun and no trust.
+    missing = [key for key in valid if key not in config and key not in ("rerun", "trust")]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")
 

@@ -202,9 +202,8 @@ class Worlds:
             ready = set(wait([worker.connection for worker in busy], TICK))
             now = time.monotonic()
             for worker in busy:
-                worker.spent += min(
-                    now - then, 2 * TICK
-                )  # no longer: this process itself may have been stopped meanwhile
+                # No longer than that: this process itself may have been stopped meanwhile.
+                worker.spent += min(now - then, 2 * TICK)
                 call = worker.calls[0]
                 answer: Seen | Fault
                 if worker.connection in ready:

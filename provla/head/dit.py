@@ -27,9 +27,8 @@ class DiTBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor, context: Tokens | None) -> Tensor:
-        parts = (
-            self.modulation(F.silu(condition)).unsqueeze(1).chunk(9 if self.cross is not None else 6, -1)
-        )  # (B, 1, D) each
+        # (B, 1, D) each.
+        parts = self.modulation(F.silu(condition)).unsqueeze(1).chunk(9 if self.cross is not None else 6, -1)
         found = (1 + parts[0]) * self.norm1(x) + parts[1]
         x = x + parts[2] * self.attention(found, found, found, need_weights=False)[0]
         if self.cross is not None and self.norm_cross is not None and context is not None:

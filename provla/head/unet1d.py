@@ -91,9 +91,8 @@ class UNet1d(nn.Module):
     def forward(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor:
         horizon, pooled = actions.shape[1], self.pool(context)
         if self._concat:
-            actions = torch.cat(
-                [actions, pooled.unsqueeze(1).expand(-1, horizon, -1).to(actions.dtype)], -1
-            )  # (B, H, A + context)
+            # (B, H, A + context)
+            actions = torch.cat([actions, pooled.unsqueeze(1).expand(-1, horizon, -1).to(actions.dtype)], -1)
             condition = F.mish(self.time(time))
         else:
             condition = F.mish(torch.cat([self.time(time), pooled], -1))  # (B, time + context)

@@ -49,9 +49,8 @@ class Training:
             ]
             if not found:
                 return
-            sibling, mark = min(
-                found, key=lambda pair: pair[1].get("by") is not None
-            )  # who trained rather than who took over
+            # Who trained rather than who took over.
+            sibling, mark = min(found, key=lambda pair: pair[1].get("by") is not None)
             self._copy(sibling)
             mine = {**mark, "by": mark.get("by") or sibling.name}
             write_json(self._folder / MARK, mine)

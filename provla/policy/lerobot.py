@@ -221,9 +221,8 @@ class LeRobotPolicy(nn.Module):
         state = self.state_norm(observation.state)
         last = self._kind == "act"
         found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
-        found["observation.images"] = (
-            [found[key] for key in self._keys] if last else pixels
-        )  # as their `forward` puts them together
+        # As their `forward` puts them together.
+        found["observation.images"] = [found[key] for key in self._keys] if last else pixels
         found["observation.state"] = state[:, -1] if last else state
         if self._kind == "multi_task_dit":
             words = self._tokenizer(

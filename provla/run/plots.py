@@ -108,10 +108,8 @@ def plot_chunks(
                 if r == 0:
                     axes.set_title(joint, fontsize=8)
                 axes.tick_params(labelsize=6)
-                low, high = (
-                    actions[..., j].min(),
-                    actions[..., j].max(),
-                )  # one scale per joint: a wiggle of a thousandth is none
+                # One scale per joint: a wiggle of a thousandth is none.
+                low, high = actions[..., j].min(), actions[..., j].max()
                 axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
         grid[0, -1].plot([], [], color=BLUE, label="predicted")
         grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")

@@ -98,9 +98,8 @@ def _run(
         with limited(minutes, fail), telling(lambda: attempts.forgive(folder)):
             result = _train(config, folder, choices, device, training)
     except BaseException as error:
-        status = (
-            "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"
-        )  # submitit exits to requeue
+        # SystemExit: submitit requeues by it.
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"
         fail(hide(traceback.format_exc()), status)
         if isinstance(error, TimedOut):
             console.print(f"{error}: {folder.name}")

@@ -24,9 +24,8 @@ GREEN, RED = "#2e8b57", "#c23b3b"
 Curves = dict[str, list[list[tuple[int, float]]]]
 
 
-Scale = tuple[
-    str, list[str], Callable[[Trial], Any]
-]  # linear or log; the names of options, if it has any; where a trial lies
+# Linear or log; the names of options, if it has any; where a trial lies.
+Scale = tuple[str, list[str], Callable[[Trial], Any]]
 
 
 def forest(verdict: Verdict, path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 They add to Hydra's own what section 4 of a run's contract asks: every job is composed before the first one starts, from
 a copy of the configuration files; what is done is not done again; a failed job is tried once more; and a lock keeps a
-second sweep out. Hydra imports these modules at every start, so everything heavy is imported where it is used.
+second sweep out.
 """
 
 from __future__ import annotations

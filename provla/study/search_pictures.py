@@ -73,9 +73,8 @@ def slices(trials: Sequence[Trial], metric: str, path: Path) -> Path | None:
         for axes, key in zip(row[0], keys, strict=True):
             scale = _scale(trials, key)
             x = scale[2]
-            drawn = [
-                trial for trial in done if key in trial.params
-            ]  # a search that was begun without this axis has others
+            # A search that was begun without this axis has others.
+            drawn = [trial for trial in done if key in trial.params]
             turns = {"c": [t.number for t in drawn], "vmin": done[0].number, "vmax": done[-1].number}
             shown = axes.scatter([x(t) for t in drawn], [t.value for t in drawn], cmap="viridis", s=28, **turns)
             _crosses(axes, [x(t) for t in trials if t.state == "pruned" and key in t.params], "pruned", GREY)

@@ -41,9 +41,8 @@ def _metrics(predicted: Tensor, actions: Tensor, is_pad: Tensor) -> dict[str, fl
     error = predicted.double() - actions.double()  # (N, H, A)
     last = (~is_pad).sum(1).clamp(min=1) - 1  # (N,)
     first, endpoint = error[:, 0], error[torch.arange(len(error)), last]
-    bend = predicted.double().diff(dim=1, n=2)[
-        ~is_pad[:, 2:]
-    ]  # (M, A): a second difference counts where its last step does
+    # (M, A): a second difference counts where its last step does.
+    bend = predicted.double().diff(dim=1, n=2)[~is_pad[:, 2:]]
     return {
         "first_step_error": first.norm(dim=-1).mean().item(),
         "first_step_mae": first.abs().mean().item(),

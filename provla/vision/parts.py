@@ -86,11 +86,12 @@ class Pixels(nn.Module):
         self.size = (int(size[0]), int(size[1])) if size is not None else (int(edge[0]), int(edge[1]))
         from torchvision.transforms.v2 import InterpolationMode, functional
 
+        # PIL's numbers.
         modes = {
             0: InterpolationMode.NEAREST,
             2: InterpolationMode.BILINEAR,
             3: InterpolationMode.BICUBIC,
-        }  # PIL's numbers
+        }
         self._resize = functools.partial(
             functional.resize, size=list(self.size), interpolation=modes[int(processor.resample)], antialias=True
         )
