@@ -15,25 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SMALL = [
-    "dataset=fake",
-    "env=none",
-    "logger=csv",
-    "vision.channels=[8,16]",
-    "vision.width=16",
-    "vision.num_keypoints=8",
-    "fusion.width=16",
-    "head.channels=[16,32]",
-    "head.time_width=16",
-    "horizon=8",
-    "n_action_steps=4",
-    "trainer.batch_size=8",
-    "trainer.max_steps=4",
-    "trainer.val_every=2",
-    "trainer.val_samples=8",
-    "trainer.log_every=1",
-    "device=cpu",
-]
+from tiny import TINY
+
+SMALL = [*TINY, "env=none", "logger=csv", "trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1"]
 BARE = [one for one in SMALL if not one.startswith("head")]
 ACT = ["policy=act", "policy.options.dim_model=32", "policy.options.n_heads=2", "policy.options.dim_feedforward=32"]
 RECORDED = [

@@ -24,27 +24,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
 
+sys.path.append(str(ROOT / "benchmarks"))
+from tiny import TINY  # noqa: E402
+
 from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
 from provla.dataset.recording import MetaworldRecording, record_metaworld  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
-    "dataset=fake",
+    *TINY,
     "logger=none",
-    "vision.channels=[8,16]",
-    "vision.width=16",
-    "vision.num_keypoints=8",
-    "fusion.width=16",
-    "head.channels=[16,32]",
-    "head.time_width=16",
-    "horizon=8",
-    "n_action_steps=4",
-    "trainer.batch_size=8",
     "trainer.max_steps=4",
     "trainer.val_every=2",
-    "trainer.val_samples=8",
     "trainer.log_every=1",
-    "device=cpu",
     "threads=1",
 ]
 

@@ -15,32 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from servers import Broken, Wandb, closed, serving, silent  # noqa: E402
+from tiny import TINY  # noqa: E402
 
-TINY = [
-    *(
-        "dataset=fake",
-        "env=none",
-        "device=cpu",
-        "logger=wandb",
-        "logger.mode=online",
-        "vision.channels=[8,16]",
-        "vision.width=16",
-        "vision.num_keypoints=8",
-    ),
-    *(
-        "fusion.width=16",
-        "head.channels=[16,32]",
-        "head.time_width=16",
-        "horizon=8",
-        "n_action_steps=4",
-        "trainer.batch_size=8",
-        "trainer.log_every=1",
-    ),
-    *("trainer.val_every=10", "trainer.val_samples=8"),
-]
+ONLINE = [*TINY, "env=none", "logger=wandb", "logger.mode=online", "trainer.log_every=1", "trainer.val_every=10"]
 # Runs a command and says when its first training step was taken, seconds after the tracker was started.
 TIMED = """
 import sys, time
@@ -71,7 +51,7 @@ def command(folder: Path, url: str, steps: int) -> subprocess.Popen[str]:
         "WANDB_DATA_DIR": str(folder / "wandb_data"),
     }
     environment["PYTHONPATH"] = str(ROOT)
-    asked = [*TINY, f"trainer.max_steps={steps}", f"hydra.run.dir={folder / 'run'}"]
+    asked = [*ONLINE, f"trainer.max_steps={steps}", f"hydra.run.dir={folder / 'run'}"]
     return subprocess.Popen(
         [sys.executable, "-c", TIMED, *asked],
         env=environment,

@@ -18,30 +18,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+from tiny import TINY  # noqa: E402
+
 os.environ.setdefault("PROVLA_ROOT", str(ROOT))
 SEED = 0
 # A run of a second, for lines that turn out to be right.
-FAKE = [
-    "dataset=fake",
-    "logger=none",
-    "device=cpu",
-    *(
-        "vision.channels=[8,16]",
-        "vision.width=16",
-        "vision.num_keypoints=8",
-        "fusion.width=16",
-        "head.channels=[16,32]",
-        "head.time_width=16",
-    ),
-    *(
-        "horizon=8",
-        "n_action_steps=4",
-        "trainer.batch_size=8",
-        "trainer.val_every=2",
-        "trainer.val_samples=8",
-        "trainer.max_steps=1",
-    ),
-]
+FAKE = [*TINY, "logger=none", "trainer.val_every=2", "trainer.max_steps=1"]
 # What people write, and worse.
 VALUES = [
     *("abc", "''", "' '", "ünï", "'a b'", "a/b", "'../x'", "null", "true", "false", "'3'", "???", "auto", "none"),

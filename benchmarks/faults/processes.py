@@ -27,24 +27,10 @@ import provla.run.plots
 import provla.run.train
 import provla.train
 
-# A policy that trains in seconds and has all the parts of the default one.
-SMALL = [
-    "dataset=fake",
-    "env=none",
-    "logger=csv",
-    "vision.channels=[8,16]",
-    "vision.width=16",
-    "vision.num_keypoints=8",
-    "fusion.width=16",
-    "head.channels=[16,32]",
-    "head.time_width=16",
-    "horizon=8",
-    "n_action_steps=4",
-    "trainer.batch_size=8",
-    "trainer.val_samples=8",
-    "device=cpu",
-    "threads=2",
-]
+sys.path.append(str(Path(__file__).parents[1]))
+from tiny import TINY
+
+SMALL = [*TINY, "env=none", "logger=csv", "threads=2"]
 
 
 with tempfile.TemporaryDirectory() as place:  # the first picture of a process reads its fonts
