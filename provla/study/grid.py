@@ -78,6 +78,7 @@ class GridSweeper(Sweeper):
         from provla.study.study import announce, episodes_of
 
         sweep, asked = self.ask(axes)
+        self._check_built(list(asked))
         save_sweep(self.folder, sweep)
         queue = list(asked.items())
         announce(sweep, self.folder, episodes_of(self.files.plain(queue[0][0])))
@@ -102,7 +103,6 @@ class GridSweeper(Sweeper):
         for overrides, job in zip(points, self._jobs(points), strict=True):
             if unique.setdefault(job.config_hash, job) is job:  # equal points run once
                 asked[overrides] = job
-        self._check_built(list(asked))
         joined = join_jobs(list(asked.values()), earlier)
         return self._describe(joined, [job for job in others if job.config_hash not in unique]), asked
 
