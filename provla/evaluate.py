@@ -1,24 +1,36 @@
-"""python -m provla.evaluate checkpoint=outputs/<run>: judge a run's policy again."""
+"""python -m provla.evaluate checkpoint=outputs/<run>: judge a run's policy again; check=env: try out a world."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from provla.core.signals import early
+from provla.core.signals import early, starting
 
-if __name__ == "__main__":
+if starting(__name__):
     early()  # before the imports that take long
 
 from provla.command.entry import command
 
-KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "bases", "trust", "device", "data_dir")
+KEYS = (
+    "checkpoint",
+    "check",
+    "n_action_steps",
+    "eval_episodes",
+    "env",
+    "scheduler",
+    "bases",
+    "trust",
+    "device",
+    "data_dir",
+)
 
 
 @command(
     "evaluate", free=("env", "scheduler", "bases"), lists=("scheduler.num_inference_steps",), paths=("checkpoint",)
 )
-def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
+def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
     from provla.run.evaluate import evaluate, evaluate_steps
 
@@ -27,6 +39,10 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
             f"nothing reads {unknown[0]}={config[unknown[0]]!r}; valid: "
             f"{', '.join(key for key in KEYS if key in config)}, env.…, scheduler.…"
         )
+    if config["check"] is not None:
+        raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
+    if not config["checkpoint"]:
+        raise ValueError("checkpoint has no value; give checkpoint=<the folder of a run>")
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (
@@ -41,6 +57,34 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float
     result = evaluate_steps(*asked, steps=steps) if isinstance(steps, list) else evaluate(*asked)
     value: float | None = result["objective"]["value"]
     return value
+
+
+@command("check_env")
+def check_env(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
+    """See conf/check_env.yaml."""
+    from rich.table import Table
+
+    from provla.core.build import build
+    from provla.core.progress import console
+    from provla.env.contract import check_contract
+
+    suite = build(config["env"], "env")
+    if not getattr(suite, "episodes", True):
+        raise ValueError(f"env={choices['env']} simulates nothing; name a world to check: env=metaworld, or your own")
+    table = Table(title=f"env={choices['env']}, tried out", title_justify="left")
+    for column in ("what", "found", "kept"):
+        table.add_column(column, overflow="fold")
+    rows = list(check_contract(suite))
+    for row in rows:
+        table.add_row(row.what, row.found, "yes" if row.kept else "[bold]no[/bold]")
+    console.print(table)
+    if broken := [row for row in rows if not row.kept]:
+        raise ValueError(f"env={choices['env']} breaks its contract: {broken[0].what}: {broken[0].found}")
+
+
+def main() -> None:
+    """One command with two faces: a run's policy, or a world."""
+    (check_env if "check=env" in sys.argv[1:] else judge)()
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def _report(config: Mapping[str, Any], place: Path) -> None:
         if not verdict.study.completed:
             raise ValueError(f"nothing to publish: no run of {place} is completed")
         name = verdict.study.sweep.study or place.name
-        written = publish(verdict, report, ROOT / "experiments", name)
-        console.print("published: " + ", ".join(str(path.relative_to(ROOT)) for path in written))
+        written = publish(verdict, report, Path("experiments"), name)
+        console.print("published: " + ", ".join(map(str, written)))
 
 
 def _plan(config: Mapping[str, Any]) -> tuple[Sweep, int]:
@@ -85,7 +85,7 @@ def _sweeps(override: str) -> bool:
 
 
 def _studies() -> list[str]:
-    return sorted(file.stem for file in (ROOT / "experiments").glob("*.yaml"))
+    return sorted({file.stem for root in (ROOT, Path()) for file in (root / "experiments").glob("*.yaml")})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from provla.core.signals import early
+from provla.core.signals import early, starting
 
-if __name__ == "__main__":
+if starting(__name__):
     early()  # before the imports that take long
 
 from provla.command.entry import command, time_limit

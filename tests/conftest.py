@@ -28,7 +28,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 from tiny import TINY  # noqa: E402
 
 from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
-from provla.dataset.recording import MetaworldRecording, record_metaworld  # noqa: E402
+from provla.dataset.metaworld import MetaworldRecording  # noqa: E402
+from provla.dataset.recording import record  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
@@ -151,7 +152,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The same for all processes of pytest-xdist: the first one records, the others wait.
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    return record_metaworld(asked, shared / "recordings", workers=2)
+    return record(asked, shared / "recordings", workers=2)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -601,36 +600,6 @@ def test_a_baseline_samples_each_row_as_if_alone(kind: str, spec: Spec) -> None:
 def test_bad_input(overrides: list[str], changes: dict[str, Any], message: str, spec: Spec) -> None:
     with pytest.raises(ValueError, match=message):
         build(compose(*overrides)["policy"], "policy", nn.Module, spec=replace(spec, **changes), device=CPU)
-
-
-def test_add_a_fusion_in_two_steps(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's recipe, followed to the letter: a class and a YAML of one's own, swept beside the built-in ones."""
-    section = (ROOT / "README.md").read_text().partition("## Add a fusion in two steps")[2]
-    blocks = {
-        language: textwrap.dedent(section.split(f"   ```{language}\n")[1].split("   ```")[0])
-        for language in ("python", "yaml")
-    }
-    (tmp_path / "my_ideas.py").write_text(blocks["python"])
-    (tmp_path / "mine" / "fusion").mkdir(parents=True)
-    (tmp_path / "mine" / "fusion" / "mean.yaml").write_text(blocks["yaml"])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    fake = [o for o in FAKE if not o.startswith("fusion")]
-    code, _, err = command(
-        "train",
-        "--config-dir",
-        str(tmp_path / "mine"),
-        "-m",
-        *fake,
-        "fusion=mean,film",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
-    )
-    assert code == 0, err
-    results = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
-    assert sorted(r["choices"]["fusion"] for r in results) == ["film", "mean"]
-    assert all(r["status"] == "completed" for r in results)
-    mean = next((tmp_path / "sweep").glob("*fusion=mean*"))
-    assert command("evaluate", f"checkpoint={mean}", "device=cpu")[0] == 2  # a stored run wants the reader's word
-    assert command("evaluate", f"checkpoint={mean}", "device=cpu", "trust=[my_ideas]")[0] == 0
 
 
 def test_quality_against_sampler_steps_in_one_call(command: Command, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from conftest import ROOT, compose
 from provla.core.build import build
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.lerobot import LeRobotSource
-from provla.dataset.recording import MetaworldRecording, record_metaworld
+from provla.dataset.metaworld import MetaworldRecording
+from provla.dataset.recording import record
 from provla.dataset.sampler import Sampler
 
 TASKS = ("drawer-close", "window-open")
@@ -56,20 +57,20 @@ def test_recording_opens_in_lerobot_with_the_same_numbers(recording: Path, tmp_p
 
 
 def test_recorded_frames_are_what_the_simulator_shows(recording: Path, tmp_path: Path) -> None:
-    from provla.env.metaworld import MetaworldEnv
+    from provla.env.metaworld import MetaworldTask
 
     ours = source(recording, tmp_path).load()
-    env = MetaworldEnv("drawer-close", ["corner2"], 32)
+    env = MetaworldTask("drawer-close", ["corner2"], 32)
     rng = np.random.default_rng([0, *b"drawer-close", 1, 0])
-    state, _ = env.reset(seed=int(rng.integers(2**31)))
+    env.reset(int(rng.integers(2**31)))
     start = ours.starts[1]
-    np.testing.assert_array_equal(state, ours.state[start])
-    assert np.abs(env.images()[0].transpose(2, 0, 1).astype(int) - ours.frames["corner2"][start]).mean() < 2
+    np.testing.assert_array_equal(env.state(), ours.state[start])
+    assert np.abs(env.images()["corner2"].transpose(2, 0, 1).astype(int) - ours.frames["corner2"][start]).mean() < 2
     # Noise is on the executed action alone: replaying with the recorded actions and the same noise meets the same
     # states.
     for i in range(start, start + 20):
-        state, *_ = env.step(ours.actions[i] + rng.normal(0, 0.05, 4))
-        np.testing.assert_allclose(state, ours.state[i + 1], atol=1e-6)
+        env.step(ours.actions[i] + rng.normal(0, 0.05, 4))
+        np.testing.assert_allclose(env.state(), ours.state[i + 1], atol=1e-6)
     env.close()
 
 
@@ -81,7 +82,7 @@ def test_only_successful_episodes_are_kept_and_end_at_success(recording: Path, t
 def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path) -> None:
     asked = MetaworldRecording(TASKS, 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
     before = (recording / "meta" / "info.json").stat().st_mtime_ns
-    assert record_metaworld(asked, recording.parent, 1) == recording
+    assert record(asked, recording.parent, 1) == recording
     assert (recording / "meta" / "info.json").stat().st_mtime_ns == before
     assert json.loads((recording / "recording.json").read_text())["episodes_per_task"] == 2
     names = {
@@ -103,7 +104,7 @@ def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path
 )
 def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        record_metaworld(
+        record(
             MetaworldRecording(
                 **(
                     {
@@ -128,9 +129,10 @@ def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], m
 def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     """kill -9 in the middle; the next call records from the start and cleans up."""
     code = (
-        "from pathlib import Path; from provla.dataset.recording import *\n"
+        "from pathlib import Path\nfrom provla.dataset.metaworld import MetaworldRecording\n"
+        "from provla.dataset.recording import record\n"
         "asked = MetaworldRecording(('drawer-close',), 30, ('corner2',), 16, 0, 0.05, 0.0, 12)\n"
-        f"if __name__ == '__main__': record_metaworld(asked, Path({str(tmp_path)!r}), 1)"
+        f"if __name__ == '__main__': record(asked, Path({str(tmp_path)!r}), 1)"
     )
     (tmp_path / "go.py").write_text(code)
     process = subprocess.Popen(
@@ -149,7 +151,7 @@ def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("metaworld*"))
     short = MetaworldRecording(("drawer-close",), 1, ("corner2",), 16, 0, 0.05, 0.0, 12)
     (tmp_path / f".{short.name}-dead.partial").mkdir()
-    assert (record_metaworld(short, tmp_path, 1) / "recording.json").is_file()
+    assert (record(short, tmp_path, 1) / "recording.json").is_file()
     assert not list(tmp_path.glob(f".{short.name}-*.partial"))
 
 

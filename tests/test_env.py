@@ -18,10 +18,11 @@ from worlds import Blind, ToySuite, ToyWorld
 from provla.core.build import build
 from provla.core.types import Observation, Spec
 from provla.env import worlds
-from provla.env.chunk import ChunkEnv
-from provla.env.metaworld import MetaworldEnv, MetaworldExpert, MetaworldSuite
+from provla.env.chunk import Chunked, Sizes
+from provla.env.metaworld import MetaworldSuite, MetaworldTask
 from provla.env.rollout import Outcome, rollout, write_videos
-from provla.env.worlds import check_suite, rehearse
+from provla.env.suite import check_suite
+from provla.env.worlds import rehearse
 
 CPU = torch.device("cpu")
 
@@ -52,17 +53,18 @@ def spec(**changes: Any) -> Spec:
 
 def test_initial_state_depends_on_the_seed_alone() -> None:
     for task in compose()["dataset"]["tasks"]:
-        fresh, used = MetaworldEnv(task, ["corner2"], 32), MetaworldEnv(task, ["corner2"], 32)
+        fresh, used = MetaworldTask(task, ["corner2"], 32), MetaworldTask(task, ["corner2"], 32)
         rng = np.random.default_rng(0)
         for seed in (5, 6):
-            used.reset(seed=seed)
+            used.reset(seed)
             for _ in range(40):
                 used.step(rng.uniform(-1, 1, 4))
-        (a, _), (b, _) = fresh.reset(seed=7), used.reset(seed=7)
-        np.testing.assert_array_equal(a, b)
+        fresh.reset(7)
+        used.reset(7)
+        np.testing.assert_array_equal(fresh.state(), used.state())
         np.testing.assert_array_equal(fresh.full_state, used.full_state)
-        np.testing.assert_array_equal(fresh.images(), used.images())
-        used.reset(seed=8)
+        np.testing.assert_array_equal(fresh.images()["corner2"], used.images()["corner2"])
+        used.reset(8)
         assert not np.array_equal(fresh.full_state, used.full_state)
         fresh.close()
         used.close()
@@ -70,9 +72,13 @@ def test_initial_state_depends_on_the_seed_alone() -> None:
 
 def test_experts_succeed_on_every_default_task() -> None:
     for task in compose()["dataset"]["tasks"]:
-        env, expert = MetaworldEnv(task, ["corner2"], 16), MetaworldExpert(task)
-        env.reset(seed=1)
-        assert any(env.step(expert(env))[2] for _ in range(150))
+        world = MetaworldTask(task, ["corner2"], 16)
+        world.reset(1)
+        for _ in range(150):
+            world.step(world.expert())
+            if world.success():
+                break
+        assert world.success()
 
 
 def test_the_picture_is_that_of_lerobot() -> None:
@@ -80,14 +86,14 @@ def test_the_picture_is_that_of_lerobot() -> None:
     import cv2
     from lerobot.envs.metaworld import MetaworldEnv as Theirs
 
-    ours = MetaworldEnv("drawer-open", ["corner2"], 96)
-    ours.reset(seed=3)
+    ours = MetaworldTask("drawer-open", ["corner2"], 96)
+    ours.reset(3)
     theirs = Theirs("drawer-open-v3", obs_type="pixels_agent_pos", observation_width=480, observation_height=480)
     observation, _ = theirs.reset(seed=3)
     # Theirs looks before the last kinematics.
     np.testing.assert_allclose(observation["agent_pos"], ours.full_state[:4], atol=1e-3)
     picture = cv2.resize(observation["pixels"], (96, 96), interpolation=cv2.INTER_AREA).astype(float)
-    mine = ours.images()[0].astype(float)
+    mine = ours.images()["corner2"].astype(float)
     error = np.abs(picture - mine).mean()
     assert error < 12
     assert error < 0.5 * np.abs(picture - mine[::-1, ::-1]).mean()
@@ -96,25 +102,25 @@ def test_the_picture_is_that_of_lerobot() -> None:
 
 
 def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
-    plain, chunked = (
-        MetaworldEnv("window-open", ["corner2"], 32),
-        ChunkEnv(MetaworldEnv("window-open", ["corner2"], 32), 2, 5, 12),
-    )
-    first, _ = chunked.reset(seed=2)
-    plain.reset(seed=2)
-    assert first["images"].shape == (2, 1, 32, 32, 3)
-    np.testing.assert_array_equal(first["state"][0], first["state"][1])
+    plain = MetaworldTask("window-open", ["corner2"], 32)
+    chunked = Chunked(MetaworldTask("window-open", ["corner2"], 32), Sizes(("corner2",), 2, 5), 12)
+    first = chunked.begin(2)
+    plain.reset(2)
+    assert first.images.shape == (2, 1, 32, 32, 3)
+    np.testing.assert_array_equal(first.state[0], first.state[1])
     actions = np.random.default_rng(0).uniform(-1, 1, (15, 4)).astype(np.float32)
-    states = [plain.step(a)[0] for a in actions[:12]]
-    image = plain.images()
-    seen, _, success, truncated, info = chunked.step(actions[:5])
-    np.testing.assert_array_equal(seen["state"], np.stack(states[3:5]))
-    assert (success, truncated, info["steps"]) == (False, False, 5)
-    chunked.step(actions[5:10])
-    *_, truncated, info = chunked.step(actions[10:15])
-    assert truncated
-    assert info["steps"] == 12
-    np.testing.assert_array_equal(chunked.sim.images(), image)  # nothing ran after the limit
+    states = []
+    for action in actions[:12]:
+        plain.step(action)
+        states.append(plain.state())
+    image = plain.images()["corner2"]
+    seen = chunked.execute(actions[:5])
+    np.testing.assert_array_equal(seen.state, np.stack(states[3:5]))
+    assert (seen.success, seen.over, seen.steps) == (False, False, 5)
+    chunked.execute(actions[5:10])
+    seen = chunked.execute(actions[10:15])
+    assert (seen.success, seen.over, seen.steps) == (False, True, 12)
+    np.testing.assert_array_equal(chunked.world.images()["corner2"], image)  # nothing ran after the limit
     chunked.close()
     plain.close()
 
@@ -191,9 +197,8 @@ def test_a_world_that_fails_costs_its_episode_alone() -> None:
         1: "SystemExit: 3 (reset), after 0 steps",
         2: "the process exited with code 3: license expired (step), after 8 steps",
         100: "killed by SIGSEGV (step), after 0 steps",
-        101: "ValueError: state is not finite (after step), after 4 steps",
-        102: "ValueError: images is (1, 1, 8, 8, 3) uint8, expected (1, 1, 16, 16, 3) uint8 (after step), "
-        "after 0 steps",
+        101: "ValueError: state is not finite (step), after 4 steps",
+        102: "ValueError: images()['eye'] is (8, 8, 3) uint8, expected (16, 16, 3) uint8 (step), after 0 steps",
     }
     assert [told([a]) for a in stormy if not a.reason] == [
         told([b]) for a, b in zip(stormy, calm, strict=True) if not a.reason
@@ -253,17 +258,15 @@ def test_what_a_world_lacks_is_found_by_a_rehearsal() -> None:
     rehearse(ToySuite({}), toy_spec())
     for wrong, message in (
         (ToySuite({0: ("segv", 3)}), r"a rehearsal of left failed: killed by SIGSEGV \(step\)"),
-        (ToySuite({0: ("nan", 0)}), r"state is not finite \(after reset\)"),
-        (Blind({}), "a rehearsal of left failed: AttributeError: 'ToyWorld' object has no attribute 'images'"),
+        (ToySuite({0: ("nan", 0)}), r"state is not finite \(reset\)"),
+        (Blind({}), "a rehearsal of left failed: AttributeError: 'ToyWorld' object has no attribute 'pictures'"),
     ):
         with pytest.raises(ValueError, match=message):
             rehearse(wrong, toy_spec())
-    with pytest.raises(ValueError, match=r"state is \(1, 3\) float32, expected \(1, 5\) float32"):
-        rehearse(ToySuite({}), toy_spec(state_size=5))
     with pytest.raises(ValueError, match="cannot be sent to the processes of its worlds"):
         rehearse(ToySuite({0: lambda: None}), toy_spec())  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="ToyWorld has no episodes, tasks, num_envs, cameras"):
-        check_suite(ToyWorld("left", 1, ToySuite({})))
+    with pytest.raises(ValueError, match="ToyWorld has no episodes, max_episode_steps, make; .*it is a world"):
+        check_suite(ToyWorld({}))
 
 
 def test_workers_end_with_an_interrupted_evaluation() -> None:
@@ -309,10 +312,13 @@ def test_rollout_plays_meta_world(tmp_path: Path) -> None:
 
 def test_policies_of_other_sizes_are_refused() -> None:
     for changes, message in (
-        ({"action_size": 7, "joint_groups": {"all": [0]}}, "action size is 7, that of env=metaworld is 4"),
+        ({"action_size": 7, "joint_groups": {"all": [0]}}, "action size is 7, that of the worlds of MetaworldSuite 4"),
         ({"state_size": 9}, "state size is 9"),
-        ({"image_size": (64, 64)}, r"image size is \(64, 64\), that of env=metaworld is \(32, 32\)"),
-        ({"cameras": ("topview",)}, r"cameras is \['topview'\], that of env=metaworld is \['corner2'\]"),
+        (
+            {"image_size": (64, 64)},
+            r"image size of corner2 is \(64, 64\), that of the worlds of MetaworldSuite \(32, 32\)",
+        ),
+        ({"cameras": ("topview",)}, r"cameras are \['topview'\], that of the worlds of MetaworldSuite \['corner2'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             rollout(None, suite(), spec(**changes), 0, CPU)

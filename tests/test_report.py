@@ -432,7 +432,7 @@ def test_a_search_ready_to_run_composes(command: Command) -> None:
 @pytest.fixture
 def filmed(tmp_path: Path) -> Path:
     """A study whose runs have videos."""
-    from provla.env.episode import Episode
+    from provla.core.world import Episode
 
     folder = make_study(tmp_path / "s", {"concat_mlp": 0.5, "film": 0.8, "a_b & 10%": 0.4})
     for run in folder.glob("fusion*"):

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.env.chunk import ChunkEnv
-from provla.env.episode import Episode
-from provla.env.metaworld import MetaworldEnv, MetaworldExpert, MetaworldSuite
+from provla.core.world import Embodiment, Episode, Vector
+from provla.env.metaworld import MetaworldSuite, MetaworldTask
 
 Array = NDArray[Any]
 
@@ -43,28 +42,36 @@ class ToyWorld:
     position.
     """
 
-    def __init__(self, task: str, n_obs_steps: int, suite: ToySuite) -> None:
-        self.task, self.n_obs_steps, self.suite = task, n_obs_steps, suite
-        self.film = 0
+    embodiment = Embodiment({"eye": (16, 16)}, Vector(["x", "seed", "steps"]), Vector(["left", "right"]), 10)
 
-    def reset(self, *, seed: int) -> tuple[dict[str, Array], dict[str, Any]]:
+    def __init__(self, faults: dict[int, tuple[str, int]]) -> None:
+        self.faults = faults
+
+    def reset(self, seed: int) -> None:
         self.seed, self.steps, self.position = seed, 0, float(np.random.default_rng(seed).uniform(-1, 0))
         self._bad_day(0)
-        return self._see(), self._info(False)
 
-    def step(self, chunk: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
-        for action in chunk:
-            self.steps += 1
-            self._bad_day(self.steps)
-            self.position += 0.1 * float(action.mean())
-            if (success := self.position > 1) or self.steps >= self.suite.limit:
-                break
-        return self._see(), 0.0, success, self.steps >= self.suite.limit and not success, self._info(success)
+    def step(self, action: Array) -> None:
+        self.steps += 1
+        self._bad_day(self.steps)
+        self.position += 0.1 * float(action.mean())
 
-    def close(self) -> None: ...
+    def success(self) -> bool:
+        return self.position > 1
+
+    def state(self) -> Array:
+        return np.array([self.position, self.seed, self.steps], np.float32)
+
+    def images(self) -> dict[str, Array]:
+        level = 0 if np.isnan(self.position) else int(np.clip(100 + 100 * self.position, 0, 255))
+        size = 8 if self.faults.get(self.seed, ("", -1)) == ("shape", self.steps) else 16
+        return {"eye": np.full((size, size, 3), level, np.uint8)}
+
+    def frame(self) -> Array:
+        return np.full((16, 16, 3), self.steps, np.uint8)
 
     def _bad_day(self, step: int) -> None:
-        kind, when = self.suite.faults.get(self.seed, ("", -1))
+        kind, when = self.faults.get(self.seed, ("", -1))
         if when == step:
             misbehave(kind)
             if kind == "nan":
@@ -72,28 +79,12 @@ class ToyWorld:
         if kind == "noise":
             os.write(1, b"physics is hard\n" * 100_000)
 
-    def _see(self) -> dict[str, Array]:
-        state = np.array([self.position, self.seed, self.steps], np.float32)
-        level = 0 if np.isnan(self.position) else int(np.clip(100 + 100 * self.position, 0, 255))
-        size = 8 if self.suite.faults.get(self.seed, ("", -1)) == ("shape", self.steps) else 16
-        return {
-            "state": np.stack([state] * self.n_obs_steps),
-            "images": np.full((self.n_obs_steps, 1, size, size, 3), level, np.uint8),
-        }
-
-    def _info(self, success: bool) -> dict[str, Any]:
-        return {
-            "success": success,
-            "steps": self.steps,
-            "frames": [np.full((16, 16, 3), self.steps, np.uint8)] if self.film else [],
-        }
-
 
 class ToySuite:
     """faults: episode seed → what goes wrong and at which control step; 0 is the reset."""
 
-    cameras = ("eye",)
-    image_size, state_size, action_size, video_stride = 16, 3, 2, 1
+    embodiment = ToyWorld.embodiment
+    max_episode_steps, video_stride = 24, 1
 
     def __init__(
         self,
@@ -104,42 +95,31 @@ class ToySuite:
         workers: int = 2,
         timeout: float = 5,
     ) -> None:
-        self.faults, self.tasks, self.num_envs, self.workers, self.timeout, self.limit = (
-            faults,
-            list(tasks),
-            num_envs,
-            workers,
-            timeout,
-            24,
-        )
+        self.faults, self.num_envs, self.workers, self.timeout = faults, num_envs, workers, timeout
         self.episodes = [
             Episode(task, f"go {task}", 100 * t + i, 1) for t, task in enumerate(tasks) for i in range(each)
         ]
 
-    def check(self) -> None: ...
-
-    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> Any:
-        return ToyWorld(task, n_obs_steps, self)
+    def make(self, task: str) -> Any:
+        return ToyWorld(self.faults)
 
 
 class Blind(ToySuite):
     """Its worlds lack what a policy looks at."""
 
-    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> Any:
-        world = super().make(task, n_obs_steps, n_action_steps)
-        world._see = lambda: world.images()
+    def make(self, task: str) -> Any:
+        world = super().make(task)
+        world.images = lambda: world.pictures()
         return world
 
 
-class SelfDriving(MetaworldEnv):
+class SelfDriving(MetaworldTask):
     """The scripted expert drives; the action that is asked for is a small disturbance."""
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        return super().step(self.expert(self) + 0.02 * action)
+    def step(self, action: Array) -> None:
+        super().step(self.expert() + 0.02 * action)
 
 
 class SelfDrivingSuite(MetaworldSuite):
-    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> ChunkEnv:
-        world = SelfDriving(task, self.cameras, self.image_size, self.video_size)
-        world.expert = MetaworldExpert(task)
-        return ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps)
+    def make(self, task: str) -> SelfDriving:
+        return SelfDriving(task, self.cameras, self.image_size, self.video_size)

@@ -22,12 +22,13 @@ def _recorded(place: Path, which: str) -> tuple[Path, Any]:
     from conftest import write_two_cameras
 
     from provla.dataset.lerobot import LeRobotSource
-    from provla.dataset.recording import MetaworldRecording, record_metaworld
+    from provla.dataset.metaworld import MetaworldRecording
+    from provla.dataset.recording import record
 
     if which == "lerobot":
         root = write_two_cameras(place / "whole" / "two_cameras")
     else:
-        root = record_metaworld(
+        root = record(
             MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3),
             place / "whole",
             workers=2,

@@ -18,6 +18,7 @@ from provla.core.build import build
 from provla.core.errors import NoSpace
 from provla.dataset import cache
 from provla.dataset import recording as demonstrations
+from provla.dataset.metaworld import MetaworldRecording
 from provla.trainer.checkpoint import Checkpoints
 
 ROOTLESS = (0, 0, "not done: needs root, to mount a small disk")
@@ -111,7 +112,7 @@ def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
     """
     if os.geteuid():
         return ROOTLESS
-    asked = demonstrations.MetaworldRecording(("drawer-close",), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
+    asked = MetaworldRecording(("drawer-close",), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
     failed = []
     # As if somebody else had filled the disk after the check.
     kept = demonstrations.check_space, cache.check_space
@@ -120,11 +121,11 @@ def fault_full_while_recording(place: Path) -> tuple[int, int, str]:
         for kilobytes in (60, 140):
             with disk(place / "disk", kilobytes) as folder:
                 failed += _refused(
-                    lambda: demonstrations.record_metaworld(asked, folder, 1), folder, f"recording on {kilobytes} kB"
+                    lambda: demonstrations.record(asked, folder, 1), folder, f"recording on {kilobytes} kB"
                 )
                 if kilobytes == 140:
                     remount(folder, "size=20m")
-                    recording = demonstrations.record_metaworld(asked, folder, 1)
+                    recording = demonstrations.record(asked, folder, 1)
                     with disk(place / "cache", 40) as other:
                         node = small.compose(
                             "dataset=lerobot", f"dataset.root={recording}", f"data_dir={other}", "env=none"

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from provla.command.help import command_help
+from provla.command.places import look_here_first
 from provla.core import signals
 from provla.core.errors import Interrupted, exit_code
 from provla.core.files import ROOT, in_words
@@ -117,6 +118,9 @@ def _prepare(studies: bool) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints errors itself and exits
     if studies:
         register()
+    look_here_first()
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as python -m does: classes of the working folder, for the console commands
     _read_env_file()
 
 

@@ -12,11 +12,11 @@ import yaml
 
 
 def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = ()) -> str:
-    """The help of `python -m provla.<name>`. about: its docstring. root: where conf/ and README.md lie; `--config-dir`
-    in arguments adds options.
+    """The help of `python -m provla.<name>`. about: its docstring. root: where conf/ and README.md lie; conf/ here
+    and `--config-dir` in arguments add options.
     """
     text = (root / "conf" / f"{name}.yaml").read_text()
-    groups = list(_groups(yaml.safe_load(text)["defaults"], [root / "conf", *_more(arguments)], root))
+    groups = list(_groups(yaml.safe_load(text)["defaults"], [root / "conf", Path("conf"), *_more(arguments)], root))
     parts = [
         about.strip().splitlines()[0],
         f"Usage: python -m provla.{name} {'[group=option …] ' if groups else ''}[key=value …]",
@@ -56,7 +56,7 @@ def _groups(defaults: Sequence[object], folders: Sequence[Path], root: Path) -> 
             continue
         for key, default in entry.items():
             group = str(key).split()[-1].split("@")[0].strip("/")
-            places = [root / group] if group == "experiments" else [folder / group for folder in folders]
+            places = [root / group, Path(group)] if group == "experiments" else [folder / group for folder in folders]
             options = sorted({file.stem for place in places for file in place.glob("*.yaml")})
             if options and not group.startswith("hydra"):
                 yield group, ", ".join(f"*{option}" if option == default else option for option in options)

@@ -19,7 +19,9 @@ from typing import Any
 from provla.core.errors import NoSpace
 from provla.core.secrets import hide_in
 
-ROOT = Path(__file__).resolve().parents[2]  # of the project: conf/ and experiments/ lie in it
+PACKAGE = Path(__file__).resolve().parents[1]
+# conf/ and experiments/ lie in it: beside the package, or in it where it came as a wheel (setup.py).
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 SWEEP = "sweep.json"  # what a sweep asked, in its folder; the folders beside it are its jobs
 REFUSALS = {
     errno.ENOSPC: "no space left on disk",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Generator, Tensor
+from numpy.typing import NDArray
 
-from provla.core.types import Batch, Observation, Tokens
+from provla.core.world import Embodiment, Episode
+
+if TYPE_CHECKING:  # a world's process imports no torch
+    from torch import Generator, Tensor
+
+    from provla.core.types import Batch, Observation, Tokens
 
 # One generator for the whole batch, or one per row, so that a row's noise does not depend on its neighbours.
-Generators = Generator | list[Generator] | None
+type Generators = Generator | list[Generator] | None
+Array = NDArray[Any]
 
 
 class Vision(Protocol):
@@ -89,3 +96,62 @@ class Policy(Protocol):
     def loss(self, batch: Batch) -> dict[str, Tensor]: ...
 
     def act(self, observation: Observation, generator: Generators = None) -> Tensor: ...
+
+
+class World(Protocol):
+    """A simulation of one task. Twenty lines are enough: chunks, history, films, limits and processes are provla's.
+
+    embodiment: its cameras, state, actions and fps. A world says whether it is solved by `success`, or how well, by
+    `score() -> float` instead: then an episode has succeeded once it reaches the suite's `success_score`. It may have
+    `over() -> bool`, true where an episode cannot go on; `frame()`, (h, w, 3) uint8 for people, else the first camera's
+    picture; `expert()`, the action (A,) that a scripted expert takes now, with which `provla.record` records
+    demonstrations; and `close()`.
+    """
+
+    embodiment: Embodiment
+
+    def reset(self, seed: int) -> None:
+        """Begins an episode, whose initial state depends on the seed and on nothing else."""
+        ...
+
+    def step(self, action: Array) -> None:
+        """One control step; action (A,) in the robot's units, within the bounds of the embodiment."""
+        ...
+
+    def state(self) -> Array:
+        """(S,): what the robot feels, in its units."""
+        ...
+
+    def images(self) -> Mapping[str, Array]:
+        """Camera → (h, w, 3) uint8. Asked for only when somebody looks; looking changes nothing."""
+        ...
+
+    def success(self) -> bool:
+        """Whether the task is done now; the first time ends the episode."""
+        ...
+
+
+class Suite(Protocol):
+    """What an evaluation plays, and the worlds to play it in. It is sent to the processes of its worlds by pickle.
+
+    It may have `check()`, which raises `ValueError` before anything slow begins; `num_envs`, worlds alive at once;
+    `workers`, processes they are spread over; `timeout`, seconds for a reset or a chunk; `video_stride`, control steps
+    between the frames of a film; `success_score` (1.0).
+    """
+
+    episodes: Sequence[Episode]
+    embodiment: Embodiment
+    max_episode_steps: int
+
+    def make(self, task: str) -> World: ...
+
+
+class Source(Protocol):
+    """A data set: all episodes as arrays (`provla.dataset.Demonstrations`). val_fraction, split_seed: see its
+    `split`.
+    """
+
+    val_fraction: float
+    split_seed: int
+
+    def load(self) -> Any: ...

@@ -101,7 +101,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> dict[str, str | None]:
-    """commit, `-dirty` where something is not committed; uncommitted: a hash of that."""
+    """commit, `-dirty` where something is not committed; uncommitted: a hash of that. None where provla was installed
+    from a wheel, whatever repository its environment lies in.
+    """
+    if not (ROOT / "pyproject.toml").is_file():
+        return {"commit": None, "uncommitted": None}
     commit = _git("describe", "--always", "--dirty", "--abbrev=12").strip()
     changed = _git("diff", "HEAD", "--", "provla", "hydra_plugins", "conf") if commit.endswith("-dirty") else ""
     return {

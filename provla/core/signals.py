@@ -7,13 +7,16 @@ code is 128 + n. A second signal ends the process where it stands.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -41,6 +44,12 @@ class _State:
 
 _state = _State()
 _told: list[Callable[[], None]] = []
+
+
+def starting(name: str) -> bool:
+    """Whether the module `name` of a command is imported to run it: `python -m provla.train`, or `provla-train`."""
+    console = Path(sys.argv[0]).name.startswith("provla-") and multiprocessing.parent_process() is None
+    return name == "__main__" or console
 
 
 def early() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from provla.core.checks import value_in
 from provla.core.identity import NODES
 from provla.core.renamed import now
 
@@ -70,6 +71,14 @@ def check_stored(config: Mapping[str, Any], source: Any, trust: Sequence[str] = 
     for target in found:
         if not _allowed(target, trust):
             raise _refusal(target, source)
+    # gymnasium imports the module before the colon.
+    id = value_in(value_in(config, "env"), "id")
+    module = str(id).rpartition(":")[0] if id is not None else ""
+    if module and not _inside(module, trust):
+        raise ValueError(
+            f"env.id={id!r} in {source} names a module whose code would run, and nothing was imported or run. If you "
+            f"know it: trust=[{module}]"
+        )
     for target in found:
         _check_class(target, source, trust)
 

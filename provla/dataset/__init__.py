@@ -2,7 +2,9 @@
 
 LeRobotSource: any LeRobot v3 data set, from a folder or the Hub.
 MetaworldSource: demonstrations of Meta-World's scripted experts, recorded on first use.
+RecordedSource: those of the scripted expert of a world of your own.
 FakeSource: random pixels and smooth motions, in memory.
+Demonstrations: what the `load` of a source of your own returns.
 """
 
 from provla.core.lazy import lazy
@@ -12,6 +14,8 @@ __getattr__ = lazy(
     {
         "LeRobotSource": "lerobot",
         "MetaworldSource": "metaworld",
+        "RecordedSource": "recorded",
         "FakeSource": "fake",
+        "Demonstrations": "demonstrations",
     },
 )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.core.checks import shown
 from provla.dataset.cache import Frames
 
 Array = NDArray[Any]
@@ -35,6 +36,46 @@ class Demonstrations:
     source: str
     row_task: Array | None = None
     skipped: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""
+        total = len(self.actions)
+        for what, found, expected in (
+            ("state", self.state, f"({total}, S) float32"),
+            ("actions", self.actions, f"({total}, A) float32"),
+        ):
+            if found.ndim != 2 or len(found) != total or found.dtype != np.float32:
+                raise ValueError(f"{self.source}: {what} is {found.shape} {found.dtype}, expected {expected}")
+            if not np.isfinite(found).all():
+                row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+                raise ValueError(f"{self.source}: {what} of row {row} is not finite: {found[row]}")
+        if not self.frames:
+            raise ValueError(f"{self.source}: frames is empty; a policy needs at least one camera")
+        for camera, frames in self.frames.items():
+            if tuple(frames.shape) != (total, 3, *self.image_size) or frames.dtype != np.uint8:
+                raise ValueError(
+                    f"{self.source}: frames of {camera!r} are {tuple(frames.shape)} {frames.dtype}, expected "
+                    f"({total}, 3, h, w) uint8, of one size for all cameras"
+                )
+        starts, task = np.asarray(self.starts), np.asarray(self.task)
+        if len(starts) < 2 or starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 1).any():
+            raise ValueError(
+                f"{self.source}: starts is {shown(starts.tolist())}, expected the first row of each episode and at the "
+                f"end {total}, ascending from 0"
+            )
+        tasks = [task, np.asarray(self.row_task)] if self.row_task is not None else [task]
+        if len(task) != len(starts) - 1 or any(
+            len(one) and not 0 <= one.min() <= one.max() < len(self.instructions) for one in tasks
+        ):
+            raise ValueError(
+                f"{self.source}: task is {shown(task.tolist())}, expected for each of {len(starts) - 1} episodes a "
+                f"position among its {len(self.instructions)} instructions"
+            )
+        if len(self.joint_names) != self.actions.shape[1] or not self.fps > 0:
+            raise ValueError(
+                f"{self.source}: expected {self.actions.shape[1]} joint_names and fps above 0, found "
+                f"{len(self.joint_names)} and {self.fps}"
+            )
 
     @property
     def image_size(self) -> tuple[int, int]:

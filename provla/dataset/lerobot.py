@@ -23,9 +23,10 @@ class LeRobotSource:
     """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
 
     cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras.
-    state_key and action_key name the features. image_size: [h, w] to which frames are reduced in the cache; null: as
-    recorded. joint_groups: group → names of joints (of the action feature); each: one group a joint; null: none.
-    num_episodes: the first n; null: all. bad_episodes: fail, or skip to leave out those with which something is wrong.
+    state_key and action_key name the features; several make one state, side by side in the order given. image_size:
+    [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
+    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
+    bad_episodes: fail, or skip to leave out those with which something is wrong.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class LeRobotSource:
         root: Name | None = None,
         revision: Name | None = None,
         cameras: Names | None = None,
-        state_key: Name = "observation.state",
+        state_key: Name | Names = "observation.state",
         action_key: Name = "action",
         image_size: Extent | None = None,
         joint_groups: JointGroups = None,
@@ -50,7 +51,10 @@ class LeRobotSource:
             raise ValueError(f"dataset.bad_episodes={bad_episodes!r}; valid: fail, skip")
         self.data_dir = Path(data_dir).expanduser()
         self.repo_id, self.root, self.revision = repo_id, None if root is None else Path(root).expanduser(), revision
-        self.wanted, self.state_key, self.action_key = cameras, state_key, action_key
+        self.wanted, self.action_key = cameras, action_key
+        self.state_keys = [state_key] if isinstance(state_key, str) else list(state_key)
+        if len(set(self.state_keys)) < len(self.state_keys):
+            raise ValueError(f"dataset.state_key={self.state_keys}: name each feature once")
         self.image_size = None if image_size is None else (image_size[0], image_size[1])
         self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
@@ -87,7 +91,7 @@ class LeRobotSource:
         cameras, notes = self._cameras(info)
         self._check_vectors(info)
         self._check_sizes(cameras)
-        contents = read_contents(info, [self.state_key, self.action_key], cameras)
+        contents = read_contents(info, [*self.state_keys, self.action_key], cameras)
         total = len(contents.starts) - 1
         if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
             raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
@@ -116,7 +120,7 @@ class LeRobotSource:
         names, _ = info.names(self.action_key)
         return Demonstrations(
             frames=found.frames,
-            state=contents.vectors[self.state_key][rows],
+            state=np.concatenate([contents.vectors[key][rows] for key in self.state_keys], axis=1),
             actions=contents.vectors[self.action_key][rows],
             starts=starts,
             task=row_task[starts[:-1]],
@@ -179,7 +183,7 @@ class LeRobotSource:
 
     def _check_vectors(self, info: Info) -> None:
         vectors = info.vectors()
-        for option, key in (("state_key", self.state_key), ("action_key", self.action_key)):
+        for option, key in (*(("state_key", key) for key in self.state_keys), ("action_key", self.action_key)):
             if key not in vectors:
                 raise ValueError(
                     f"dataset.{option}={key!r} is not a vector of this data set; it has: {', '.join(vectors) or 'none'}"

@@ -15,78 +15,97 @@ import signal
 import sys
 import traceback
 import uuid
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock
 
 from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
+from provla.core.world import Embodiment
 from provla.dataset.checksums import RECORD, sha256_of_all
-from provla.env.metaworld import (
-    METAWORLD_FPS,
-    METAWORLD_JOINTS,
-    MetaworldEnv,
-    MetaworldExpert,
-    metaworld_instruction,
-    require_opengl,
-)
-
-MAX_STEPS = 300  # the experts need about 90 of Meta-World's 500 control steps
-
+from provla.env.chunk import check_picture, check_state
 
 MAX_ATTEMPTS = 20  # failed demonstrations in a row before the recording gives up
 
 
-REPO_ID = "provla/metaworld"
+class Recording(ABC):
+    """Everything that decides what a recording contains; `name` is its identity on disk. A dataclass of plain values,
+    because it is sent to the recording processes.
 
-
-@dataclass(frozen=True)
-class MetaworldRecording:
-    """Everything that decides what a recording contains; `name` is its identity on disk.
-
-    noise: standard deviation of the Gaussian added to the executed action; the recorded one is the expert's.
-    noise_correlation: from one control step to the next (AR(1)); correlated noise carries the hand further off its
-    path, so that the demonstrations show how to come back.
+    noise: standard deviation of the Gaussian added to the executed action, in the action's units; the recorded action
+    is the expert's. noise_correlation: from one control step to the next (AR(1)); correlated noise carries the robot
+    further off its path, so that the demonstrations show how to come back. crf: of the video; lower is better.
     """
 
-    tasks: tuple[str, ...]
     episodes_per_task: int
-    cameras: tuple[str, ...]
-    image_size: int
     seed: int
     noise: float
     noise_correlation: float
     crf: int
-    version: int = 2
 
-    def __post_init__(self) -> None:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"dataset.tasks={list(self.tasks)}: name each task once")
-        if self.image_size < 16 or self.image_size % 2:
+    kind: ClassVar[str]  # how the names of its folders begin
+    robot: ClassVar[str]  # LeRobot's robot_type
+    max_steps: int  # control steps after which a demonstration has failed
+
+    @property
+    @abstractmethod
+    def embodiment(self) -> Embodiment: ...
+
+    @property
+    @abstractmethod
+    def sentences(self) -> Mapping[str, str]:
+        """Task → its instruction, in the order in which they are recorded."""
+
+    @abstractmethod
+    def make(self, task: str) -> Any:
+        """A world (see `interfaces.World`) that has an `expert()`."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the recording's identity is the hash of."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def solved(self, world: Any) -> bool:
+        """Whether a demonstration is one."""
+        return bool(world.success())
+
+    def check(self) -> None:
+        """`ValueError` before anything slow begins."""
+        for camera, (h, w) in self.embodiment.cameras.items():
+            if min(h, w) < 16 or h % 2 or w % 2:
+                raise ValueError(
+                    f"the pictures of the camera {camera!r} are {h}×{w}: to be recorded, height and width must be even "
+                    "and at least 16 (video encoders need it)"
+                )
+        if self.embodiment.fps != round(self.embodiment.fps):
             raise ValueError(
-                f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)"
+                f"{self.embodiment.fps} control steps per second: LeRobot's format knows whole numbers only"
             )
-        for task in self.tasks:
-            metaworld_instruction(task)
 
     @property
     def name(self) -> str:
-        return f"metaworld_{fingerprint(asdict(self))}"
+        return f"{self.kind}_{fingerprint(self.facts())}"
+
+    @property
+    def repo_id(self) -> str:
+        return f"provla/{self.kind}"
 
     @property
     def room(self) -> int:
         """Bytes that are enough: raw frames of 100 steps an episode."""
-        return len(self.tasks) * self.episodes_per_task * 100 * self.image_size**2 * 3 * len(self.cameras)
+        pixels = sum(h * w for h, w in self.embodiment.cameras.values())
+        return len(self.sentences) * self.episodes_per_task * 100 * pixels * 3
 
     def episodes(self) -> list[tuple[str, int]]:
         """(task, number within the task) in the order they are stored."""
-        return [(task, i) for task in self.tasks for i in range(self.episodes_per_task)]
+        return [(task, i) for task in self.sentences for i in range(self.episodes_per_task)]
 
 
-def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) -> Path:
+def record(recording: Recording, folder: Path, workers: int) -> Path:
     """The folder of the finished recording under `folder`; recorded now if it is not there yet.
 
     Another process that asks for the same recording meanwhile waits for it.
@@ -102,8 +121,8 @@ def record_metaworld(recording: MetaworldRecording, folder: Path, workers: int) 
     return final
 
 
-def _record(recording: MetaworldRecording, final: Path, workers: int) -> None:
-    require_opengl()
+def _record(recording: Recording, final: Path, workers: int) -> None:
+    recording.check()
     episodes = recording.episodes()
     check_space(final.parent, recording.room, "the recording")  # better to refuse now than to die in the middle
     for stale in final.parent.glob(f".{final.name}-*.partial"):
@@ -115,14 +134,14 @@ def _record(recording: MetaworldRecording, final: Path, workers: int) -> None:
         roots = [partial / f"shard{i}" for i in range(len(shards))]
         _record_shards(recording, [[episodes[i] for i in shard] for shard in shards], roots)
         joined = partial / "joined"
-        _join(roots, joined)
-        write_json(joined / RECORD, asdict(recording) | {"sha256": sha256_of_all(joined)})
+        _join(roots, joined, recording.repo_id)
+        write_json(joined / RECORD, recording.facts() | {"sha256": sha256_of_all(joined)})
         os.replace(joined, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _record_shards(recording: MetaworldRecording, shards: list[list[tuple[str, int]]], roots: list[Path]) -> None:
+def _record_shards(recording: Recording, shards: list[list[tuple[str, int]]], roots: list[Path]) -> None:
     """One process per shard; an error in any of them stops all of them and is raised here."""
     context = multiprocessing.get_context("spawn")  # a forked child cannot make an OpenGL context of its own
     news: Any = context.Queue()
@@ -162,7 +181,7 @@ def _next_news(news: Any, processes: list[Any]) -> tuple[str, str]:
                 )
 
 
-def _worker(recording: MetaworldRecording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
+def _worker(recording: Recording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the recording ends its workers
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one process per core already
     _hush()
@@ -183,77 +202,101 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _record_shard(recording: MetaworldRecording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
+def _record_shard(recording: Recording, episodes: list[tuple[str, int]], root: Path, news: Any) -> None:
+    dataset = _create(recording, root)
+    world, made = None, ""
+    for task, number in episodes:
+        if world is None or made != task:
+            _close(world)
+            world, made = recording.make(task), task
+        _demonstrate(recording, world, task, number, dataset)
+        news.put(("episode", task))
+    _close(world)
+    dataset.finalize()
+
+
+def _close(world: Any) -> None:
+    if hasattr(world, "close"):
+        world.close()
+
+
+def _create(recording: Recording, root: Path) -> Any:
+    """An empty data set by LeRobot's writer."""
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    size = recording.image_size
+    body = recording.embodiment
     features: dict[str, dict[str, Any]] = {
         f"observation.images.{camera}": {
             "dtype": "video",
-            "shape": (size, size, 3),
+            "shape": (*size, 3),
             "names": ["height", "width", "channels"],
         }
-        for camera in recording.cameras
+        for camera, size in body.cameras.items()
     }
-    features["observation.state"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}
-    features["action"] = {"dtype": "float32", "shape": (4,), "names": list(METAWORLD_JOINTS)}
-    dataset = LeRobotDataset.create(
-        REPO_ID,
-        fps=METAWORLD_FPS,
+    for key, vector in (("observation.state", body.state), ("action", body.action)):
+        features[key] = {"dtype": "float32", "shape": (len(vector),), "names": list(vector.names)}
+    return LeRobotDataset.create(
+        recording.repo_id,
+        fps=round(body.fps),
         features=features,
         root=root,
-        robot_type="sawyer",
+        robot_type=recording.robot,
         streaming_encoding=True,
         encoder_threads=1,
-        encoder_queue_maxsize=MAX_STEPS,
+        encoder_queue_maxsize=recording.max_steps,
         video_backend="pyav",
         # Full colour resolution and a low crf: a window's handle is two pixels wide in these pictures.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", g=8, crf=recording.crf, preset="veryfast"),
     )
-    env: MetaworldEnv | None = None
-    for task, number in episodes:
-        if env is None or env.task != task:
-            if env is not None:
-                env.close()
-            env = MetaworldEnv(task, recording.cameras, size)
-        _demonstrate(recording, env, number, dataset)
-        news.put(("episode", task))
-    if env is not None:
-        env.close()
-    dataset.finalize()
 
 
-def _demonstrate(recording: MetaworldRecording, env: MetaworldEnv, number: int, dataset: Any) -> None:
+def _demonstrate(recording: Recording, world: Any, task: str, number: int, dataset: Any) -> None:
     """Adds one successful episode. Its randomness depends on the recording's seed, the task and the number alone."""
-    expert, keep = MetaworldExpert(env.task), recording.noise_correlation
+    body, keep, size = world.embodiment, recording.noise_correlation, len(world.embodiment.action)
     for attempt in range(MAX_ATTEMPTS):
-        rng = np.random.default_rng([recording.seed, *env.task.encode(), number, attempt])
-        state, _ = env.reset(seed=int(rng.integers(2**31)))
-        wander = np.zeros(4)
-        for _ in range(MAX_STEPS):
-            action = expert(env)
-            frame: dict[str, Any] = {"observation.state": state, "action": action, "task": env.instruction}
-            for camera, image in zip(env.cameras, env.images(), strict=True):
-                frame[f"observation.images.{camera}"] = image
+        rng = np.random.default_rng([recording.seed, *task.encode(), number, attempt])
+        world.reset(int(rng.integers(2**31)))
+        wander = np.zeros(size)
+        for _ in range(recording.max_steps):
+            action = _ask(world)
+            frame: dict[str, Any] = {
+                "observation.state": check_state(world.state(), body),
+                "action": action,
+                "task": recording.sentences[task],
+            }
+            pictures = world.images()
+            for camera in body.cameras:
+                check_picture(pictures, camera, body)
+                frame[f"observation.images.{camera}"] = pictures[camera]
             dataset.add_frame(frame)
-            wander = keep * wander + (1 - keep**2) ** 0.5 * rng.normal(0, recording.noise, 4)
-            state, _, success, _, _ = env.step(action + wander)
-            if success:
+            wander = keep * wander + (1 - keep**2) ** 0.5 * rng.normal(0, recording.noise, size)
+            world.step(body.action.clip(action + wander))
+            if recording.solved(world):
                 dataset.save_episode()
                 return
+            if hasattr(world, "over") and world.over():
+                break
         dataset.clear_episode_buffer()
     raise ValueError(
-        f"the expert of {env.task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}; lower "
-        "the noise or leave the task out"
+        f"the expert of {task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}, within "
+        f"{recording.max_steps} steps each; lower the noise or leave the task out"
     )
 
 
-def _join(roots: list[Path], joined: Path) -> None:
+def _ask(world: Any) -> Any:
+    """The expert's action, (A,) float32 within its bounds."""
+    body, action = world.embodiment, np.asarray(world.expert(), dtype=np.float32)
+    if action.shape != (len(body.action),) or not np.isfinite(action).all():
+        raise ValueError(f"the expert's action is {action}, expected {len(body.action)} finite numbers")
+    return body.action.clip(action).astype(np.float32)
+
+
+def _join(roots: list[Path], joined: Path, repo_id: str) -> None:
     """Joins the shards in a process of its own, for the sake of `_hush`."""
     context = multiprocessing.get_context("spawn")
     news = context.SimpleQueue()
-    process = context.Process(target=_aggregate, args=(roots, joined, news))
+    process = context.Process(target=_aggregate, args=(roots, joined, repo_id, news))
     process.start()
     try:
         process.join()
@@ -265,12 +308,12 @@ def _join(roots: list[Path], joined: Path) -> None:
         raise ValueError(f"joining the recorded shards failed ({why}); nothing was kept")
 
 
-def _aggregate(roots: list[Path], joined: Path, news: Any) -> None:
+def _aggregate(roots: list[Path], joined: Path, repo_id: str, news: Any) -> None:
     _hush()
     from lerobot.datasets.aggregate import aggregate_datasets
 
     try:
-        aggregate_datasets([REPO_ID] * len(roots), REPO_ID, roots=roots, aggr_root=joined)
+        aggregate_datasets([repo_id] * len(roots), repo_id, roots=roots, aggr_root=joined)
     except Exception as error:
         news.put(f"{type(error).__name__}: {error}")
         sys.exit(1)

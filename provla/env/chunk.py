@@ -2,70 +2,167 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
+
+from provla.core.world import Embodiment
 
 Array = NDArray[Any]
 
+NEEDS = ("embodiment", "reset", "step", "state", "images")  # and success, or score
 
-class ChunkEnv(gym.Wrapper[dict[str, Array], Array, Array, Array]):
-    """Executes a whole action chunk per step and renders only what the policy will look at next.
 
-    Action (n_action_steps, A); observation `images` (T, C, h, w, 3) uint8 and `state` (T, S) float32, the last
-    `n_obs_steps` control steps (the first is repeated at the start). `max_episode_steps` counts control steps.
-    `info["frames"]` carries what was filmed since the last call.
+class Sizes(NamedTuple):
+    """What a policy looks at: cameras, and observations side by side; and how many of its actions are executed."""
+
+    cameras: tuple[str, ...]
+    n_obs_steps: int
+    n_action_steps: int
+
+
+class Seen(NamedTuple):
+    """What a world showed at the end of a chunk, or at an episode's beginning.
+
+    images (T, C, h, w, 3) uint8 and state (T, S) float32 of the last `n_obs_steps` control steps (the first is repeated
+    at the start). frames: filmed meanwhile. score: the best of the episode; None where the world has none.
     """
 
-    def __init__(self, env: Any, n_obs_steps: int, n_action_steps: int, max_episode_steps: int) -> None:
-        super().__init__(env)
-        self.sim = env
-        self._n_obs_steps, self._limit = n_obs_steps, max_episode_steps
-        size, cameras = env._image_size, len(env.cameras)
-        self.observation_space = spaces.Dict(
-            images=spaces.Box(0, 255, (n_obs_steps, cameras, size, size, 3), np.uint8),
-            state=spaces.Box(-np.inf, np.inf, (n_obs_steps, 4), np.float32),
-        )
-        self.action_space = spaces.Box(-np.inf, np.inf, (n_action_steps, 4), np.float32)
-        self.film = self._steps = 0  # film: keep a video frame every so many control steps, 0 for none
-        self._success = self._done = False
+    images: Array
+    state: Array
+    success: bool
+    over: bool
+    steps: int
+    frames: list[Array]
+    score: float | None = None
+
+
+def check_world(world: Any) -> None:
+    """`ValueError` that names what a world lacks."""
+    missing = [name for name in NEEDS if not hasattr(world, name)]
+    if not hasattr(world, "success") and not hasattr(world, "score"):
+        missing.append("success (or score)")
+    if not missing:
+        if not isinstance(world.embodiment, Embodiment):
+            raise ValueError(
+                f"{type(world).__name__}.embodiment is a {type(world.embodiment).__name__}; expected a "
+                "provla.env.Embodiment"
+            )
+        return
+    plain = all(hasattr(world, name) for name in ("observation_space", "action_space"))
+    hint = "; it is a gymnasium environment: env=gym env.id=<its id> plays it as it is" if plain else ""
+    raise ValueError(
+        f"{type(world).__name__} has no {', '.join(missing)}; a world needs {', '.join(NEEDS)}, and success or "
+        f"score{hint}"
+    )
+
+
+class Chunked:
+    """Executes a whole chunk of actions at a time, and looks only where the policy will: in software a picture costs
+    as much as twenty steps of physics.
+
+    limit: control steps after which an episode has failed. success_score: see `interfaces.Suite`.
+    """
+
+    def __init__(self, world: Any, sizes: Sizes, limit: int, success_score: float = 1.0) -> None:
+        check_world(world)
+        self.world, self._sizes, self._limit, self._enough = world, sizes, limit, success_score
+        self._body: Embodiment = world.embodiment
         self._images: list[Array] = []
         self._states: list[Array] = []
+        self._frame_size: tuple[int, ...] = ()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Array], dict[str, Any]]:
-        state, _ = self.sim.reset(seed=seed)
-        self._steps = 0
-        self._success = self._done = False
-        self._images, self._states = [self.sim.images()], [state]
-        return self._observation(), self._info([self.sim.video_frame()] if self.film else [])
+    def begin(self, seed: int, film: int = 0) -> Seen:
+        """film: keep a frame for people every so many control steps; 0: none."""
+        self.world.reset(seed)
+        self._film, self._steps = film, 0
+        self._success = self._over = False
+        self._score: float | None = None
+        self._images, self._states = [], []
+        self._look()
+        return self._seen([self._frame()] if film else [])
 
-    def step(self, action: Array) -> tuple[dict[str, Array], float, bool, bool, dict[str, Any]]:
+    def execute(self, chunk: Array) -> Seen:
+        """chunk (n_action_steps, A), clipped to the embodiment's bounds. What comes after the episode's end is left
+        out.
+        """
         frames: list[Array] = []
-        total = 0.0
-        for position, one in enumerate(action):
-            if self._done:
+        for position, action in enumerate(chunk):
+            if self._over:
                 break
-            state, reward, self._success, _, _ = self.sim.step(one)
-            total += reward
+            self.world.step(self._body.action.clip(action))
             self._steps += 1
-            self._done = self._success or self._steps >= self._limit
-            if self.film and (self._steps % self.film == 0 or self._done):
-                frames.append(self.sim.video_frame())
-            if position >= len(action) - self._n_obs_steps and not self._done:
-                self._images.append(self.sim.images())
-                self._states.append(state)
-        return self._observation(), total, self._success, self._done and not self._success, self._info(frames)
+            self._judge()
+            if self._film and (self._steps % self._film == 0 or self._over):
+                frames.append(self._frame())
+            if position >= len(chunk) - self._sizes.n_obs_steps and not self._over:
+                self._look()
+        return self._seen(frames)
 
-    def _observation(self) -> dict[str, Array]:
-        first = self._n_obs_steps - len(self._images)
-        self._images = ([self._images[0]] * first + self._images)[-self._n_obs_steps :]
-        self._states = ([self._states[0]] * first + self._states)[-self._n_obs_steps :]
-        return {"images": np.stack(self._images), "state": np.stack(self._states)}
+    def close(self) -> None:
+        if hasattr(self.world, "close"):
+            self.world.close()
 
-    def _info(self, frames: list[Array]) -> dict[str, Any]:
-        return {"success": self._success, "steps": self._steps, "frames": frames}
+    def _judge(self) -> None:
+        if hasattr(self.world, "success"):
+            self._success = bool(self.world.success())
+        else:
+            score = float(self.world.score())
+            if not np.isfinite(score):
+                raise ValueError(f"score is {score}")
+            self._score = score if self._score is None else max(score, self._score)
+            self._success = self._score >= self._enough
+        over = hasattr(self.world, "over") and bool(self.world.over())
+        self._over = self._success or over or self._steps >= self._limit
+
+    def _look(self) -> None:
+        pictures = self.world.images()
+        for camera in self._sizes.cameras:
+            check_picture(pictures, camera, self._body)
+        self._images.append(np.stack([pictures[camera] for camera in self._sizes.cameras]))
+        self._states.append(check_state(self.world.state(), self._body))
+
+    def _frame(self) -> Array:
+        if not hasattr(self.world, "frame"):
+            return np.array(self.world.images()[self._sizes.cameras[0]])
+        frame: Array = np.asarray(self.world.frame())
+        if (
+            frame.ndim != 3
+            or frame.shape[2] != 3
+            or frame.dtype != np.uint8
+            or frame.shape[:2] != (self._frame_size or frame.shape[:2])
+        ):
+            raise ValueError(f"frame() is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8, all of one size")
+        self._frame_size = frame.shape[:2]
+        return frame
+
+    def _seen(self, frames: list[Array]) -> Seen:
+        images, states = last(self._images, self._sizes.n_obs_steps), last(self._states, self._sizes.n_obs_steps)
+        self._images, self._states = images, states
+        return Seen(np.stack(images), np.stack(states), self._success, self._over, self._steps, frames, self._score)
+
+
+def last(values: Sequence[Array], count: int) -> list[Array]:
+    """The last `count`, the first of them repeated where there are fewer."""
+    return ([values[0]] * (count - len(values)) + list(values))[-count:]
+
+
+def check_state(state: Any, body: Embodiment) -> Array:
+    """A world's state as (S,) float32; `ValueError` where it is not what its embodiment says."""
+    found: Array = np.asarray(state)
+    if found.shape != (len(body.state),) or found.dtype.kind not in "fiu":
+        raise ValueError(f"state() is {found.shape} {found.dtype}, expected ({len(body.state)},) float32")
+    if not np.isfinite(found).all():
+        raise ValueError("state is not finite")
+    return found.astype(np.float32)
+
+
+def check_picture(pictures: Any, camera: str, body: Embodiment) -> None:
+    """`ValueError` where a camera is missing, or its picture is not what the embodiment says."""
+    if camera not in pictures:
+        raise ValueError(f"images() has no camera {camera!r}; it has: {', '.join(map(str, pictures)) or 'none'}")
+    found, expected = np.asarray(pictures[camera]), (*body.cameras[camera], 3)
+    if found.shape != expected or found.dtype != np.uint8:
+        raise ValueError(f"images()[{camera!r}] is {found.shape} {found.dtype}, expected {expected} uint8")

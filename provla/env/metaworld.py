@@ -1,7 +1,7 @@
-"""Simulated worlds for closed-loop evaluation and for recording demonstrations.
+"""Meta-World, for closed-loop evaluation and for recording demonstrations.
 
-An environment here is a plain gymnasium environment whose observation is the robot's state; pictures are rendered only
-when somebody asks (`images()`), because in software a frame costs twenty times a physics step.
+Pictures are rendered only when somebody asks (`images()`), because in software a frame costs twenty times a physics
+step.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from provla.core.checks import Count, Depth, Edge, Name, Names, Natural, Positive, Steps
@@ -26,8 +24,8 @@ if sys.platform == "linux":  # mujoco reads both when first imported; its own de
     os.environ.setdefault("MUJOCO_GL", "egl")
     if os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
         os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
-from provla.env.chunk import ChunkEnv
-from provla.env.episode import Episode
+from provla.core.world import Embodiment, Vector
+from provla.env.suite import TaskSuite
 
 Array = NDArray[Any]
 
@@ -104,12 +102,22 @@ class Camera:
         self._renderer.close()
 
 
-class MetaworldEnv(gym.Env[Array, Array]):
-    """One Meta-World v3 task (Yu et al. 2019, arXiv:1910.10897).
+def metaworld_embodiment(cameras: Sequence[str], image_size: int) -> Embodiment:
+    """Hand position in metres and gripper opening; hand displacement and gripper effort."""
+    return Embodiment(
+        dict.fromkeys(cameras, (image_size, image_size)),
+        Vector(METAWORLD_JOINTS, (-np.inf, -np.inf, -np.inf, 0), (np.inf, np.inf, np.inf, 1)),
+        Vector(METAWORLD_JOINTS, -1, 1),
+        METAWORLD_FPS,
+    )
+
+
+class MetaworldTask:
+    """One Meta-World v3 task (Yu et al. 2019, arXiv:1910.10897), as a world.
 
     State: hand position in metres and gripper opening in [0, 1], (4,) float32. Action: hand displacement and gripper
-    effort in [-1, 1], (4,) float32. The initial state depends on the seed given to `reset` alone.
-    `info["success"]` is the simulator's own verdict on the step.
+    effort in [-1, 1], (4,) float32. The initial state depends on the seed given to `reset` alone. Success is the
+    simulator's own verdict on the step.
     """
 
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
@@ -117,6 +125,7 @@ class MetaworldEnv(gym.Env[Array, Array]):
 
         self.task, self.cameras = task, tuple(cameras)
         self.instruction = metaworld_instruction(task)
+        self.embodiment = metaworld_embodiment(cameras, image_size)
         self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of
         # randomness.
@@ -127,16 +136,14 @@ class MetaworldEnv(gym.Env[Array, Array]):
             self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
         self._image_size, self._video_size = image_size, video_size
         self._eyes: dict[tuple[str, int], Camera] = {}
+        self._expert: Any = None
+        self._success = False
         self.full_state: Array = np.zeros(39)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
-        self.action_space = spaces.Box(-1, 1, (4,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, seed: int) -> None:
         import mujoco
 
-        super().reset(seed=seed)
-        if seed is not None:
-            self._sim.seed(seed)
+        self._sim.seed(seed)
         self._sim.reset()
         # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
         # state of an episode still show the objects of the episode before.
@@ -144,14 +151,16 @@ class MetaworldEnv(gym.Env[Array, Array]):
         now = self._sim._get_curr_obs_combined_no_goal()
         self._sim._prev_obs = now
         self.full_state = np.hstack([now, now, np.zeros(3)])
-        return self._state(), {"success": False}
+        self._success, self._expert = False, None
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        self.full_state, reward, _, truncated, info = self._sim.step(np.clip(action, -1, 1))
-        success = bool(info["success"])
-        return self._state(), float(reward), success, truncated, {"success": success}
+    def step(self, action: Array) -> None:
+        self.full_state, _, _, _, info = self._sim.step(np.clip(action, -1, 1))
+        self._success = bool(info["success"])
 
-    def _state(self) -> Array:
+    def success(self) -> bool:
+        return self._success
+
+    def state(self) -> Array:
         return self.full_state[:4].astype(np.float32)
 
     def _see(self, camera: str, size: int) -> Array:
@@ -160,13 +169,25 @@ class MetaworldEnv(gym.Env[Array, Array]):
             self._eyes[camera, size] = Camera(self._sim.model, camera, size)
         return self._eyes[camera, size](self._sim.data)
 
-    def images(self) -> Array:
-        """(C, h, w, 3) uint8, one per camera, at the policy's size."""
-        return np.stack([self._see(camera, self._image_size) for camera in self.cameras])
+    def images(self) -> dict[str, Array]:
+        return {camera: self._see(camera, self._image_size) for camera in self.cameras}
 
-    def video_frame(self) -> Array:
-        """(h, w, 3) uint8, for people to look at."""
+    def frame(self) -> Array:
         return self._see(self.cameras[0], self._video_size)
+
+    def expert(self) -> Array:
+        """Meta-World's scripted expert for the task, (4,) float32 in [-1, 1]. It reads the simulator's full state,
+        which no policy sees.
+        """
+        if self._expert is None:
+            from metaworld import policies
+
+            self._expert = getattr(policies, metaworld_menu()[self.task]["expert"])()
+        with warnings.catch_warnings():  # the experts ask for more than 1 on purpose; the simulator clips
+            warnings.simplefilter("ignore")
+            action = self._expert.get_action(self.full_state)
+        clipped: Array = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
 
     def close(self) -> None:
         for eye in self._eyes.values():
@@ -174,37 +195,8 @@ class MetaworldEnv(gym.Env[Array, Array]):
         self._eyes.clear()
 
 
-class MetaworldExpert:
-    """Meta-World's scripted expert for a task. Reads the simulator's full state, which no policy sees."""
-
-    def __init__(self, task: str) -> None:
-        from metaworld import policies
-
-        metaworld_instruction(task)
-        self._policy = getattr(policies, metaworld_menu()[task]["expert"])()
-
-    def __call__(self, env: MetaworldEnv) -> Array:
-        """(4,) float32 in [-1, 1]."""
-        with warnings.catch_warnings():  # the experts ask for more than 1 on purpose; the simulator clips
-            warnings.simplefilter("ignore")
-            action = self._policy.get_action(env.full_state)
-        clipped: Array = np.clip(action, -1, 1).astype(np.float32)
-        return clipped
-
-
-class MetaworldSuite:
-    """`env=metaworld`: the same tasks and initial states for every policy.
-
-    tasks: Meta-World names without version. episodes_per_task: episodes of seeds first_seed, first_seed + 1, …
-    num_envs: environments alive at once, spread over the tasks; their observations form one batch.
-    max_episode_steps: control steps after which an episode has failed. videos_per_task: episodes filmed. instructions:
-    task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds that a world may
-    take to reset or to execute a chunk before its episode has failed. workers: processes that the worlds are spread
-    over; null: one per thread that torch has.
-    """
-
-    state_size = action_size = 4
-    fps = METAWORLD_FPS
+class MetaworldSuite(TaskSuite):
+    """`env=metaworld`. tasks: Meta-World names without version. Other keys: see `TaskSuite`."""
 
     def __init__(
         self,
@@ -222,33 +214,27 @@ class MetaworldSuite:
         timeout: Positive = 120.0,
         workers: Depth | None = None,
     ) -> None:
-        self.tasks, self.cameras, self.image_size = list(tasks), list(cameras), image_size
-        self.num_envs = max(num_envs, len(self.tasks))
-        self.max_episode_steps = max_episode_steps
-        self.timeout, self.workers = timeout, workers
-        self.video_size, self.video_stride = video_size, video_stride
-        said = {task: [metaworld_instruction(task)] for task in self.tasks}
-        for task, sentences in (instructions or {}).items():
-            if task not in said or not sentences:
-                raise ValueError(
-                    f"env.instructions.{task}={sentences!r}: expected sentences for one of env.tasks: "
-                    f"{', '.join(self.tasks)}"
-                )
-            said[task] = [sentences] if isinstance(sentences, str) else list(sentences)
-        self.episodes = [
-            Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)
-            for task in self.tasks
-            for i in range(episodes_per_task)
-        ]
+        super().__init__(
+            {task: metaworld_instruction(task) for task in tasks},
+            episodes_per_task,
+            first_seed,
+            num_envs,
+            max_episode_steps,
+            videos_per_task,
+            video_stride,
+            instructions,
+            timeout,
+            workers,
+        )
+        self.cameras, self.image_size, self.video_size = list(cameras), image_size, video_size
+        self.embodiment = metaworld_embodiment(cameras, image_size)
 
     def check(self) -> None:
         """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
         require_opengl()
-        env = MetaworldEnv(self.tasks[0], self.cameras, 16)
-        env.images()
-        env.close()
+        world = MetaworldTask(self.episodes[0].task, self.cameras, 16)
+        world.images()
+        world.close()
 
-    def make(self, task: str, n_obs_steps: int, n_action_steps: int) -> ChunkEnv:
-        """A world for episodes of one task."""
-        world = MetaworldEnv(task, self.cameras, self.image_size, self.video_size)
-        return ChunkEnv(world, n_obs_steps, n_action_steps, self.max_episode_steps)
+    def make(self, task: str) -> MetaworldTask:
+        return MetaworldTask(task, self.cameras, self.image_size, self.video_size)

@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from provla.core.files import write_bytes
+from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
 from provla.core.types import Observation, Spec
-from provla.env.episode import Episode
-from provla.env.metaworld import MetaworldSuite
-from provla.env.worker import Fault, Seen
+from provla.core.world import Episode
+from provla.env.chunk import Seen
+from provla.env.suite import tasks_of
+from provla.env.worker import Fault
 from provla.env.worlds import Worlds
 
 Frame = NDArray[np.uint8]
@@ -25,8 +27,8 @@ Frame = NDArray[np.uint8]
 
 @dataclass
 class Outcome:
-    """One finished episode. steps: control steps until success or the limit. frames: of a filmed episode. reason: of
-    one that a fault ended.
+    """One finished episode. steps: control steps until its end. frames: of a filmed episode. reason: of one that a
+    fault ended. score: the best that was reached; None where the world has none.
     """
 
     episode: Episode
@@ -34,24 +36,31 @@ class Outcome:
     steps: int
     frames: list[Frame] = field(default_factory=list)
     reason: str = ""
+    score: float | None = None
 
 
-def check_fit(suite: MetaworldSuite, spec: Spec) -> None:
-    """`ValueError` where a policy's sizes or cameras are not those of the simulation."""
-    for what, has, needs in (
-        ("action size", spec.action_size, suite.action_size),
-        ("state size", spec.state_size, suite.state_size),
-        ("image size", tuple(spec.image_size), (suite.image_size, suite.image_size)),
-        ("cameras", list(spec.cameras), list(suite.cameras)),
-    ):
+def check_fit(suite: Suite, spec: Spec) -> None:
+    """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in."""
+    body, kind = suite.embodiment, type(suite).__name__
+    missing = [camera for camera in spec.cameras if camera not in body.cameras]
+    facts: list[tuple[str, object, object]] = [
+        ("action size is", spec.action_size, len(body.action)),
+        ("state size is", spec.state_size, len(body.state)),
+    ]
+    if missing:
+        facts.append(("cameras are", list(spec.cameras), list(body.cameras)))
+    else:
+        sizes = ((camera, tuple(body.cameras[camera])) for camera in spec.cameras)
+        facts += [(f"image size of {camera} is", tuple(spec.image_size), size) for camera, size in sizes]
+    for what, has, needs in facts:
         if has != needs:
             raise ValueError(
-                f"the policy's {what} is {has}, that of env=metaworld is {needs}; choose the env that the policy's "
+                f"the policy's {what} {has}, that of the worlds of {kind} {needs}; choose the env that the policy's "
                 "data set came from, or env=none"
             )
 
 
-def rollout(policy: Any, suite: MetaworldSuite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:
+def rollout(policy: Any, suite: Suite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:
     """Outcomes in the suite's order: every episode, in batches over the suite's worlds, which take their steps at the
     same time.
 
@@ -96,15 +105,16 @@ class _Play:
             return
         self.images, self.state = seen.images, seen.state
         self.outcome.success, self.outcome.steps, self.over = seen.success, seen.steps, seen.over
+        self.outcome.score = seen.score
         self.outcome.frames.extend(seen.frames)
 
 
 class _Stage:
     """Which episodes are played, in the order of their worlds; which wait, by task; which are finished."""
 
-    def __init__(self, suite: MetaworldSuite, worlds: Worlds, seed: int) -> None:
+    def __init__(self, suite: Suite, worlds: Worlds, seed: int) -> None:
         self.worlds, self.seed = worlds, seed
-        self.waiting = {task: deque(e for e in suite.episodes if e.task == task) for task in suite.tasks}
+        self.waiting = {task: deque(e for e in suite.episodes if e.task == task) for task in tasks_of(suite)}
         self.finished: dict[Episode, Outcome] = {}
         self.playing: list[_Play] = []
 

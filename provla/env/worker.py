@@ -16,23 +16,15 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
+
+from provla.env.chunk import Chunked, Seen, Sizes
+from provla.env.suite import option
 
 Array = NDArray[Any]
 
 IDLE = 60.0  # seconds after which a worker that nobody uses ends
 NOISE = 1 << 20  # bytes that are kept of what worlds print
-
-
-class Sizes(NamedTuple):
-    """What an observation must be: images (T, C, h, w, 3) uint8 and state (T, S) float32, and how many actions a chunk
-    has.
-    """
-
-    images: tuple[int, ...]
-    state: tuple[int, ...]
-    n_action_steps: int
 
 
 class Call(NamedTuple):
@@ -45,17 +37,6 @@ class Call(NamedTuple):
     chunks: tuple[Array, ...]
 
 
-class Seen(NamedTuple):
-    """What a world showed at the end of a call. frames: filmed during its last chunk, or its beginning."""
-
-    images: Array
-    state: Array
-    success: bool
-    over: bool
-    steps: int
-    frames: list[Array]
-
-
 class Fault(str):
     """Why a world has no answer, in a line."""
 
@@ -65,7 +46,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.suite: Any = None
-        self.worlds: dict[int, Any] = {}
+        self.worlds: dict[int, Chunked] = {}
 
     def take(self, suite: Any, sizes: Sizes) -> None:
         """Another suite to make worlds from."""
@@ -84,46 +65,22 @@ class Worker:
         try:
             world = self.worlds.get(call.slot)
             if world is None:
-                world = self.worlds[call.slot] = self.suite.make(
-                    call.task, self.sizes.images[0], self.sizes.n_action_steps
+                world = self.worlds[call.slot] = Chunked(
+                    self.suite.make(call.task),
+                    self.sizes,
+                    self.suite.max_episode_steps,
+                    option(self.suite, "success_score"),
                 )
-            success, truncated = False, False
             if call.seed is not None:
-                where, world.film = "reset", call.film
-                observation, info = world.reset(seed=call.seed)
+                where = "reset"
+                seen = world.begin(call.seed, call.film)
             for chunk in call.chunks:
                 where = "step"
-                observation, _, success, truncated, info = world.step(chunk)
-            seen = Seen(
-                observation["images"],
-                observation["state"],
-                bool(success),
-                bool(success or truncated),
-                int(info["steps"]),
-                list(info["frames"]),
-            )
-            where = f"after {where}"
-            self._check(seen)
+                seen = world.execute(chunk)
             return seen
         except BaseException as error:  # SystemExit is a fault too
             _close(self.worlds.pop(call.slot, None))
             return Fault(f"{_line(error)} ({where})")
-
-    def _check(self, seen: Seen) -> None:
-        for name, found, shape, kind in (
-            ("images", seen.images, self.sizes.images, np.uint8),
-            ("state", seen.state, self.sizes.state, np.float32),
-        ):
-            found = np.asarray(found)
-            if found.shape != shape or found.dtype != kind:
-                raise ValueError(f"{name} is {found.shape} {found.dtype}, expected {shape} {np.dtype(kind)}")
-        if not np.isfinite(seen.state).all():
-            raise ValueError("state is not finite")
-        for frame in seen.frames:
-            if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.shape != seen.frames[0].shape:
-                raise ValueError(
-                    f"a video frame is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8, all of one size"
-                )
 
 
 def serve(connection: Connection) -> None:
@@ -137,7 +94,9 @@ def serve(connection: Connection) -> None:
         except Exception as error:  # the suite's module cannot be imported here
             connection.send(_line(error))
             continue
-        if "suite" in message:
+        if "path" in message:
+            sys.path[:] = message["path"]
+        elif "suite" in message:
             worker.take(message["suite"], message["sizes"])
             connection.send("")
         elif "calls" in message:

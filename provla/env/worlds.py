@@ -29,12 +29,13 @@ from typing import Any
 import torch
 
 from provla.core.types import Spec
-from provla.env.episode import Episode
-from provla.env.worker import Array, Call, Fault, Seen, Sizes
+from provla.core.world import Episode
+from provla.env.chunk import Seen, Sizes
+from provla.env.suite import option, tasks_of
+from provla.env.worker import Array, Call, Fault
 
 START = 300.0  # seconds a worker may take to import what its worlds need
 AWAKE = 20.0  # and one that was idle, to answer again
-TIMEOUT = 120.0  # of a suite that says nothing else
 TICK = 1.0
 
 _idle: list[_Process] = []  # workers that the next evaluation of this process takes over
@@ -132,20 +133,18 @@ class _Story:
 class Worlds:
     """The worlds of a suite, numbered: `slots` of them, spread over the suite's tasks and over worker processes.
 
-    suite: has `tasks`, `num_envs` and `make(task, n_obs_steps, n_action_steps)`, which gives a `ChunkEnv` or its like;
-    may have `timeout` (seconds for a reset or a chunk) and `workers` (processes; else one per thread that torch has).
-    It is sent to the workers by pickle.
+    suite: see `interfaces.Suite`; it is sent to the workers by pickle, which make the worlds.
     """
 
     def __init__(self, suite: Any, spec: Spec, slots: int | None = None) -> None:
-        self.tasks = [suite.tasks[i % len(suite.tasks)] for i in range(slots or max(suite.num_envs, len(suite.tasks)))]
-        self._timeout = float(getattr(suite, "timeout", None) or TIMEOUT)
-        images = (spec.n_obs_steps, len(spec.cameras), *spec.image_size, 3)
-        self._task = {"suite": suite, "sizes": Sizes(images, (spec.n_obs_steps, spec.state_size), spec.n_action_steps)}
+        tasks = tasks_of(suite)
+        self.tasks = [tasks[i % len(tasks)] for i in range(slots or max(option(suite, "num_envs"), len(tasks)))]
+        self._timeout = float(option(suite, "timeout"))
+        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps, spec.n_action_steps)}
         self._stories: dict[int, _Story] = {}
         self._lost: dict[int, Fault] = {}
         self._workers: list[_Process] = []
-        count = min(getattr(suite, "workers", None) or torch.get_num_threads(), len(self.tasks))
+        count = min(option(suite, "workers") or torch.get_num_threads(), len(self.tasks))
         try:
             with _lock:
                 taken = [_idle.pop() for _ in range(min(count, len(_idle)))]
@@ -254,6 +253,8 @@ class Worlds:
         for _ in range(2):
             worker = self._workers[number]
             try:
+                # An idle worker may be older than the import path, which the suite's module is looked for on.
+                worker.ask({"path": [place or str(Path.cwd()) for place in sys.path]}, [])
                 worker.ask(self._task, [])
             except Exception as error:  # pickle has many
                 kind = type(self._task["suite"]).__name__
@@ -286,29 +287,6 @@ def _doing(call: Call) -> str:
     return "reset" if not call.chunks else "step"
 
 
-# What provla needs of a suite.
-NEEDS = (
-    "episodes",
-    "tasks",
-    "num_envs",
-    "cameras",
-    "image_size",
-    "state_size",
-    "action_size",
-    "video_stride",
-    "check",
-    "make",
-)
-
-
-def check_suite(suite: Any) -> None:
-    """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins."""
-    missing = [name for name in NEEDS if not hasattr(suite, name)]
-    if missing:
-        raise ValueError(f"env: {type(suite).__name__} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}")
-    suite.check()
-
-
 def rehearse(suite: Any, spec: Spec) -> None:
     """One chunk of zeros in the first world, with everything that an episode needs, before the training rather than
     after it.
@@ -324,8 +302,3 @@ def rehearse(suite: Any, spec: Spec) -> None:
             seen = worlds.play({0: move})[0]
             if isinstance(seen, Fault):
                 raise ValueError(f"env: a rehearsal of {first.task} failed: {seen}")
-            if not seen.frames:
-                raise ValueError(
-                    f'env: a rehearsal of {first.task} failed: info["frames"] is empty although the world\'s `film` is '
-                    "1"
-                )

@@ -26,7 +26,8 @@ from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.env.rollout import check_fit
-from provla.env.worlds import check_suite, rehearse
+from provla.env.suite import check_suite
+from provla.env.worlds import rehearse
 from provla.policy.folder import find_policy, load_policy
 from provla.run.judging import Judgement, ms_per_chunk, objective_of
 from provla.run.show import show

@@ -16,6 +16,7 @@ from provla.core.errors import NotFinite
 from provla.core.files import csv_text, write_text
 from provla.core.types import Spec, fake_observation
 from provla.env.rollout import Outcome, rollout, write_videos
+from provla.env.suite import option
 from provla.statistics import wilson
 
 
@@ -65,7 +66,7 @@ class Judgement:
         if suite.episodes:
             self.episodes = rollout(policy, suite, spec, seed, device)
             self.metrics |= rates(self.success)
-            self.videos = write_videos(self.episodes, folder / "videos", spec.fps / suite.video_stride)
+            self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")
 
 
@@ -73,16 +74,22 @@ EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
 
 
 def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault."""
+    """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault. score:
+    the best that was reached, where the world has one.
+    """
     found = (
         (o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason) for o in outcomes
     )
-    return [dict(zip(EPISODE, values, strict=True)) for values in found]
+    rows = [dict(zip(EPISODE, values, strict=True)) for values in found]
+    if any(o.score is not None for o in outcomes):
+        rows = [row | {"score": o.score} for row, o in zip(rows, outcomes, strict=True)]
+    return rows
 
 
 def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
     """episodes.csv."""
-    write_text(path, csv_text(episode_rows(outcomes), EPISODE))
+    rows = episode_rows(outcomes)
+    write_text(path, csv_text(rows, list(rows[0]) if rows else EPISODE))
 
 
 def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7) -> float:

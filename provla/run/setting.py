@@ -14,7 +14,8 @@ from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.env.rollout import check_fit
-from provla.env.worlds import check_suite, rehearse
+from provla.env.suite import check_suite
+from provla.env.worlds import rehearse
 from provla.pruner import NoPruner
 from provla.trainer.metrics import chunk_metrics, measured
 from provla.trainer.options import Trainer
@@ -51,6 +52,12 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
     check_nodes(config)
     found = {"suite": "env", "source": "dataset", "trainer": "trainer", "logger": "logger", "pruner": "pruner"}
     parts = Parts(**{name: build(config[key], key) for name, key in found.items()})
+    missing = [name for name in ("load", "val_fraction", "split_seed") if not hasattr(parts.source, name)]
+    if missing:
+        raise ValueError(
+            f"dataset: {type(parts.source).__name__} has no {', '.join(missing)}; a data set needs load, val_fraction "
+            "and split_seed"
+        )
     if parts.simulated:
         check_suite(parts.suite)
     return parts
@@ -59,6 +66,12 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
 def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
     """The data, held against everything that will use them. `ValueError` for what does not fit."""
     data: Demonstrations = parts.source.load()
+    if not isinstance(data, Demonstrations):
+        raise ValueError(
+            f"dataset: load() of {type(parts.source).__name__} returned a {type(data).__name__}; expected "
+            "provla.dataset.Demonstrations"
+        )
+    data.check()
     spec = make_spec(config, data)
     if parts.simulated:
         check_fit(parts.suite, spec)

@@ -15,6 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 Overrides = tuple[str, ...]
+WORKING_FOLDER = "working folder"  # who put its conf/, and the folder of its experiments/, on Hydra's search path
 
 
 class Composed:
@@ -102,7 +103,8 @@ def frozen_copy(loader: Any, kept: Path, root: Path) -> tuple[ConfigLoader, Path
             if inside.is_relative_to(root) and (copied / inside.relative_to(root)).is_dir():
                 place = f"file://{copied / inside.relative_to(root)}"
             elif source.is_dir() and inside != root:
-                shutil.copytree(source, kept / f"{number}", ignore=_only_yaml, copy_function=_copy)
+                wanted = "experiments" if provider == WORKING_FOLDER and source.name != "conf" else ""
+                shutil.copytree(source / wanted, kept / f"{number}" / wanted, ignore=_only_yaml, copy_function=_copy)
                 place = f"file://{kept / str(number)}"
         path.append(provider, place)
     return ConfigLoaderImpl(config_search_path=path), copied

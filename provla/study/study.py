@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -78,9 +79,26 @@ class Study:
         return self.metric.startswith("success_rate") and any(run.episodes for run in self.completed)
 
     @property
+    def unseen(self) -> bool:
+        """Whether it is known that no demonstration starts where a reported episode does: both were drawn here, from
+        seeds of their own.
+        """
+        drawn = {recorded_here(run.folder) for run in self.completed}
+        return self.simulated and drawn == {True}
+
+    @property
     def tasks(self) -> list[str]:
         """Those that were simulated, by name."""
         return sorted({task for run in self.completed for task, _ in run.episodes})
+
+
+def recorded_here(folder: Path) -> bool:
+    """Whether a run learned from demonstrations that provla recorded."""
+    try:
+        target = json.loads((folder / "config.json").read_text())["dataset"]["_target_"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return str(target).rpartition(".")[2] in ("MetaworldSource", "RecordedSource")
 
 
 def load_study(folder: Path) -> Study:

@@ -64,7 +64,7 @@ def _explain_weights(verdict: Verdict) -> None:
             if "best" in kept
             else ", a choice made before training; no episode that is reported here took part in it."
         )
-        + (" The reported episodes start from states that no demonstration contains." if study.simulated else "")
+        + (" The reported episodes start from states that no demonstration contains." if study.unseen else "")
     )
     if shared := [run for run in done if run.weights != run.job.folder]:
         say(

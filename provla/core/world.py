@@ -1,0 +1,67 @@
+"""What a simulated world is to the robot in it: its cameras, its state, its actions; and what an evaluation plays.
+
+Nothing heavy is imported here: every world's process imports this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Numbers with names, and with bounds: one for all, or one each. An infinite one is none."""
+
+    names: Sequence[str]
+    low: float | Sequence[float] = -np.inf
+    high: float | Sequence[float] = np.inf
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"names={self.names!r}: expected a list of names, one for each number")
+        for end in ("low", "high"):
+            bound = np.asarray(getattr(self, end), dtype=np.float64)
+            if bound.shape not in ((), (len(self),)):
+                raise ValueError(f"{end}={getattr(self, end)!r}: expected one bound, or one for each of {len(self)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def clip(self, values: Array) -> Array:
+        """values, (…, n) of them, brought between the bounds."""
+        clipped: Array = np.clip(values, self.low, self.high)
+        return clipped
+
+    def outside(self, values: Array) -> bool:
+        """Whether any of values is beyond a bound, by more than float32 rounds."""
+        slack = 1e-5 * (1 + np.abs(values))
+        return bool(((values < np.asarray(self.low) - slack) | (values > np.asarray(self.high) + slack)).any())
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """What a policy has to fit. cameras: name → (height, width) of its pictures. fps: control steps per second."""
+
+    cameras: Mapping[str, tuple[int, int]]
+    state: Vector
+    action: Vector
+    fps: float
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One closed-loop episode: what every policy meets in the same way. `film` > 0 keeps a frame every so many
+    steps.
+    """
+
+    task: str
+    instruction: str
+    seed: int
+    film: int = 0

@@ -1,0 +1,90 @@
+"""Suites: which episodes are played, and what every suite is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from provla.core.checks import Count, Depth, Name, Names, Natural, Positive, Steps
+from provla.core.world import Embodiment, Episode
+
+# What a suite must have, and what is taken where it does not say it (see `interfaces.Suite`).
+NEEDS = ("episodes", "embodiment", "max_episode_steps", "make")
+OPTIONS: dict[str, Any] = {
+    "num_envs": 10,
+    "workers": None,
+    "timeout": 120.0,
+    "video_stride": 4,
+    "success_score": 1.0,
+}
+
+
+def option(suite: Any, name: str) -> Any:
+    """What a suite says of one of `OPTIONS`, or what is usual."""
+    found = getattr(suite, name, None)
+    return OPTIONS[name] if found is None else found
+
+
+def tasks_of(suite: Any) -> list[str]:
+    """The tasks of a suite's episodes, in their order."""
+    return list(dict.fromkeys(episode.task for episode in suite.episodes))
+
+
+def check_suite(suite: Any) -> None:
+    """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins."""
+    # Not hasattr: a property that raises says more.
+    missing = [name for name in NEEDS if name not in dir(suite)]
+    if missing:
+        kind = type(suite).__name__
+        gym = all(hasattr(suite, name) for name in ("observation_space", "action_space"))
+        world = all(hasattr(suite, name) for name in ("reset", "step", "images"))
+        hint = "; it is a gymnasium environment: env=gym env.id=<its id> plays it as it is" if gym else ""
+        hint = hint or ("; it is a world: env=world 'env.world={_target_: <module>.<class>}' plays it" if world else "")
+        raise ValueError(f"env: {kind} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}{hint}")
+    if not isinstance(suite.embodiment, Embodiment):
+        raise ValueError(
+            f"env: {type(suite).__name__}.embodiment is a {type(suite.embodiment).__name__}; expected a "
+            "provla.env.Embodiment"
+        )
+    if hasattr(suite, "check"):
+        suite.check()
+
+
+class TaskSuite:
+    """Episodes of several tasks: the same initial states for every policy.
+
+    sentences: task → what is said. episodes_per_task: episodes of seeds first_seed, first_seed + 1, … num_envs: worlds
+    alive at once, spread over the tasks; their observations form one batch. max_episode_steps: control steps after
+    which an episode has failed. videos_per_task: episodes filmed, with a frame every video_stride control steps.
+    instructions: task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds
+    that a world may take to reset or to execute a chunk before its episode has failed. workers: processes that the
+    worlds are spread over; null: one per thread that torch has.
+    """
+
+    def __init__(
+        self,
+        sentences: Mapping[str, str],
+        episodes_per_task: Steps,
+        first_seed: Natural,
+        num_envs: Depth,
+        max_episode_steps: Steps,
+        videos_per_task: Natural,
+        video_stride: Count,
+        instructions: Mapping[str, Name | Names] | None,
+        timeout: Positive,
+        workers: Depth | None,
+    ) -> None:
+        self.num_envs, self.workers, self.timeout = num_envs, workers, timeout
+        self.max_episode_steps, self.video_stride = max_episode_steps, video_stride
+        said = {task: [sentence] for task, sentence in sentences.items()}
+        for task, texts in (instructions or {}).items():
+            if task not in said or not texts:
+                raise ValueError(
+                    f"env.instructions.{task}={texts!r}: expected sentences for one of env.tasks: {', '.join(said)}"
+                )
+            said[task] = [texts] if isinstance(texts, str) else list(texts)
+        self.episodes = [
+            Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)
+            for task in said
+            for i in range(episodes_per_task)
+        ]
