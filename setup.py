@@ -1,4 +1,4 @@
-"""What a wheel holds besides the packages: the configuration files, which in the repository stand beside them."""
+"""What a wheel holds besides the packages: the configuration files, and the README's examples for `--help`."""
 
 import shutil
 from pathlib import Path
@@ -11,11 +11,10 @@ class WithConfiguration(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            for part in ("conf", "experiments"):
-                for file in Path(part).glob("**/*.yaml"):
-                    place = Path(self.build_lib, "provla", file)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, place)
+            for file in (*Path("conf").glob("**/*.yaml"), *Path("experiments").glob("*.yaml"), Path("README.md")):
+                place = Path(self.build_lib, "provla", file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
 
 
 setup(cmdclass={"build_py": WithConfiguration})

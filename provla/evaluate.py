@@ -13,18 +13,7 @@ if starting(__name__):
 
 from provla.command.entry import command
 
-KEYS = (
-    "checkpoint",
-    "check",
-    "n_action_steps",
-    "eval_episodes",
-    "env",
-    "scheduler",
-    "bases",
-    "trust",
-    "device",
-    "data_dir",
-)
+KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "bases", "trust", "device", "data_dir")
 
 
 @command(
@@ -34,7 +23,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     """See conf/evaluate.yaml."""
     from provla.run.evaluate import evaluate, evaluate_steps
 
-    if unknown := [key for key in config if key not in KEYS]:
+    if unknown := [key for key in config if key not in (*KEYS, "check")]:
         raise ValueError(
             f"nothing reads {unknown[0]}={config[unknown[0]]!r}; valid: "
             f"{', '.join(key for key in KEYS if key in config)}, env.…, scheduler.…"
@@ -42,7 +31,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     if config["check"] is not None:
         raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
     if not config["checkpoint"]:
-        raise ValueError("checkpoint has no value; give checkpoint=<the folder of a run>")
+        raise ValueError("checkpoint has no value; give checkpoint=…")
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (

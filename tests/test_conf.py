@@ -21,6 +21,13 @@ from provla.dataset.metaworld import MetaworldSource
 from provla.trainer.options import Trainer
 
 OPTIONS = [(f.parent.name, f.stem) for f in sorted((ROOT / "conf").glob("*/*.yaml")) if f.parent.name != "backbone"]
+WORLD = ["env=world", "env.world={_target_: walks.Idle}", "env.tasks={go: Go there}"]
+NEEDS = {  # what an option leaves to its user
+    ("dataset", "lerobot"): ["dataset.root=x"],
+    ("dataset", "recorded"): WORLD,
+    ("env", "world"): WORLD,
+    ("env", "gym"): ["env.id=CartPole-v1", "env.instruction=Balance the pole"],
+}
 POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy")
 
 
@@ -30,7 +37,7 @@ def test_every_option_builds_trains_and_samples(
 ) -> None:
     fake = [o for o in FAKE if not o.startswith(group)]
     if group in ("dataset", "env", "trainer", "logger"):
-        fake = ["dataset.root=x"] if option == "lerobot" else []
+        fake = NEEDS.get((group, option), [])
     if option == "last_k":  # needs layers to count
         fake = [o for o in fake if not o.startswith("vision")] + ["vision=siglip_tiny"]
     config = compose(*fake, f"{group}={option}", *local(option, backbones))

@@ -264,7 +264,7 @@ def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_pat
     (run / "config.json").write_text(json.dumps(config))
     code, _, err = command("evaluate", f"checkpoint={run}")
     assert code == 2
-    assert "the policy's action size is 3, that of env=metaworld is 4" in err
+    assert "the policy's action size is 3, that of the worlds of MetaworldSuite 4" in err
     # Nor can its checkpoint go on with data of another action size.
     policy = json.loads((run / "policy" / "config.json").read_text())
     policy["spec"]["action_size"] = 5

@@ -7,9 +7,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,30 @@ def test_between_its_jobs_a_worker_remembers_a_signal(tmp_path: Path) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_signal_while_a_command_prepares_is_said_in_a_sentence(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provla.command.entry.register", lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    code, _, err = command("train", *FAKE)
+    assert code == 138
+    assert err.startswith("error: ended by SIGUSR1; the same command")
+
+
+def test_a_signal_waits_for_the_end_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised in the middle of one, it may be swallowed there, and leaves a module that is half made (numpy's)."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.2)\n"
+        "except BaseException:\n    pass\ndone = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def load() -> None:
+        with signals.listening():
+            import_module("slow_to_import")
+            time.sleep(5)
+
+    with pytest.raises(Interrupted):
+        load()
+    assert sys.modules["slow_to_import"].done

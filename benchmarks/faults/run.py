@@ -24,6 +24,7 @@ from typing import Any
 
 # Several processes share the cores: none waits in a loop. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that the Hub would have to know is answered at once
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

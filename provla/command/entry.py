@@ -75,8 +75,8 @@ class Command:
             sys.exit(0)
         refuse_several_processes()
         sys.argv[1:] = [_plain(argument, self.lists, self.paths, self.free) for argument in sys.argv[1:]]
-        _prepare(self.studies)
         with _explained(self.name):
+            _prepare(self.studies)
             _check(sys.argv[1:])
             with _shown():
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=self.name)(self._job)()

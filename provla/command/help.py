@@ -5,6 +5,7 @@ heavy imported.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = (
     groups = list(_groups(yaml.safe_load(text)["defaults"], [root / "conf", Path("conf"), *_more(arguments)], root))
     parts = [
         about.strip().splitlines()[0],
-        f"Usage: python -m provla.{name} {'[group=option …] ' if groups else ''}[key=value …]",
+        f"Usage: {called(name)} {'[group=option …] ' if groups else ''}[key=value …]",
     ]
     if groups:
         width = max(len(group) for group, _ in groups)
@@ -38,6 +39,11 @@ def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = (
         "README.md says more."
     )
     return "\n\n".join(parts)
+
+
+def called(name: str) -> str:
+    """How this command was started."""
+    return f"provla-{name}" if Path(sys.argv[0]).name == f"provla-{name}" else f"python -m provla.{name}"
 
 
 def _more(arguments: Sequence[str]) -> list[Path]:
@@ -72,5 +78,6 @@ def _examples(name: str, root: Path) -> list[str]:
     """The README's lines that call the command."""
     readme = root / "README.md"
     lines = readme.read_text().splitlines() if readme.is_file() else []
-    found = [line.strip() for line in lines if re.match(rf" {{4}}python -m provla\.{name}\b", line)]
-    return list(dict.fromkeys(found)) or [f"python -m provla.{name} checkpoint=outputs/<run>"]
+    plain = f"python -m provla.{name}"
+    found = [line.strip() for line in lines if re.match(rf" {{4}}{re.escape(plain)}\b", line)]
+    return [line.replace(plain, called(name)) for line in dict.fromkeys(found)]

@@ -23,6 +23,8 @@ from typing import Any
 from provla.core.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+LATER = 0.05  # [s] after which a signal that came in the middle of an import is sent again
+PATIENCE = 30.0  # [s] that it is put off for in all
 SAME = 0.25  # [s] `timeout` and schedulers signal a process and then its whole group: one request
 WORKERS = ("popen_loky", "submitit.core._submit")  # in the command lines of the processes that launchers start
 
@@ -31,7 +33,7 @@ WORKERS = ("popen_loky", "submitit.core._submit")  # in the command lines of the
 class _State:
     """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many
     blocks hold it back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells
-    others of a signal.
+    others of a signal. put_off: seconds that signals have been put off for an import's sake.
     """
 
     listening: bool = False
@@ -40,6 +42,7 @@ class _State:
     deferred: int = 0
     worker: bool = False
     forward: Callable[[], None] | None = None
+    put_off: float = 0.0
 
 
 _state = _State()
@@ -170,7 +173,22 @@ def _of_submitit(handler: Any) -> bool:
     return type(getattr(handler, "__self__", None)).__module__.startswith("submitit")
 
 
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is half imported: raised there, an exception can be swallowed, and the half stays."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _on_signal(signum: int, frame: FrameType | None) -> None:
+    if not _state.deferred and _state.put_off < PATIENCE and _importing(frame):
+        _state.put_off += LATER
+        again = threading.Timer(LATER, os.kill, (os.getpid(), signum))
+        again.daemon = True
+        again.start()
+        return
     if _state.signum is not None:
         if not _state.worker and time.monotonic() - _state.at > SAME:
             _end(signum)
