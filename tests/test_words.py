@@ -92,3 +92,14 @@ def test_each_command_has_its_name_and_its_help(command: Command) -> None:
         assert code == 0, err
         assert example in out, name
         assert "powered by Hydra" not in out
+
+
+def test_what_is_no_node_and_no_name_is_told_so(command: Command, tmp_path: Path) -> None:
+    code, _, err = command("train", *FAKE, "env=[1]")
+    assert (code, err) == (2, "error: the option of a group is a name, such as env=none, or a list of names\n")
+    (tmp_path / "conf" / "trainer").mkdir(parents=True)
+    for text, shown in (("trainer: [1]", "[1]"), ("trainer: 3", "3")):
+        (tmp_path / "conf" / "trainer" / "odd.yaml").write_text(f"# @package _global_\n{text}\n")
+        line = [one for one in FAKE if not one.startswith("trainer")]
+        code, _, err = command("train", *line, "trainer=odd")
+        assert (code, err) == (2, f"error: trainer={shown}: expected a node with a _target_\n")

@@ -123,8 +123,10 @@ def fault_second_signal(place: Path) -> tuple[int, int, str]:
 
 def fault_signal_to_a_sweep(place: Path) -> tuple[int, int, str]:
     """SIGTERM to a sweep: one job after the other, and two at a time by joblib and by submitit_local"""
-    options = [o for o in OPTIONS if not o.startswith(("hydra.run", "trainer.max_steps", "trainer.val_every"))]
-    options += ["trainer.max_steps=1500", "trainer.val_every=500"]
+    options = [
+        o for o in OPTIONS if not o.startswith(("hydra.run", "trainer.max_steps", "trainer.val_every", "threads"))
+    ]
+    options += ["trainer.max_steps=800", "trainer.val_every=400", "threads=1"]
     survived, notes = 0, []
     for launcher in ("basic", "joblib", "submitit_local"):
         folder = place / launcher

@@ -154,11 +154,13 @@ def _explained(name: str) -> Iterator[None]:
         sys.exit(getattr(error, "exit_code", 130))
     except Exception as error:
         steps = traceback.extract_tb(error.__traceback__)
-        if isinstance(error, RecursionError) and any(step.name == "_create_defaults_tree_impl" for step in steps):
-            complain(
-                "the defaults lists of the configuration files go round in a circle: an option names itself, or one "
-                "that names it"
-            )
+        said = {
+            RecursionError: "the defaults lists of the configuration files go round in a circle: an option names "
+            "itself, or one that names it",
+            TypeError: "the option of a group is a name, such as env=none, or a list of names",
+        }
+        if type(error) in said and any(step.name == "_create_defaults_tree_impl" for step in steps):
+            complain(said[type(error)])
             sys.exit(2)
         print(hide(traceback.format_exc()), file=sys.stderr)
         sys.exit(1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provla.core.checks import Depth, Name, Seed, Steps, check_values, did_you_mean
+from provla.core.checks import Depth, Name, Seed, Steps, check_values, did_you_mean, shown
 from provla.core.files import fingerprint
 from provla.core.renamed import as_first_named
 from provla.core.secrets import hide_in
@@ -151,6 +151,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"nothing reads the key {unknown[0]!r}{did_you_mean(unknown[0], valid)}; valid: {', '.join(valid)}"
         )
+    for key in NODES:
+        if key in config and not isinstance(config[key], Mapping):
+            raise ValueError(f"{key}={shown(config[key])}: expected a node with a _target_")
     check_study(config.get("study"))
     check_values(Root, config, "")
     # A run of an earlier version has no rerun and no trust.

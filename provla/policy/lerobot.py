@@ -16,9 +16,9 @@ from provla.core.build import build, check_node, first_line
 from provla.core.checks import Steps
 from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
-from provla.core.precision import deployed
 from provla.core.types import Batch, Observation, Spec, Tokens
 from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.parts import Normalized
 from provla.scheduler.diffusion import Diffusion
 from provla.scheduler.parts import masked_mean
 
@@ -50,7 +50,7 @@ class Clip(TypedDict):
     text: Mapping[str, Any]
 
 
-class LeRobotPolicy(nn.Module):
+class LeRobotPolicy(Normalized):
     """ACT (Zhao et al. 2023, arXiv:2304.13705), Diffusion Policy (Chi et al. 2023, arXiv:2303.04137) or multi-task DiT
     (arXiv:2507.05331): LeRobot's networks and, given the same draws, LeRobot's loss; provla's batches, draws and
     episodes.
@@ -158,12 +158,9 @@ class LeRobotPolicy(nn.Module):
         pretrained = "pretrained_backbone_weights"
         return {**node, "options": {**options, pretrained: None} if pretrained in options else options}
 
-    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
-        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
-        self.state_norm.fit(states, self._normalization["state"])
-        self.action_norm.fit(actions, self._normalization["action"])
-        limit = math.inf if self.sampler is None else self.sampler.limit
-        self.action_norm.check_reach(actions, self._normalization["action"], limit, "policy.options.clip_sample")
+    @property
+    def reach(self) -> tuple[float, str]:
+        return math.inf if self.sampler is None else self.sampler.limit, "policy.options.clip_sample"
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`: LeRobot's, on this batch and its draws (masks and terms as in their `forward` and `compute_loss`)."""
@@ -190,18 +187,14 @@ class LeRobotPolicy(nn.Module):
         weight: float = self.policy.config.kl_weight
         return loss + weight * batch.per_sample(divergence)
 
-    @deployed
-    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
-        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
+    def sample(self, observation: Observation, generator: Generators) -> Tensor:
         batch = self.inputs(observation.images, observation)
         if self.sampler is None:
-            chunk = self.policy.model(batch)[0]
-        else:
-            condition, network = self._network(batch)
-            shape = (len(observation), self.spec.horizon, self.spec.action_size)
-            chunk = self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator)
-        undone: Tensor = self.action_norm.undo(chunk.float())
-        return undone
+            predicted: Tensor = self.policy.model(batch)[0]
+            return predicted
+        condition, network = self._network(batch)
+        shape = (len(observation), self.spec.horizon, self.spec.action_size)
+        return self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator)
 
     def _network(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """The condition (B,D), encoded once, and LeRobot's denoiser as a head."""

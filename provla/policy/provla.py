@@ -14,14 +14,14 @@ from provla.backbone.tower import towers
 from provla.core.build import build, check_node
 from provla.core.checks import Width
 from provla.core.interfaces import Generators
-from provla.core.precision import deployed
 from provla.core.types import Batch, Observation, Spec, Tokens, fake_observation
 from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.parts import Normalized
 from provla.quant import Quant, QuantReport
 
 
-class ProVLA(nn.Module):
+class ProVLA(Normalized):
     """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
@@ -129,13 +129,9 @@ class ProVLA(nn.Module):
         part.train(was)
         return (tokens.features * tokens.mask.unsqueeze(-1)).float()
 
-    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
-        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
-        self.state_norm.fit(states, self._normalization["state"])
-        self.action_norm.fit(actions, self._normalization["action"])
-        self.action_norm.check_reach(
-            actions, self._normalization["action"], getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample"
-        )
+    @property
+    def reach(self) -> tuple[float, str]:
+        return getattr(self.scheduler, "limit", math.inf), "scheduler.clip_sample"
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
@@ -146,12 +142,10 @@ class ProVLA(nn.Module):
 
     forward = loss  # what accelerate wraps
 
-    @deployed
-    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
-        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
+    def sample(self, observation: Observation, generator: Generators) -> Tensor:
         context = self._context(observation.images, observation)
         shape = (len(observation), self.spec.horizon, self.spec.action_size)
-        chunk: Tensor = self.action_norm.undo(self.scheduler.sample(self.head, context, shape, generator).float())
+        chunk: Tensor = self.scheduler.sample(self.head, context, shape, generator)
         return chunk
 
     def _context(self, images: Tensor, observation: Observation) -> Tokens:

@@ -62,7 +62,7 @@ class Loop:
         others = [p for p in self.named.values() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         # Fused: 3.3 times faster than the default on CPUs too.
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=True)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
         self.fit = Fit()

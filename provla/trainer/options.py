@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive
+from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive, check_values
 from provla.dataset.sampler import Sampler
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import Fit
 from provla.trainer.loop import UNLIMITED, LogRow, Loop, Prune
 
 
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
     """Options of the loop. Steps are optimiser steps; a step sees `batch_size · grad_accumulation` samples.
 
@@ -35,48 +37,42 @@ class Trainer:
     and frames.
     """
 
-    def __init__(
-        self,
-        batch_size: Count,
-        grad_accumulation: Count,
-        max_steps: Natural | None,
-        max_epochs: Count | None,
-        max_minutes: Positive | None,
-        lr: NonNegative,
-        lr_schedule: Literal["cosine", "constant"],
-        warmup_steps: NonNegative,
-        weight_decay: NonNegative,
-        betas: tuple[Fraction, Fraction],
-        grad_clip: Positive,
-        ema_decay: Fraction,
-        precision: Literal["auto", "none", "bf16", "fp16"],
-        log_every: Count,
-        val_every: Count,
-        val_every_epochs: Count | None,
-        save_every: Count | None,
-        val_samples: Count,
-        monitor: Name,
-        patience: Count | None,
-        keep: Literal["latest", "best"],
-        deterministic: bool,
-        on_nan: Literal["stop", "skip"] = "stop",
-        max_skipped: Natural = 10,
-    ) -> None:
-        if max_steps is None and max_epochs is None and max_minutes is None:
+    batch_size: Count
+    grad_accumulation: Count
+    max_steps: Natural | None
+    max_epochs: Count | None
+    max_minutes: Positive | None
+    lr: NonNegative
+    lr_schedule: Literal["cosine", "constant"]
+    warmup_steps: NonNegative
+    weight_decay: NonNegative
+    betas: tuple[Fraction, Fraction]
+    grad_clip: Positive
+    ema_decay: Fraction
+    precision: Literal["auto", "none", "bf16", "fp16"]
+    log_every: Count
+    val_every: Count
+    val_every_epochs: Count | None
+    save_every: Count | None
+    val_samples: Count
+    monitor: Name
+    patience: Count | None
+    keep: Literal["latest", "best"]
+    deterministic: bool
+    on_nan: Literal["stop", "skip"] = "stop"
+    max_skipped: Natural = 10
+
+    def __post_init__(self) -> None:
+        check_values(type(self), vars(self), "trainer")
+        if self.max_steps is None and self.max_epochs is None and self.max_minutes is None:
             raise ValueError(
                 "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never "
                 "end; set one"
             )
-        self.batch_size, self.grad_accumulation = batch_size, grad_accumulation
-        self.max_steps, self.max_epochs = max_steps, max_epochs
-        self.max_seconds = math.inf if max_minutes is None else 60 * max_minutes
-        self.lr, self.lr_schedule, self.warmup_steps = lr, lr_schedule, warmup_steps
-        self.weight_decay, self.betas, self.grad_clip = weight_decay, (betas[0], betas[1]), grad_clip
-        self.ema_decay, self.precision = ema_decay, precision
-        self.log_every, self.val_samples, self.save_every = log_every, val_samples, save_every
-        self.val_every, self.val_every_epochs = val_every, val_every_epochs
-        self.monitor, self.patience, self.keep, self.deterministic = monitor, patience, keep, deterministic
-        self.on_nan, self.max_skipped = on_nan, max_skipped
+
+    @property
+    def max_seconds(self) -> float:
+        return math.inf if self.max_minutes is None else 60 * self.max_minutes
 
     def check_samples(self, samples: int) -> None:
         """`ValueError` where a step wants more samples than there are: it would see some of them twice."""
