@@ -16,7 +16,7 @@ from torch import nn
 
 from provla.backbone.fingerprints import vectors_fingerprint, weights_fingerprint
 from provla.core.build import first_line
-from provla.core.hub import from_pretrained, load_weights
+from provla.core.hub import from_pretrained, library, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DType = Literal["float32", "bfloat16", "float16"]
@@ -79,8 +79,7 @@ class Source:
 
     def model_class(self) -> Any:
         """`ValueError` for a name that is no model of transformers."""
-        import transformers
-
+        transformers = library()
         found = getattr(transformers, self.architecture, None)
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
             raise ValueError(

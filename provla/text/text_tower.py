@@ -10,7 +10,7 @@ from torch import Tensor
 
 from provla.backbone.tower import DType, Source, Tower
 from provla.core.checks import Name, Width
-from provla.core.hub import from_pretrained
+from provla.core.hub import from_pretrained, library
 from provla.core.types import Tokens
 
 
@@ -67,14 +67,13 @@ class TextTower(Tower):
 
 
 def _tokenizer(source: Source, pad_token: str | None) -> Any:
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
+    transformers = library()
     if source.files is not None:
-        found = from_pretrained(AutoTokenizer, source.files, None, "text.files")
+        found = from_pretrained(transformers.AutoTokenizer, source.files, None, "text.files")
     elif source.loads:
-        found = from_pretrained(AutoTokenizer, str(source.name), source.revision, "text.name")
+        found = from_pretrained(transformers.AutoTokenizer, str(source.name), source.revision, "text.name")
     else:
-        found = ByT5Tokenizer(extra_ids=0)
+        found = transformers.ByT5Tokenizer(extra_ids=0)
     if pad_token is not None:
         if pad_token not in found.get_vocab():
             raise ValueError(f"text.pad_token={pad_token!r} is no token of {source.name}")

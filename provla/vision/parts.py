@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from provla.backbone.tower import Source
 from provla.core.checks import Edge, Positive
-from provla.core.hub import from_pretrained
+from provla.core.hub import from_pretrained, library
 
 Pool = Literal["spatial_softmax", "cells"]
 
@@ -105,12 +105,11 @@ class Pixels(nn.Module):
 
 
 def image_processor(source: Source, given: Processor) -> Any:
-    from transformers import AutoImageProcessor, SiglipImageProcessor
-
+    transformers = library()
     if source.files is not None:
-        return from_pretrained(AutoImageProcessor, source.files, None, f"{source.key}.files")
+        return from_pretrained(transformers.AutoImageProcessor, source.files, None, f"{source.key}.files")
     if source.loads:
-        return from_pretrained(AutoImageProcessor, str(source.name), source.revision, f"{source.key}.name")
+        return from_pretrained(transformers.AutoImageProcessor, str(source.name), source.revision, f"{source.key}.name")
     if "size" not in given:
         raise ValueError(f"{source.key}.processor.size is missing: the edge of the images that the model sees")
-    return SiglipImageProcessor(**{**given, "size": {"height": given["size"], "width": given["size"]}})
+    return transformers.SiglipImageProcessor(**{**given, "size": {"height": given["size"], "width": given["size"]}})
