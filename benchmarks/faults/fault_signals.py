@@ -126,7 +126,7 @@ def fault_signal_to_a_sweep(place: Path) -> tuple[int, int, str]:
     options = [
         o for o in OPTIONS if not o.startswith(("hydra.run", "trainer.max_steps", "trainer.val_every", "threads"))
     ]
-    options += ["trainer.max_steps=800", "trainer.val_every=400", "threads=1"]
+    options += ["trainer.max_steps=400", "trainer.val_every=200", "threads=1"]
     survived, notes = 0, []
     for launcher in ("basic", "joblib", "submitit_local"):
         folder = place / launcher
