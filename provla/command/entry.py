@@ -311,8 +311,20 @@ def explain(error: Exception, name: str) -> str:
         return f"unknown option {group}={option}; valid: {options}"
     if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
         return f"unknown group {match[1]!r}"
+    place = re.search(r"full_key: (\S+)", text)
+    where = place[1] if place else "a key"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]} has no value; give {match[1]}=…"
+        key = place[1] if place else match[1]
+        return f"{key} has no value; give {key}=…"
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        return (
+            f"{where} takes its value from {match[1]}, which this {match[1].partition('.')[0]} does not have; choose "
+            f"another one, or set {where} itself"
+        )
+    if "Recursive interpolation" in text:
+        return (
+            f"{where} takes its value from itself, by a circle; choose options that fit together, or set {where} itself"
+        )
     return text
 
 

@@ -94,6 +94,23 @@ def test_each_command_has_its_name_and_its_help(command: Command) -> None:
         assert "powered by Hydra" not in out
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "env=metaworld dataset=recorded",
+            "env.tasks takes its value from itself, by a circle; choose options that fit",
+        ),
+        ("env=none dataset=recorded", "dataset.world takes its value from env.world, which this env does not have; "),
+        ("env=gym dataset=fake", "env.id has no value; give env.id=…"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_told_so(line: str, message: str, command: Command) -> None:
+    code, _, err = command("record", *line.split())
+    assert code == 2
+    assert err.startswith(f"error: {message}"), err
+
+
 def test_what_is_no_node_and_no_name_is_told_so(command: Command, tmp_path: Path) -> None:
     code, _, err = command("train", *FAKE, "env=[1]")
     assert (code, err) == (2, "error: the option of a group is a name, such as env=none, or a list of names\n")
