@@ -129,7 +129,7 @@ def test_bring_your_data(command: Command, tmp_path: Path) -> None:
     ("load", "message"),
     [
         ("return 3", "dataset: load() of Odd returned a int; expected provla.dataset.Demonstrations"),
-        (None, "dataset: Odd has no load; a data set needs load, val_fraction and split_seed"),
+        (None, "dataset: Odd has no load; a dataset needs load, val_fraction, split_seed"),
     ],
 )
 def test_a_source_that_is_none(load: str | None, message: str, command: Command, tmp_path: Path) -> None:

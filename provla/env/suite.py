@@ -30,6 +30,13 @@ def tasks_of(suite: Any) -> list[str]:
     return list(dict.fromkeys(episode.task for episode in suite.episodes))
 
 
+def plays(suite: Any) -> bool:
+    """Whether there is anything to play; `ValueError` for what is no suite at all."""
+    if not hasattr(suite, "episodes"):
+        check_suite(suite)
+    return bool(suite.episodes)
+
+
 def check_suite(suite: Any) -> None:
     """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins."""
     # Not hasattr: a property that raises says more.

@@ -26,7 +26,7 @@ from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.env.rollout import check_fit
-from provla.env.suite import check_suite
+from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
 from provla.policy.folder import find_policy, load_policy
 from provla.run.judging import Judgement, ms_per_chunk, objective_of
@@ -89,7 +89,7 @@ def evaluate(
 def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device) -> dict[str, Any]:
     suite, judged = build(config["env"], "env"), Judgement()
     started = time.monotonic()
-    if suite.episodes:
+    if plays(suite):
         check_suite(suite)
         check_fit(suite, spec)
         rehearse(suite, spec)

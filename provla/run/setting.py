@@ -14,7 +14,7 @@ from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.env.rollout import check_fit
-from provla.env.suite import check_suite
+from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
 from provla.pruner import NoPruner
 from provla.trainer.metrics import chunk_metrics, measured
@@ -33,7 +33,7 @@ class Parts:
 
     @property
     def simulated(self) -> bool:
-        return bool(self.suite.episodes)
+        return plays(self.suite)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
     check_nodes(config)
     found = {"suite": "env", "source": "dataset", "trainer": "trainer", "logger": "logger", "pruner": "pruner"}
     parts = Parts(**{name: build(config[key], key) for name, key in found.items()})
-    missing = [name for name in ("load", "val_fraction", "split_seed") if not hasattr(parts.source, name)]
-    if missing:
-        raise ValueError(
-            f"dataset: {type(parts.source).__name__} has no {', '.join(missing)}; a data set needs load, val_fraction "
-            "and split_seed"
-        )
+    for name, key, needs in (
+        ("source", "dataset", ("load", "val_fraction", "split_seed")),
+        ("trainer", "trainer", ("fit", "total_steps", "check_samples")),
+        ("logger", "logger", ("start", "log", "finish")),
+        ("pruner", "pruner", ("open", "prune", "close")),
+    ):
+        kind = type(getattr(parts, name)).__name__
+        if missing := [member for member in needs if not hasattr(getattr(parts, name), member)]:
+            raise ValueError(f"{key}: {kind} has no {', '.join(missing)}; a {key} needs {', '.join(needs)}")
     if parts.simulated:
         check_suite(parts.suite)
     return parts

@@ -111,6 +111,25 @@ def test_options_that_do_not_fit_together_are_told_so(line: str, message: str, c
     assert err.startswith(f"error: {message}"), err
 
 
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("env", "env: str has no episodes, embodiment, max_episode_steps, make; a suite needs episodes, "),
+        ("trainer", "trainer: str has no fit, total_steps, check_samples; a trainer needs fit, "),
+        ("logger", "logger: str has no start, log, finish; a logger needs start, "),
+        ("dataset", "dataset: str has no load, val_fraction, split_seed; a dataset needs load, "),
+    ],
+)
+def test_what_a_group_cannot_use_is_named(group: str, message: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "odd.yaml").write_text("_target_: os.getcwd\n")
+    line = [one for one in FAKE if not one.startswith((group, "logger"))]
+    line += ["env=none"] if group == "dataset" else []
+    code, _, err = command("train", *line, f"{group}=odd")
+    assert code == 2, err
+    assert message in err
+
+
 def test_what_is_no_node_and_no_name_is_told_so(command: Command, tmp_path: Path) -> None:
     code, _, err = command("train", *FAKE, "env=[1]")
     assert (code, err) == (2, "error: the option of a group is a name, such as env=none, or a list of names\n")
