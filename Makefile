@@ -32,7 +32,7 @@ check: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
-# Damage done for real, and what survived it: benchmarks/faults/RESULTS.md, in under 30 minutes.
+# Damage done for real, and what survived it: benchmarks/faults/RESULTS.md; half an hour on two cores.
 faults: .venv/installed-test
 	$(BIN)/python benchmarks/faults/run.py
 
