@@ -119,7 +119,7 @@ def _prepare(studies: bool) -> None:
     if studies:
         register()
     look_here_first()
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+    if not {str(Path.cwd()), ""} & set(sys.path) and not sys.flags.safe_path:
         sys.path.append(str(Path.cwd()))  # as python -m does: classes of the working folder, for the console commands
     _read_env_file()
 

@@ -103,7 +103,7 @@ def frozen_copy(loader: Any, kept: Path, root: Path) -> tuple[ConfigLoader, Path
             if inside.is_relative_to(root) and (copied / inside.relative_to(root)).is_dir():
                 place = f"file://{copied / inside.relative_to(root)}"
             elif source.is_dir() and inside != root:
-                wanted = "experiments" if provider == WORKING_FOLDER and source.name != "conf" else ""
+                wanted = "experiments" if provider == WORKING_FOLDER and source == Path.cwd() else ""
                 shutil.copytree(source / wanted, kept / f"{number}" / wanted, ignore=_only_yaml, copy_function=_copy)
                 place = f"file://{kept / str(number)}"
         path.append(provider, place)
