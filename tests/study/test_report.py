@@ -17,7 +17,6 @@ import pytest
 from conftest import FAKE
 from scipy import stats
 
-from provla import report as report_command
 from provla.core.files import write_json
 from provla.env.rollout import Outcome, write_videos
 from provla.jobs.sweep import Job, Sweep, save_sweep
@@ -450,10 +449,7 @@ def filmed(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_form_of_the_report(
-    filmed: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report_command, "ROOT", tmp_path / "project")
+def test_every_form_of_the_report(filmed: Path, command: Command, tmp_path: Path) -> None:
     code, out, err = command("report", f"folder={filmed}", "publish=true")
     assert code == 0, err
     assert "film is better than concat_mlp: +30 points (95 % interval +" in out
@@ -475,7 +471,7 @@ def test_every_form_of_the_report(
 
     video = iio.imread(place / "videos" / "0.mp4", plugin="pyav")
     assert video.shape[1:] == (2 * (32 + 18), 64, 3)  # two rows with their titles, two tasks
-    published = tmp_path / "project" / "experiments"
+    published = tmp_path / "experiments"
     assert {file.name for file in published.iterdir()} == {"probe.md", "probe.csv", "probe_runs.csv", "probe"}
     text = (published / "probe.md").read_text()
     assert "![Paired differences from the baseline](probe/forest.png)" in text
