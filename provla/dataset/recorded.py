@@ -69,15 +69,13 @@ class WorldRecording(Recording):
     def make(self, task: str) -> Any:
         return self._maker.make(task)
 
-    def solved(self, world: Any) -> bool:
-        return super().solved(world) if hasattr(world, "success") else bool(world.score() >= self.success_score)
-
 
 class RecordedSource(LeRobotSource):
     """`dataset=recorded`: demonstrations of the expert of `env`'s world, recorded on first use and found again by
     their parameters, the world's own source included.
 
-    world, tasks, max_episode_steps, success_score: those of `env`. noise, noise_correlation, crf: see `Recording`.
+    world, tasks, success_score: those of `env`. max_episode_steps: control steps after which a demonstration has
+    failed. noise, noise_correlation, crf: see `Recording`.
     image_size: [h, w] to which frames are reduced in the cache; null: as recorded. workers: recording processes.
     """
 

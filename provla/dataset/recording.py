@@ -28,7 +28,7 @@ from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
 from provla.core.world import Embodiment
 from provla.dataset.checksums import RECORD, sha256_of_all
-from provla.env.chunk import check_picture, check_state
+from provla.env.chunk import check_picture, check_state, close, solved
 
 MAX_ATTEMPTS = 20  # failed demonstrations in a row before the recording gives up
 
@@ -51,6 +51,7 @@ class Recording(ABC):
     kind: ClassVar[str]  # how the names of its folders begin
     robot: ClassVar[str]  # LeRobot's robot_type
     max_steps: int  # control steps after which a demonstration has failed
+    success_score: float = 1.0  # see `interfaces.Suite`
 
     @property
     @abstractmethod
@@ -68,10 +69,6 @@ class Recording(ABC):
     def facts(self) -> dict[str, Any]:
         """What the recording's identity is the hash of."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    def solved(self, world: Any) -> bool:
-        """Whether a demonstration is one."""
-        return bool(world.success())
 
     def check(self) -> None:
         """`ValueError` before anything slow begins."""
@@ -207,17 +204,12 @@ def _record_shard(recording: Recording, episodes: list[tuple[str, int]], root: P
     world, made = None, ""
     for task, number in episodes:
         if world is None or made != task:
-            _close(world)
+            close(world)
             world, made = recording.make(task), task
         _demonstrate(recording, world, task, number, dataset)
         news.put(("episode", task))
-    _close(world)
+    close(world)
     dataset.finalize()
-
-
-def _close(world: Any) -> None:
-    if hasattr(world, "close"):
-        world.close()
 
 
 def _create(recording: Recording, root: Path) -> Any:
@@ -272,7 +264,7 @@ def _demonstrate(recording: Recording, world: Any, task: str, number: int, datas
             dataset.add_frame(frame)
             wander = keep * wander + (1 - keep**2) ** 0.5 * rng.normal(0, recording.noise, size)
             world.step(body.action.clip(action + wander))
-            if recording.solved(world):
+            if solved(world, recording.success_score):
                 dataset.save_episode()
                 return
             if hasattr(world, "over") and world.over():

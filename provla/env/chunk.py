@@ -45,18 +45,48 @@ def check_world(world: Any) -> None:
     if not hasattr(world, "success") and not hasattr(world, "score"):
         missing.append("success (or score)")
     if not missing:
-        if not isinstance(world.embodiment, Embodiment):
-            raise ValueError(
-                f"{type(world).__name__}.embodiment is a {type(world.embodiment).__name__}; expected a "
-                "provla.env.Embodiment"
-            )
+        check_embodiment(world)
         return
-    plain = all(hasattr(world, name) for name in ("observation_space", "action_space"))
-    hint = "; it is a gymnasium environment: env=gym env.id=<its id> plays it as it is" if plain else ""
     raise ValueError(
         f"{type(world).__name__} has no {', '.join(missing)}; a world needs {', '.join(NEEDS)}, and success or "
-        f"score{hint}"
+        f"score{gymnasium_hint(world)}"
     )
+
+
+def check_embodiment(owner: Any, where: str = "") -> None:
+    """`ValueError` where a world or a suite calls something else its embodiment. where: before the message."""
+    body = owner.embodiment
+    if not isinstance(body, Embodiment):
+        kind = type(body).__name__
+        raise ValueError(f"{where}{type(owner).__name__}.embodiment is a {kind}; expected a provla.env.Embodiment")
+
+
+def gymnasium_hint(found: Any) -> str:
+    """The way for somebody who gives an environment of gymnasium's where something else is wanted; else empty."""
+    plain = all(hasattr(found, name) for name in ("observation_space", "action_space"))
+    return "; it is a gymnasium environment: env=gym env.id=<its id> plays it as it is" if plain else ""
+
+
+def score_of(world: Any) -> float | None:
+    """A world's score; None where it knows success alone. `ValueError` for one that is not finite."""
+    if hasattr(world, "success"):
+        return None
+    score = float(world.score())
+    if not np.isfinite(score):
+        raise ValueError(f"score is {score}")
+    return score
+
+
+def solved(world: Any, enough: float) -> bool:
+    """Whether a world's task is done now: it says so, or its score is enough."""
+    score = score_of(world)
+    return bool(world.success()) if score is None else score >= enough
+
+
+def close(world: Any) -> None:
+    """Closes a world that can be closed."""
+    if hasattr(world, "close"):
+        world.close()
 
 
 class Chunked:
@@ -102,16 +132,13 @@ class Chunked:
         return self._seen(frames)
 
     def close(self) -> None:
-        if hasattr(self.world, "close"):
-            self.world.close()
+        close(self.world)
 
     def _judge(self) -> None:
-        if hasattr(self.world, "success"):
+        score = score_of(self.world)
+        if score is None:
             self._success = bool(self.world.success())
         else:
-            score = float(self.world.score())
-            if not np.isfinite(score):
-                raise ValueError(f"score is {score}")
             self._score = score if self._score is None else max(score, self._score)
             self._success = self._score >= self._enough
         over = hasattr(self.world, "over") and bool(self.world.over())
@@ -127,14 +154,7 @@ class Chunked:
     def _frame(self) -> Array:
         if not hasattr(self.world, "frame"):
             return np.array(self.world.images()[self._sizes.cameras[0]])
-        frame: Array = np.asarray(self.world.frame())
-        if (
-            frame.ndim != 3
-            or frame.shape[2] != 3
-            or frame.dtype != np.uint8
-            or frame.shape[:2] != (self._frame_size or frame.shape[:2])
-        ):
-            raise ValueError(f"frame() is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8, all of one size")
+        frame = check_frame(self.world.frame(), self._frame_size)
         self._frame_size = frame.shape[:2]
         return frame
 
@@ -157,6 +177,19 @@ def check_state(state: Any, body: Embodiment) -> Array:
     if not np.isfinite(found).all():
         raise ValueError("state is not finite")
     return found.astype(np.float32)
+
+
+def check_frame(frame: Any, size: tuple[int, ...] = ()) -> Array:
+    """A frame for people; `ValueError` where it is none, or not of the size of those before (h, w)."""
+    found: Array = np.asarray(frame)
+    if (
+        found.ndim != 3
+        or found.shape[2] != 3
+        or found.dtype != np.uint8
+        or found.shape[:2] != (size or found.shape[:2])
+    ):
+        raise ValueError(f"frame() is {found.shape} {found.dtype}, expected (h, w, 3) uint8, all of one size")
+    return found
 
 
 def check_picture(pictures: Any, camera: str, body: Embodiment) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from provla.core.types import Spec
 from provla.core.world import Embodiment
-from provla.env.chunk import check_picture, check_state, check_world
+from provla.env.chunk import check_frame, check_picture, check_state, check_world, close, solved
 from provla.env.suite import check_suite, option, tasks_of
 from provla.env.worlds import rehearse
 
@@ -80,29 +80,29 @@ def _each(suite: Any, tasks: Sequence[str], attempt: Callable[[Any, str, int], s
 
 @dataclass
 class _Told:
-    """An episode's states, pictures where they were looked at, and successes, as bytes."""
+    """An episode's states, and its pictures where they were looked at, as bytes."""
 
     states: list[bytes]
     pictures: list[bytes]
 
 
-def _actions(body: Embodiment, count: int = STEPS) -> Array:
+def _actions(body: Embodiment) -> Array:
     """Random ones, the same each time; between the bounds, or -1 and 1 where there are none."""
     low, high = (
         np.broadcast_to(np.asarray(end, float), len(body.action)) for end in (body.action.low, body.action.high)
     )
     low, high = np.where(np.isfinite(low), low, -1), np.where(np.isfinite(high), high, 1)
-    found: Array = np.random.default_rng(0).uniform(low, high, (count, len(body.action))).astype(np.float32)
+    found: Array = np.random.default_rng(0).uniform(low, high, (STEPS, len(body.action))).astype(np.float32)
     return found
 
 
 def _play(world: Any, seed: int, look: Callable[[int], bool]) -> _Told:
     """look: at which steps; 0 is the reset."""
-    told = _Told([], [])
+    told, actions = _Told([], []), _actions(world.embodiment)
     world.reset(seed)
     for step in range(STEPS + 1):
         if step:
-            world.step(_actions(world.embodiment)[step - 1])
+            world.step(actions[step - 1])
         told.states.append(np.asarray(world.state(), np.float64).tobytes())
         if look(step):
             told.pictures.append(
@@ -119,11 +119,6 @@ def _compare(one: _Told, other: _Told) -> None:
             raise Broken(f"the {what} differs from step {step} on" if step else f"the first {what} differs")
 
 
-def _close(world: Any) -> None:
-    if hasattr(world, "close"):
-        world.close()
-
-
 def _suite(suite: Any) -> str:
     check_suite(suite)
     tasks = tasks_of(suite)
@@ -136,7 +131,7 @@ def _members(suite: Any, task: str, seed: int) -> str:
     body = world.embodiment
     if body != suite.embodiment:
         raise Broken("its embodiment is not the suite's")
-    _close(world)
+    close(world)
     cameras = ", ".join(f"{camera} {h}×{w}" for camera, (h, w) in body.cameras.items())
     return f"{cameras}; state of {len(body.state)}, action of {len(body.action)}, {body.fps:g} steps a second"
 
@@ -144,10 +139,11 @@ def _members(suite: Any, task: str, seed: int) -> str:
 def _sizes(suite: Any, task: str, seed: int) -> str:
     world = suite.make(task)
     body = world.embodiment
+    actions = _actions(body)
     world.reset(seed)
     for step in range(STEPS + 1):
         if step:
-            world.step(_actions(body)[step - 1])
+            world.step(actions[step - 1])
         state = check_state(world.state(), body)
         if body.state.outside(state):
             raise Broken(f"at step {step} the state {state} is out of its bounds {body.state.low} to {body.state.high}")
@@ -155,17 +151,15 @@ def _sizes(suite: Any, task: str, seed: int) -> str:
         for camera in body.cameras:
             check_picture(pictures, camera, body)
     if hasattr(world, "frame"):
-        frame = np.asarray(world.frame())
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-            raise Broken(f"frame() is {frame.shape} {frame.dtype}, expected (h, w, 3) uint8")
-    _close(world)
+        check_frame(world.frame())
+    close(world)
     return f"in {STEPS} steps"
 
 
 def _other_seed(suite: Any, task: str, seed: int) -> str:
     world = suite.make(task)
     one, other = (_play(world, each, lambda step: step == 0) for each in (seed, seed + 1))
-    _close(world)
+    close(world)
     if one.states[0] == other.states[0] and one.pictures == other.pictures:
         raise Broken(f"the seeds {seed} and {seed + 1} begin alike: all episodes would be one")
     return f"seeds {seed} and {seed + 1}"
@@ -175,7 +169,7 @@ def _same_seed(suite: Any, task: str, seed: int) -> str:
     worlds = [suite.make(task) for _ in range(2)]
     told = [_play(world, seed, lambda step: step % 5 == 0) for world in worlds]
     for world in worlds:
-        _close(world)
+        close(world)
     _compare(*told)
     return f"to the last bit, {STEPS} steps"
 
@@ -186,7 +180,7 @@ def _after_others(suite: Any, task: str, seed: int) -> str:
         _play(used, other, lambda step: False)
     told = [_play(world, seed, lambda step: step % 5 == 0) for world in (fresh, used)]
     for world in (fresh, used):
-        _close(world)
+        close(world)
     _compare(*told)
     return "to the last bit, after two others"
 
@@ -196,7 +190,7 @@ def _looking(suite: Any, task: str, seed: int) -> str:
     always = _play(worlds[0], seed, lambda step: True)
     once = _play(worlds[1], seed, lambda step: step == STEPS)
     for world in worlds:
-        _close(world)
+        close(world)
     _compare(_Told(always.states, always.pictures[-1:]), once)
     return "pictures on request are those of always"
 
@@ -207,7 +201,7 @@ def _success(suite: Any, task: str, seed: int) -> str:
     world.step(_actions(world.embodiment)[0])
     name = "success" if hasattr(world, "success") else "score"
     found = getattr(world, name)()
-    _close(world)
+    close(world)
     if name == "success" and not isinstance(found, bool | np.bool_):
         raise Broken(f"success() is {found!r}, expected True or False")
     if name == "score" and not (isinstance(found, int | float | np.number) and np.isfinite(found)):
@@ -218,17 +212,17 @@ def _success(suite: Any, task: str, seed: int) -> str:
 def _expert(suite: Any, task: str, seed: int) -> str:
     world = suite.make(task)
     if not hasattr(world, "expert"):
-        _close(world)
+        close(world)
         return "it has none; nothing can be recorded"
     done, steps, tries = 0, 0, 3
     for each in range(seed, seed + tries):
         world.reset(each)
         for step in range(1, suite.max_episode_steps + 1):
             world.step(world.embodiment.action.clip(np.asarray(world.expert(), np.float32)))
-            if world.success() if hasattr(world, "success") else world.score() >= option(suite, "success_score"):
+            if solved(world, option(suite, "success_score")):
                 done, steps = done + 1, steps + step
                 break
-    _close(world)
+    close(world)
     if not done:
         raise Broken(f"in none of {tries} episodes of {suite.max_episode_steps} steps")
     return f"{done} of {tries} episodes, {steps / done:.0f} steps each"
@@ -245,7 +239,7 @@ def _speed(suite: Any, task: str, seed: int) -> str:
         then = time.perf_counter()
         world.images()
         stepping, looking = stepping + then - begun, looking + time.perf_counter() - then
-    _close(world)
+    close(world)
     return f"{1000 * stepping / STEPS:.1f} ms and {1000 * looking / STEPS:.1f} ms"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Count, Depth, Name, Names, Natural, Positive, Steps
+from provla.core.checks import Count, Depth, Name, Natural, Steps
 from provla.core.world import Embodiment, Vector
 from provla.env.suite import TaskSuite
 
@@ -110,6 +111,7 @@ def _vector(name: str, box: Any) -> Vector:
     return Vector(tuple(f"{name}{i}" for i in range(len(low))), low, high)
 
 
+@dataclass(kw_only=True, eq=False)
 class GymSuite(TaskSuite):
     """`env=gym env.id=<id>`: any gymnasium environment whose observation is a dictionary with pictures and a state.
 
@@ -119,42 +121,28 @@ class GymSuite(TaskSuite):
     sentence that a policy is told. Other keys: see `TaskSuite`.
     """
 
-    def __init__(
-        self,
-        id: Name,
-        instruction: Name,
-        episodes_per_task: Steps,
-        kwargs: Mapping[str, Any] | None = None,
-        pixels: Name = "pixels",
-        state: Name = "agent_pos",
-        camera: Name = "camera",
-        success: Name | None = "is_success",
-        success_reward: float | None = None,
-        first_seed: Natural = 100_000,
-        num_envs: Depth = 10,
-        max_episode_steps: Steps = 300,
-        videos_per_task: Natural = 3,
-        video_stride: Count = 4,
-        instructions: Mapping[str, Name | Names] | None = None,
-        timeout: Positive = 120.0,
-        workers: Depth | None = None,
-    ) -> None:
-        if success is None and success_reward is None:
+    id: Name
+    instruction: Name
+    kwargs: Mapping[str, Any] | None = None
+    pixels: Name = "pixels"
+    state: Name = "agent_pos"
+    camera: Name = "camera"
+    success: Name | None = "is_success"
+    success_reward: float | None = None
+    first_seed: Natural = 100_000
+    num_envs: Depth = 10
+    max_episode_steps: Steps = 300
+    videos_per_task: Natural = 3
+    video_stride: Count = 4
+
+    def __post_init__(self) -> None:
+        if self.success is None and self.success_reward is None:
             raise ValueError("env.success=null: give env.success (a key of info) or env.success_reward (a number)")
-        task = id.rpartition("/")[2].rpartition(":")[2]
-        super().__init__(
-            {task: instruction},
-            episodes_per_task,
-            first_seed,
-            num_envs,
-            max_episode_steps,
-            videos_per_task,
-            video_stride,
-            instructions,
-            timeout,
-            workers,
-        )
-        self._made = (id, dict(kwargs or {}), pixels, state, camera, success, success_reward)
+        super().__post_init__()
+
+    @property
+    def sentences(self) -> dict[str, str]:
+        return {self.id.rpartition("/")[2].rpartition(":")[2]: self.instruction}
 
     @cached_property
     def embodiment(self) -> Embodiment:
@@ -163,4 +151,5 @@ class GymSuite(TaskSuite):
         return world.embodiment
 
     def make(self, task: str) -> GymWorld:
-        return GymWorld(*self._made)
+        keys = self.pixels, self.state, self.camera, self.success, self.success_reward
+        return GymWorld(self.id, self.kwargs or {}, *keys)

@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Count, Depth, Edge, Name, Names, Natural, Positive, Steps
+from provla.core.checks import Edge, Names
 
 if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
     os.environ.setdefault("MUJOCO_GL", "egl")
@@ -195,39 +196,22 @@ class MetaworldTask:
         self._eyes.clear()
 
 
+@dataclass(kw_only=True, eq=False)
 class MetaworldSuite(TaskSuite):
     """`env=metaworld`. tasks: Meta-World names without version. Other keys: see `TaskSuite`."""
 
-    def __init__(
-        self,
-        tasks: Names,
-        cameras: Names,
-        image_size: Edge,
-        episodes_per_task: Steps,
-        first_seed: Natural,
-        num_envs: Depth,
-        max_episode_steps: Steps,
-        videos_per_task: Natural,
-        video_size: Edge,
-        video_stride: Count,
-        instructions: Mapping[str, Name | Names] | None = None,
-        timeout: Positive = 120.0,
-        workers: Depth | None = None,
-    ) -> None:
-        super().__init__(
-            {task: metaworld_instruction(task) for task in tasks},
-            episodes_per_task,
-            first_seed,
-            num_envs,
-            max_episode_steps,
-            videos_per_task,
-            video_stride,
-            instructions,
-            timeout,
-            workers,
-        )
-        self.cameras, self.image_size, self.video_size = list(cameras), image_size, video_size
-        self.embodiment = metaworld_embodiment(cameras, image_size)
+    tasks: Names
+    cameras: Names
+    image_size: Edge
+    video_size: Edge
+
+    @property
+    def sentences(self) -> dict[str, str]:
+        return {task: metaworld_instruction(task) for task in self.tasks}
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return metaworld_embodiment(self.cameras, self.image_size)
 
     def check(self) -> None:
         """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""

@@ -1,12 +1,13 @@
 """Suites: which episodes are played, and what every suite is asked."""
 
-from __future__ import annotations
-
+# Annotations are objects here: the fields of a suite of another module are checked by them (see `core/checks.py`).
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from provla.core.checks import Count, Depth, Name, Names, Natural, Positive, Steps
-from provla.core.world import Embodiment, Episode
+from provla.core.world import Episode
+from provla.env.chunk import check_embodiment, gymnasium_hint
 
 # What a suite must have, and what is taken where it does not say it (see `interfaces.Suite`).
 NEEDS = ("episodes", "embodiment", "max_episode_steps", "make")
@@ -43,55 +44,56 @@ def check_suite(suite: Any) -> None:
     missing = [name for name in NEEDS if name not in dir(suite)]
     if missing:
         kind = type(suite).__name__
-        gym = all(hasattr(suite, name) for name in ("observation_space", "action_space"))
         world = all(hasattr(suite, name) for name in ("reset", "step", "images"))
-        hint = "; it is a gymnasium environment: env=gym env.id=<its id> plays it as it is" if gym else ""
-        hint = hint or ("; it is a world: env=world 'env.world={_target_: <module>.<class>}' plays it" if world else "")
-        raise ValueError(f"env: {kind} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}{hint}")
-    if not isinstance(suite.embodiment, Embodiment):
-        raise ValueError(
-            f"env: {type(suite).__name__}.embodiment is a {type(suite.embodiment).__name__}; expected a "
-            "provla.env.Embodiment"
+        hint = gymnasium_hint(suite) or (
+            "; it is a world: env=world 'env.world={_target_: <module>.<class>}' plays it" if world else ""
         )
+        raise ValueError(f"env: {kind} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}{hint}")
+    check_embodiment(suite, "env: ")
     if hasattr(suite, "check"):
         suite.check()
 
 
+@dataclass(kw_only=True, eq=False)
 class TaskSuite:
-    """Episodes of several tasks: the same initial states for every policy.
+    """Episodes of several tasks: the same initial states for every policy. What a suite adds are its fields, each with
+    its type, and `sentences`.
 
-    sentences: task → what is said. episodes_per_task: episodes of seeds first_seed, first_seed + 1, … num_envs: worlds
-    alive at once, spread over the tasks; their observations form one batch. max_episode_steps: control steps after
-    which an episode has failed. videos_per_task: episodes filmed, with a frame every video_stride control steps.
-    instructions: task → what is said instead of its own sentence, or several things to say in turn. timeout: seconds
-    that a world may take to reset or to execute a chunk before its episode has failed. workers: processes that the
-    worlds are spread over; null: one per thread that torch has.
+    episodes_per_task: episodes of seeds first_seed, first_seed + 1, … num_envs: worlds alive at once, spread over the
+    tasks; their observations form one batch. max_episode_steps: control steps after which an episode has failed.
+    videos_per_task: episodes filmed, with a frame every video_stride control steps. instructions: task → what is said
+    instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
+    execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per
+    thread that torch has.
     """
 
-    def __init__(
-        self,
-        sentences: Mapping[str, str],
-        episodes_per_task: Steps,
-        first_seed: Natural,
-        num_envs: Depth,
-        max_episode_steps: Steps,
-        videos_per_task: Natural,
-        video_stride: Count,
-        instructions: Mapping[str, Name | Names] | None,
-        timeout: Positive,
-        workers: Depth | None,
-    ) -> None:
-        self.num_envs, self.workers, self.timeout = num_envs, workers, timeout
-        self.max_episode_steps, self.video_stride = max_episode_steps, video_stride
-        said = {task: [sentence] for task, sentence in sentences.items()}
-        for task, texts in (instructions or {}).items():
+    episodes_per_task: Steps
+    first_seed: Natural
+    num_envs: Depth
+    max_episode_steps: Steps
+    videos_per_task: Natural
+    video_stride: Count
+    instructions: Mapping[str, Name | Names] | None = None
+    timeout: Positive = 120.0
+    workers: Depth | None = None
+
+    @property
+    def sentences(self) -> Mapping[str, str]:
+        """Task → what is said."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        said = {task: [sentence] for task, sentence in self.sentences.items()}
+        for task, texts in (self.instructions or {}).items():
             if task not in said or not texts:
                 raise ValueError(
                     f"env.instructions.{task}={texts!r}: expected sentences for one of env.tasks: {', '.join(said)}"
                 )
             said[task] = [texts] if isinstance(texts, str) else list(texts)
         self.episodes = [
-            Episode(task, said[task][i % len(said[task])], first_seed + i, video_stride if i < videos_per_task else 0)
-            for task in said
-            for i in range(episodes_per_task)
+            Episode(
+                task, texts[i % len(texts)], self.first_seed + i, self.video_stride if i < self.videos_per_task else 0
+            )
+            for task, texts in said.items()
+            for i in range(self.episodes_per_task)
         ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from provla.core.build import build, check_node
-from provla.core.checks import Count, Depth, Name, Names, Natural, Positive, Steps
+from provla.core.checks import Count, Depth, Name, Natural, Steps
 from provla.core.world import Embodiment
-from provla.env.chunk import check_world
+from provla.env.chunk import check_world, close
 from provla.env.suite import TaskSuite
 
 
+@dataclass(kw_only=True, eq=False)
 class WorldSuite(TaskSuite):
     """`env=world`, or an option of your own with `defaults: [world]`.
 
@@ -22,39 +24,26 @@ class WorldSuite(TaskSuite):
     the world has a `score()`, the one from which an episode has succeeded. Other keys: see `TaskSuite`.
     """
 
-    def __init__(
-        self,
-        world: Mapping[str, Any],
-        tasks: Mapping[str, Name],
-        episodes_per_task: Steps,
-        first_seed: Natural = 100_000,
-        num_envs: Depth = 10,
-        max_episode_steps: Steps = 200,
-        videos_per_task: Natural = 3,
-        video_stride: Count = 4,
-        instructions: Mapping[str, Name | Names] | None = None,
-        success_score: float = 1.0,
-        timeout: Positive = 120.0,
-        workers: Depth | None = None,
-    ) -> None:
-        if not tasks:
+    world: Mapping[str, Any]
+    tasks: Mapping[str, Name]
+    first_seed: Natural = 100_000
+    num_envs: Depth = 10
+    max_episode_steps: Steps = 200
+    videos_per_task: Natural = 3
+    video_stride: Count = 4
+    success_score: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
             raise ValueError(
                 "env.tasks={}: expected at least one task with its sentence, such as {reach: Reach the dot}"
             )
-        super().__init__(
-            tasks,
-            episodes_per_task,
-            first_seed,
-            num_envs,
-            max_episode_steps,
-            videos_per_task,
-            video_stride,
-            instructions,
-            timeout,
-            workers,
-        )
-        self.success_score = success_score
-        self.maker = Maker(world, tuple(tasks))
+        super().__post_init__()
+        self.maker = Maker(self.world, tuple(self.tasks))
+
+    @property
+    def sentences(self) -> Mapping[str, str]:
+        return self.tasks
 
     @cached_property
     def embodiment(self) -> Embodiment:
@@ -96,6 +85,5 @@ class Maker:
         except ValueError as error:
             raise ValueError(f"env.world: {error}") from error
         body: Embodiment = world.embodiment
-        if hasattr(world, "close"):
-            world.close()
+        close(world)
         return body
