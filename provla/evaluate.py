@@ -44,8 +44,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     )
     steps = scheduler.get("num_inference_steps")
     result = evaluate_steps(*asked, steps=steps) if isinstance(steps, list) else evaluate(*asked)
-    value: float | None = result["objective"]["value"]
-    return value
+    return result.objective.value if result.objective else None
 
 
 @command("check_env")

@@ -120,6 +120,8 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(False)
+    if loky := sys.modules.get("joblib.externals.loky"):  # its workers would keep this test's environment
+        loky.get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture

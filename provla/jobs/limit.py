@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 RING = getattr(signal, "SIGVTALRM", None)  # SIGALRM has other users
+GRACE = 10.0  # seconds at least: what is interrupted may write a checkpoint on a busy machine
 restart: list[
     str
 ] = []  # what a sweep's process becomes after a job that hung: its own command; empty: a process without a sweep
@@ -36,7 +37,7 @@ def limited(minutes: float | None, give_up: Callable[[str], None]) -> Iterator[N
         yield
         return
     seconds, over = 60 * minutes, threading.Event()
-    grace = min(60.0, max(1.0, 0.2 * seconds))
+    grace = max(GRACE, min(60.0, 0.2 * seconds))
     reason = f"timeout: the job took longer than hydra.sweeper.timeout={minutes:g} minutes"
 
     def ring(signum: int, frame: FrameType | None) -> None:

@@ -5,7 +5,6 @@ what failed.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,8 @@ from filelock import FileLock, Timeout
 
 from provla.core.files import SWEEP, fingerprint, write_json, writing
 from provla.core.identity import differences, essence, identity
+from provla.core.result import ATTEMPTS, ENDED, Result, read_result
 from provla.jobs import attempts
-
-ATTEMPTS = 2  # a job that failed is tried once more
 
 
 @dataclass(frozen=True)
@@ -93,38 +91,6 @@ def save_sweep(folder: Path, sweep: Sweep) -> None:
     write_json(folder / SWEEP, asdict(sweep))
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a job; its status is missing, interrupted (it goes on from its checkpoint) or damaged where it
-    says nothing else.
-    """
-    try:
-        found = json.loads((folder / "result.json").read_text())
-        if not isinstance(found, dict) or "status" not in found:
-            raise ValueError("no status")
-        return found
-    except FileNotFoundError:
-        return {"status": "interrupted" if (folder / "config.json").is_file() else "missing"}
-    except (ValueError, UnicodeDecodeError) as error:
-        return {"status": "damaged", "error": f"result.json cannot be read: {error}"}
-
-
-def is_over(result: Mapping[str, Any], pruning: bool) -> bool:
-    """Completed, failed as often as it is tried, or pruned by a sweep that prunes; without a pruner, a pruned job goes
-    on.
-    """
-    if result["status"] == "pruned":
-        return pruning
-    return bool(
-        result["status"] == "completed" or (result["status"] == "failed" and result.get("attempts", 1) >= ATTEMPTS)
-    )
-
-
-def succeeded(result: Mapping[str, Any]) -> bool:
-    """Pruned, or completed with an objective that is no NaN; one that nothing measures (None) is none."""
-    value = (result.get("objective") or {}).get("value")
-    return result["status"] == "pruned" or (result["status"] == "completed" and (value is None or math.isfinite(value)))
-
-
 def find_runs(folder: Path) -> dict[str, str]:
     """Identity of a configuration → the folder in a sweep's that holds its run, whatever its name; of several, the one
     that got furthest.
@@ -150,7 +116,7 @@ def find_renamed(folder: Path, jobs: Sequence[Job]) -> list[Job]:
 
 def _progress(folder: Path) -> tuple[int, str]:
     order = ("missing", "damaged", "failed", "interrupted", "pruned", "completed")
-    return order.index(str(read_result(folder)["status"])), max(
+    return order.index(read_result(folder).status), max(
         (path.name for path in folder.glob("checkpoints/step_*")), default=""
     )
 
@@ -161,26 +127,15 @@ def give_up_on_killed(folder: Path, job: Job) -> None:
     """
     result = read_result(folder / job.folder)
     kills = attempts.killed(folder / job.folder)
-    tried = kills + result.get("attempts", 0)
-    if (
-        not kills
-        or tried < ATTEMPTS
-        or result["status"] in ("completed", "pruned")
-        or attempts.busy(folder / job.folder)
-    ):
+    tried = kills + (result.attempts or 0)
+    if not kills or tried < ATTEMPTS or result.status in ENDED or attempts.busy(folder / job.folder):
         return
     error = (
         f"its process was killed {kills} time{'s' * (kills > 1)} without getting further, as for lack of memory; "
         f"delete {folder / job.folder / 'result.json'} to try again"
     )
-    failure = {
-        "status": "failed",
-        "config_hash": job.config_hash,
-        "seed": job.seed,
-        "error": error,
-        "attempts": ATTEMPTS,
-    }
-    write_json(folder / job.folder / "result.json", failure)
+    lost = Result("failed", job.config_hash, seed=job.seed, error=error, attempts=ATTEMPTS)
+    lost.write(folder / job.folder)
     (folder / job.folder / attempts.MARK).unlink(missing_ok=True)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from provla.core.result import Result
+
 
 class NoLogger:
     """Nothing is kept but the run's result."""
@@ -37,5 +39,5 @@ class NoLogger:
     def checkpoint(self, folder: Path, aliases: Sequence[str]) -> None:
         """A checkpoint that was written just now. aliases: what it is: latest, best."""
 
-    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
-        """result: of the run, as in result.json; of one that failed, what is known."""
+    def finish(self, result: Result, failed: bool = False) -> None:
+        """result: of one that failed, what is known."""

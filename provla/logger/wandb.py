@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 from provla.core.checks import Name
 from provla.core.files import link_or_copy, write_json
 from provla.core.progress import console
+from provla.core.result import Result
 from provla.core.secrets import hide, hide_in
 from provla.logger.csv import CsvLogger
 from provla.logger.upload import Upload
@@ -171,7 +172,7 @@ class WandbLogger(CsvLogger):
 
         self._calls(keep)
 
-    def finish(self, result: Mapping[str, Any], failed: bool = False) -> None:
+    def finish(self, result: Result, failed: bool = False) -> None:
         if self._calls is None:
             return
         found = summary(result)
@@ -233,13 +234,15 @@ class Background:
                 self._complained = True
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+def summary(result: Result) -> dict[str, Any]:
     """What runs are filtered by, flat: metrics, success with its interval, parameters, and every plain value of a
     result.
     """
-    found: dict[str, Any] = {key: value for key, value in result.items() if isinstance(value, int | float | str)}
-    found |= result.get("metrics", {})
-    for name, cell in result.get("success", {}).items():
+    found: dict[str, Any] = {
+        key: value for key, value in result.as_json().items() if isinstance(value, int | float | str)
+    }
+    found |= result.metrics
+    for name, cell in result.success.items():
         key = name if name == "success_rate" else f"success_rate/{name}"
         found |= {
             key: cell["rate"],
@@ -248,9 +251,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
             f"{key}/episodes": cell["episodes"],
         }
     found |= {
-        f"parameters/{key}": value
-        for key, value in result.get("parameters", {}).items()
-        if isinstance(value, int | float)
+        f"parameters/{key}": value for key, value in (result.parameters or {}).items() if isinstance(value, int | float)
     }
     return found
 

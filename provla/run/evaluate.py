@@ -16,11 +16,12 @@ from rich.table import Table
 
 from provla.core.build import build
 from provla.core.checks import check_values
-from provla.core.files import csv_text, write_json, write_text
+from provla.core.files import csv_text, write_text
 from provla.core.identity import Root, identity
 from provla.core.machine import environment, find_device, reproducible
 from provla.core.precision import describe_precision
 from provla.core.progress import console
+from provla.core.result import Objective, Result
 from provla.core.trust import check_stored
 from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
@@ -29,7 +30,7 @@ from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
 from provla.policy.folder import find_policy, load_policy
-from provla.run.judging import Judgement, ms_per_chunk, objective_of
+from provla.run.judging import Judgement
 from provla.run.show import show
 from provla.trainer.loop import validate
 
@@ -56,7 +57,7 @@ def evaluate(
     folder: Path,
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Result:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
@@ -80,13 +81,17 @@ def evaluate(
     spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
     with reproducible(threads, device, config["trainer"].get("deterministic", False)):
-        result = {"checkpoint": str(checkpoint), **_judge(config, policy, spec, folder, device)} | environment(device)
-    write_json(folder / "result.json", result)
+        result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
+        _judge(config, policy, spec, folder, device, result)
+    result.status, result.made = "completed", environment(device)
+    result.write(folder)
     show(result, folder)
     return result
 
 
-def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device) -> dict[str, Any]:
+def _judge(
+    config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device, result: Result
+) -> None:
     suite, judged = build(config["env"], "env"), Judgement()
     started = time.monotonic()
     if plays(suite):
@@ -106,17 +111,8 @@ def _judge(config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, dev
             )
         val, trainer = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps), config["trainer"]
         judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
-    return {
-        "status": "completed",
-        "config_hash": identity(config),
-        "objective": objective_of(config["objective"], judged.metrics),
-        "metrics": judged.metrics,
-        "success": judged.success,
-        "precision": describe_precision(policy),
-        "faults": judged.faults,
-        "ms_per_chunk": ms_per_chunk(policy, spec, device),
-        "wall_seconds": time.monotonic() - started,
-    }
+    judged.conclude(result, config["objective"], policy, spec, device)
+    result.wall_seconds = time.monotonic() - started
 
 
 def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -148,7 +144,7 @@ def evaluate_steps(
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
     steps: Sequence[int],
-) -> dict[str, Any]:
+) -> Result:
     """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a
     picture.
     """
@@ -161,12 +157,12 @@ def evaluate_steps(
         found = evaluate(
             checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust
         )
-        row = {"num_inference_steps": count, "ms_per_chunk": found["ms_per_chunk"]}
-        cell = found["success"].get("success_rate", {})
+        row = {"num_inference_steps": count, "ms_per_chunk": found.ms_per_chunk}
+        cell = found.success.get("success_rate", {})
         rows.append(
             row
             | {key: cell[key] for key in ("rate", "low", "high") if cell}
-            | {k: v for k, v in found["metrics"].items() if "/" not in k}
+            | {k: v for k, v in found.metrics.items() if "/" not in k}
         )
     write_text(folder / "steps.csv", csv_text(rows, list(rows[0])))
     quality = "success_rate" if "success_rate" in rows[0] else "trajectory_mse"
@@ -178,12 +174,13 @@ def evaluate_steps(
         table.add_row(f"{row['num_inference_steps']}", f"{row[quality]:.4f}", f"{row['ms_per_chunk']:.0f}")
     console.print(table)
     best = (max if quality == "success_rate" else min)(rows, key=lambda row: row[quality])
-    result = {
-        "status": "completed",
-        "checkpoint": str(checkpoint),
-        "steps": rows,
-        "objective": {"name": quality, "value": best[quality]},
-    } | environment(find_device(device_name))
-    write_json(folder / "result.json", result)
+    result = Result(
+        "completed",
+        objective=Objective(quality, best[quality]),
+        checkpoint=str(checkpoint),
+        steps=rows,
+        made=environment(find_device(device_name)),
+    )
+    result.write(folder)
     console.print(f"written to {folder}")
     return result

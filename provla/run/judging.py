@@ -14,6 +14,7 @@ import torch
 
 from provla.core.errors import NotFinite
 from provla.core.files import csv_text, write_text
+from provla.core.result import Objective, Result
 from provla.core.types import Spec, fake_observation
 from provla.env.rollout import Outcome, rollout, write_videos
 from provla.env.suite import option
@@ -69,6 +70,12 @@ class Judgement:
             self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")
 
+    def conclude(self, result: Result, objective: str, policy: Any, spec: Spec, device: torch.device) -> None:
+        """Into a result: what was found, and how long a robot would wait for a chunk."""
+        result.objective, result.metrics = objective_of(objective, self.metrics), self.metrics
+        result.success, result.faults = self.success, self.faults
+        result.ms_per_chunk = ms_per_chunk(policy, spec, device)
+
 
 EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
 
@@ -104,10 +111,8 @@ def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7
     return 1000 * float(np.median(times))
 
 
-def objective_of(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Name and value of a run's objective; the value is None where nothing measured it. `NotFinite` for a number that
-    is none.
-    """
+def objective_of(name: str, metrics: Mapping[str, float]) -> Objective:
+    """`NotFinite` for a number that is none."""
     if name == "auto":
         name = next((name for name in ("success_rate", "trajectory_mse") if name in metrics), "train/loss")
     value = metrics.get(name)
@@ -116,4 +121,4 @@ def objective_of(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
             f"the objective {name} is {value}: this run has no result; lower trainer.lr, or look at the data's ranges "
             "(python -m provla.analyze)"
         )
-    return {"name": name, "value": value}
+    return Objective(name, value)

@@ -15,8 +15,8 @@ from rich.table import Table
 from provla.core.errors import NotRepeated
 from provla.core.files import write_json
 from provla.core.progress import console
+from provla.core.result import Result, read_result
 from provla.core.trust import check_stored
-from provla.jobs.sweep import read_result
 from provla.run.train import train
 
 # What may stand beside rerun= on the command line, because it cannot change a result.
@@ -46,7 +46,7 @@ def rerun(asked: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> f
         config["dataset"] |= {"data_dir": asked["data_dir"]} if "data_dir" in config["dataset"] else {}
     if any(key.partition(".")[0] == "logger" for key in named):
         config["logger"] = asked["logger"]
-    value = train(config, folder, before["choices"])
+    value = train(config, folder, before.choices or {})
     after = read_result(folder)
     found: dict[str, Any] = {"rerun": str(source), "differs": list(_differences(source, folder, before, after))}
     found |= {"environment": dict(_environments(before, after))}
@@ -57,10 +57,10 @@ def rerun(asked: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> f
     return value
 
 
-def _stored(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _stored(source: Path) -> tuple[dict[str, Any], Result]:
     result = read_result(source)
-    if result["status"] != "completed":
-        raise ValueError(f"rerun={str(source)!r} is {result['status']}; expected the folder of a completed run")
+    if result.status != "completed":
+        raise ValueError(f"rerun={str(source)!r} is {result.status}; expected the folder of a completed run")
     try:
         config = json.loads((source / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -70,13 +70,13 @@ def _stored(source: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, result
 
 
-def _differences(source: Path, folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _differences(source: Path, folder: Path, before: Result, after: Result) -> Iterator[str]:
     """A line for each part of the result that is not the same."""
     weights = [_digest(place / "policy" / "weights.safetensors") for place in (source, folder)]
     if weights[0] != weights[1]:
         yield f"weights: {weights[0]} → {weights[1]}"
-    for key in sorted(before["metrics"].keys() | after["metrics"].keys()):
-        was, now = before["metrics"].get(key), after["metrics"].get(key)
+    for key in sorted(before.metrics.keys() | after.metrics.keys()):
+        was, now = before.metrics.get(key), after.metrics.get(key)
         if was != now:
             yield f"{key}: {was} → {now}"
     for name, keys in (("metrics.csv", ()), ("episodes.csv", ("task", "episode_seed"))):
@@ -100,13 +100,13 @@ def _rows(path: Path, keys: Sequence[str]) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: tuple(row.get(key, "") for key in keys))
 
 
-def _environments(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+def _environments(before: Result, after: Result) -> Iterator[tuple[str, list[Any]]]:
     """What the two were made with and on, where that differs: name → then and now."""
     for key in ("commit", "uncommitted", "python"):
-        if before.get(key) != after.get(key):
-            yield key, [before.get(key), after.get(key)]
+        if before.made.get(key) != after.made.get(key):
+            yield key, [before.made.get(key), after.made.get(key)]
     for node in ("versions", "machine"):
-        was, now = before.get(node) or {}, after.get(node) or {}
+        was, now = before.made.get(node) or {}, after.made.get(node) or {}
         for key in sorted(was.keys() | now.keys()):
             if was.get(key) != now.get(key):
                 yield key, [was.get(key), now.get(key)]

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from provla.core.identity import NODES
 from provla.core.progress import console
+from provla.core.result import Result
 from provla.jobs.sweep import load_sweep
 from provla.run.setting import Setting
 
@@ -42,9 +43,9 @@ def announce(policy: Any, parameters: Mapping[str, Any], setting: Setting, devic
     console.print(table)
 
 
-def show(result: Mapping[str, Any], folder: Path) -> None:
+def show(result: Result, folder: Path) -> None:
     """The short table a run ends with."""
-    if result["success"]:
+    if result.success:
         table = Table(title="closed loop", title_justify="left")
         for column, justify in (
             ("task", "left"),
@@ -53,7 +54,7 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
             ("episodes", "right"),
         ):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for name, cell in sorted(result["success"].items(), key=lambda item: item[0] == "success_rate"):
+        for name, cell in sorted(result.success.items(), key=lambda item: item[0] == "success_rate"):
             label = "all tasks" if name == "success_rate" else name
             table.add_row(
                 label,
@@ -63,12 +64,12 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
                 end_section=False,
             )
         console.print(table)
-        if result.get("faults"):
+        if result.faults:
             console.print(
-                f"{result['faults']} of these failures are faults, not the policy's failing at its task: see `reason` "
+                f"{result.faults} of these failures are faults, not the policy's failing at its task: see `reason` "
                 "in episodes.csv"
             )
-    offline = {name: value for name, value in result["metrics"].items() if "/" not in name and name != "success_rate"}
+    offline = {name: value for name, value in result.metrics.items() if "/" not in name and name != "success_rate"}
     if offline:
         table = Table(title="held-out demonstrations, in the robot's units", title_justify="left")
         table.add_column("metric")
@@ -77,8 +78,8 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
             table.add_row(name, f"{value:.4f}")
         console.print(table)
     console.print(
-        f"{result['ms_per_chunk']:.0f} ms per action chunk, {result['wall_seconds']:.0f} s in all, peak memory "
-        f"{result['peak_memory_mb'] / 1024:.1f} GB"
+        f"{result.ms_per_chunk:.0f} ms per action chunk, {result.wall_seconds:.0f} s in all, peak memory "
+        f"{result.made['peak_memory_mb'] / 1024:.1f} GB"
     )
     console.print(f"written to {folder}")
 

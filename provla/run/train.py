@@ -5,13 +5,13 @@ done.
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ from provla.core.identity import check_keys, identity
 from provla.core.machine import environment, find_device, forget_peak_memory, reproducible
 from provla.core.precision import describe_precision
 from provla.core.progress import console
+from provla.core.result import ENDED, Result, read_result
 from provla.core.secrets import hide
 from provla.core.signals import deferred, is_worker, telling
 from provla.core.trust import modules
@@ -30,12 +31,12 @@ from provla.dataset.sampler import Sampler
 from provla.jobs import attempts
 from provla.jobs.limit import TimedOut, leave, limited
 from provla.jobs.sharing import Training, one_training
-from provla.jobs.sweep import alone, check_config, read_result
+from provla.jobs.sweep import alone, check_config
 from provla.logger.wandb import WANDB_RUN, download_checkpoint
 from provla.policy.folder import save_policy
 from provla.policy.matched import count_parameters, parameters_by_part
 from provla.run.evaluate import evaluate_steps
-from provla.run.judging import Judgement, episode_rows, ms_per_chunk, objective_of
+from provla.run.judging import Judgement, episode_rows
 from provla.run.pictures import plot_run
 from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
@@ -62,9 +63,9 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
     device = find_device(config["device"])
     with alone(folder), reproducible(config["threads"], device, value_in(config["trainer"], "deterministic") is True):
         stored = _claim(folder, config)
-        if stored["status"] in ("completed", "pruned"):
-            console.print(f"this run is {stored['status']} already: {folder}")
-            return _value(stored)
+        if stored.status in ENDED:
+            console.print(f"this run is {stored.status} already: {folder}")
+            return stored.value
         with one_training(folder, config) as training:
             return _run(config, folder, choices, device, stored, training, minutes)
 
@@ -74,7 +75,7 @@ def _run(
     folder: Path,
     choices: Mapping[str, str],
     device: torch.device,
-    stored: Mapping[str, Any],
+    stored: Result,
     training: Training,
     minutes: float | None,
 ) -> float:
@@ -83,116 +84,95 @@ def _run(
     forget_peak_memory()
     started = time.monotonic()
     attempts.begin(folder)
-    failure = {"config_hash": identity(config), "choices": dict(choices), "seed": config["seed"]}
+    begun = Result(config_hash=identity(config), choices=dict(choices), seed=config["seed"])
 
-    def fail(error: str, status: str = "failed") -> None:
-        tried = stored.get("attempts", 0) + (status == "failed")
+    def fail(error: str, status: Literal["failed", "interrupted"] = "failed") -> None:
+        tried = (stored.attempts or 0) + (status == "failed")
         with contextlib.suppress(NoSpace):  # of a full disk, the first complaint says more
-            write_json(
-                folder / "result.json",
-                {"status": status, **failure, "error": error, "attempts": tried} | environment(device),
-            )
+            replace(begun, status=status, error=error, attempts=tried, made=environment(device)).write(folder)
         attempts.end(folder)
 
     try:
         with limited(minutes, fail), telling(lambda: attempts.forgive(folder)):
-            result = _train(config, folder, choices, device, training)
+            result = _train(config, folder, device, training, begun)
     except BaseException as error:
         # SystemExit: submitit requeues by it.
-        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit) else "failed"
-        fail(hide(traceback.format_exc()), status)
+        ended = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        fail(hide(traceback.format_exc()), "interrupted" if ended else "failed")
         if isinstance(error, TimedOut):
             console.print(f"{error}: {folder.name}")
             leave(is_worker())
             raise ValueError(str(error)) from error
         raise
     with deferred():
-        result |= {"wall_seconds": time.monotonic() - started} | environment(device)
-        write_json(folder / "result.json", result)
+        result.wall_seconds, result.made = time.monotonic() - started, environment(device)
+        result.write(folder)
         attempts.end(folder)
-    if result["status"] == "pruned":
-        console.print(f"{result['stopped']} at step {result['train_steps']}; written to {folder}")
+    if result.status == "pruned":
+        console.print(f"{result.stopped} at step {result.train_steps}; written to {folder}")
     else:
         show(result, folder)
-    return _value(result)
+    return result.value
 
 
-def _value(result: Mapping[str, Any]) -> float:
-    """What a run is worth to a sweep; NaN where it was pruned, or has neither a simulation nor held-out
-    demonstrations.
-    """
-    value = result["objective"]["value"] if result["status"] == "completed" else None
-    return math.nan if value is None else float(value)
-
-
-def _claim(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _claim(folder: Path, config: Mapping[str, Any]) -> Result:
     """What the folder holds of this run; `ValueError` where it holds another."""
     check_config(folder, config)
     stored = read_result(folder)
-    if stored["status"] == "pruned" and value_in(config["pruner"], "_target_") == "provla.pruner.NoPruner":
-        return {**stored, "status": "interrupted"}  # nobody prunes any more: the run goes on
+    if stored.status == "pruned" and value_in(config["pruner"], "_target_") == "provla.pruner.NoPruner":
+        return replace(stored, status="interrupted")  # nobody prunes any more: the run goes on
     return stored
 
 
-def _train(
-    config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], device: torch.device, training: Training
-) -> dict[str, Any]:
+def _train(config: Mapping[str, Any], folder: Path, device: torch.device, training: Training, begun: Result) -> Result:
     """The story of a run: what is cheap is checked, data are loaded, the policy is built, trained and judged."""
     parts = make_parts(config)
-    setting = load_setting(config, parts)
-    policy, facts = _build(config, choices, parts, setting, device)
+    setting, result = load_setting(config, parts), replace(begun, status="failed", metrics={})
+    policy = _build(config, parts, setting, device, result)
     checkpoints, history = _take_up(config, folder, parts, training)
-    _start_tracking(config, folder, choices, parts, history, training)
-    judged, result = Judgement(), {**facts, "status": "failed"}
+    _start_tracking(config, folder, parts, history, training, result)
     try:
         parts.pruner.open(folder, parts.trainer.total_steps(len(setting.learn)))
         track, prune = parts.logger.log, parts.pruner.prune
         fit = parts.trainer.fit(policy, setting.learn, setting.held, checkpoints, config["seed"], device, track, prune)
+        result.train_steps, result.train_seconds, result.stopped = fit.step, fit.seconds, fit.stopped
+        result.best_step, result.skipped_steps = fit.best_step, fit.skipped
         if fit.stopped.startswith(PRUNED):
-            result = facts | _trained(fit) | _pruned(fit)
+            result.status, result.metrics = "pruned", fit.history[-1] if fit.history else {}
         else:
             training.done(fit.step)
             fit.history = training.own(fit.history, _judged_step(parts.trainer, vars(fit)))
             save_policy(
                 folder / "policy", policy, config["policy"], setting.spec, identity=identity(config), step=fit.step
             )
-            found = _judge(config, folder, parts, setting, policy, fit, judged, training, device)
-            result = _trained(fit) | facts | found
-        parts.pruner.close(result["status"])
+            _judge(config, folder, parts, setting, policy, fit, training, device, result)
+            result.status = "completed"
+        parts.pruner.close(result.status)
         return result
     except Exception:
         parts.pruner.close("failed")
         raise
     except Interrupted:
-        result["status"] = "interrupted"
+        result.status = "interrupted"
         raise
     finally:
-        failed = result["status"] in ("failed", "interrupted")
-        parts.logger.finish({"metrics": judged.metrics, **result, **environment(device)}, failed)
+        result.made = environment(device)
+        parts.logger.finish(result, failed=result.status not in ENDED)
 
 
-def _build(
-    config: Mapping[str, Any], choices: Mapping[str, str], parts: Parts, setting: Setting, device: torch.device
-) -> tuple[Any, dict[str, Any]]:
-    """The policy, normalised to the data and rehearsed; and what a result says of it before any training."""
+def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: torch.device, result: Result) -> Any:
+    """The policy, normalised to the data and rehearsed; what is known of it before any training, into `result`."""
     seed_everything(config["seed"])
     policy = build(config["policy"], "policy", torch.nn.Module, spec=setting.spec, device=device)
     rows = setting.learn.rows
     policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
-    flops = rehearse_policy(policy, setting.spec, device)
-    parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
-    announce(policy, parameters, setting, device)
-    return policy, {
-        "config_hash": identity(config),
-        "choices": dict(choices),
-        "seed": config["seed"],
-        "parameters": parameters,
-        "flops_per_sample": flops,
-        "precision": describe_precision(policy),
-        "quantization": {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()},
-        "judged": parts.trainer.keep,
-        "skipped_episodes": setting.data.skipped,
-    }
+    result.flops_per_sample = rehearse_policy(policy, setting.spec, device)
+    result.parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
+    result.precision, result.judged = describe_precision(policy), parts.trainer.keep
+    result.quantization = {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()}
+    result.skipped_episodes = setting.data.skipped
+    announce(policy, result.parameters, setting, device)
+    return policy
 
 
 def _take_up(
@@ -231,31 +211,17 @@ def _fetch(resume: str, checkpoints: Checkpoints, folder: Path) -> None:
 def _start_tracking(
     config: Mapping[str, Any],
     folder: Path,
-    choices: Mapping[str, str],
     parts: Parts,
     history: Sequence[Mapping[str, float]],
     training: Training,
+    result: Result,
 ) -> None:
+    choices = result.choices or {}
     group = config["study"] or (folder.parent.name if (folder.parent / SWEEP).is_file() else None)
     known = [] if training.anew else list(history)
     parts.logger.start(folder, config, run_name(folder, choices), group, known, tags(config, folder, choices))
     for row in history if training.anew else []:  # a tracker has seen none of it
         parts.logger.log(int(row["step"]), {key: value for key, value in row.items() if key != "step"})
-
-
-def _trained(fit: Fit) -> dict[str, Any]:
-    return {
-        "train_seconds": fit.seconds,
-        "train_steps": fit.step,
-        "stopped": fit.stopped,
-        "best_step": fit.best_step,
-        "skipped_steps": fit.skipped,
-    }
-
-
-def _pruned(fit: Fit) -> dict[str, Any]:
-    last = fit.history[-1] if fit.history else {}
-    return {"status": "pruned", "objective": None, "metrics": last, "success": {}}
 
 
 def _judge(
@@ -265,13 +231,12 @@ def _judge(
     setting: Setting,
     policy: Any,
     fit: Fit,
-    judged: Judgement,
     training: Training,
     device: torch.device,
-) -> dict[str, Any]:
-    """Held-out demonstrations, closed-loop episodes, pictures, time: into `judged` and the folder; and what a result
-    says of them.
-    """
+    result: Result,
+) -> None:
+    """Held-out demonstrations, closed-loop episodes, pictures, time: into the folder and `result`."""
+    judged = Judgement(result.metrics)  # so that a tracker is told of them even where judging fails
     judged.metrics |= _offline(policy, fit, setting.held, parts.trainer, config["seed"], device)
     if training.foreign and judged.metrics:
         row = {f"val/{key}": value for key, value in judged.metrics.items()}
@@ -279,23 +244,13 @@ def _judge(
         parts.logger.log(fit.step, row)
     judged.play(policy, parts.suite, setting.spec, config["seed"], device, folder)
     plots, chunks = plot_run(policy, fit, setting.held, setting.data, folder / "plots", device)
-    latency = ms_per_chunk(policy, setting.spec, device)
-    steps = _judge_steps(config, folder)
+    judged.conclude(result, config["objective"], policy, setting.spec, device)
+    result.trained_by, result.sampler_steps = training.by, _judge_steps(config, folder)
     parts.logger.media(plots, judged.videos)
     parts.logger.table("chunks", chunks)
     parts.logger.table("episodes", episode_rows(judged.episodes))
-    # A sampler of other steps has seen no step but the last.
-    unseen = {"best_step": None} if training.foreign and parts.trainer.monitor != "loss" else {}
-    return unseen | {
-        "status": "completed",
-        "trained_by": training.by,
-        "objective": objective_of(config["objective"], judged.metrics),
-        "metrics": judged.metrics,
-        "success": judged.success,
-        "faults": judged.faults,
-        "ms_per_chunk": latency,
-        "sampler_steps": steps,
-    }
+    if training.foreign and parts.trainer.monitor != "loss":
+        result.best_step = None  # a sampler of other steps has seen no step but the last
 
 
 def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -312,8 +267,7 @@ def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     judged = evaluate_steps(
         folder, config["device"], changes, folder / "steps", None, modules(config), config["sampler_steps"]
     )
-    rows: list[dict[str, Any]] = judged["steps"]
-    return rows
+    return judged.steps or []
 
 
 def _offline(

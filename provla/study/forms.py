@@ -139,11 +139,11 @@ def run_rows(verdict: Verdict) -> list[dict[str, Any]]:
             "status": run.status,
             verdict.study.metric: _plain(run.value),
         }
-        if "trajectory_mse" in run.result.get("metrics", {}):
-            row["trajectory_mse"] = _plain(run.result["metrics"]["trajectory_mse"])
-        rows.append(
-            row | {key: run.result.get(key) for key in keys} | {"folder": run.job.folder, "note": brief(reason_of(run))}
-        )
+        if "trajectory_mse" in run.result.metrics:
+            row["trajectory_mse"] = _plain(run.result.metrics["trajectory_mse"])
+        flat = run.result.as_json()
+        rows.append(row | {key: flat.get(key) for key in keys})
+        rows[-1] |= {"folder": run.job.folder, "note": brief(reason_of(run))}
     return rows
 
 

@@ -55,8 +55,9 @@ class JobRunner:
         from rich.markup import escape
 
         from provla.core.progress import console
+        from provla.core.result import ATTEMPTS, read_result
         from provla.jobs import limit
-        from provla.jobs.sweep import ATTEMPTS, give_up_on_killed, is_over, read_result, succeeded
+        from provla.jobs.sweep import give_up_on_killed
 
         limit.restart[:] = [sys.executable, *sys.orig_argv[1:]] if self._serial else []
         try:
@@ -64,7 +65,7 @@ class JobRunner:
                 for _, job in queue:
                     give_up_on_killed(self._folder, job)
                 todo = [
-                    (o, job) for o, job in queue if not is_over(read_result(self._folder / job.folder), self._pruning)
+                    (o, job) for o, job in queue if not read_result(self._folder / job.folder).is_over(self._pruning)
                 ]
                 if attempt and todo:
                     console.print(f"once more: {escape(', '.join(job.folder for _, job in todo))}")
@@ -73,7 +74,7 @@ class JobRunner:
             limit.restart.clear()
         for _, job in queue:
             give_up_on_killed(self._folder, job)
-        return sum(not succeeded(read_result(self._folder / job.folder)) for _, job in queue)
+        return sum(not read_result(self._folder / job.folder).succeeded for _, job in queue)
 
     def _launch(self, todo: Sequence[Asked]) -> None:
         """One after another, or all at once: first one of each training, then those that take its weights over."""
@@ -136,8 +137,8 @@ class JobRunner:
         from rich.markup import escape
 
         from provla.core.progress import console
+        from provla.core.result import read_result
         from provla.jobs import attempts
-        from provla.jobs.sweep import read_result
 
         names = ", ".join(job.folder for _, job in suspects)
         console.print(
@@ -151,6 +152,6 @@ class JobRunner:
         left = [
             one
             for one in todo
-            if one not in suspects and read_result(self._folder / one[1].folder)["status"] in ("missing", "interrupted")
+            if one not in suspects and read_result(self._folder / one[1].folder).status in ("missing", "interrupted")
         ]
         self._launch(left)

@@ -74,7 +74,7 @@ def compose_report(verdict: Verdict, command: str) -> Report:
     if not searching:
         tables += [costs_table(verdict), cells_table(verdict)]
     tables.append(runs_table(verdict))
-    commits = sorted({str(run.result.get("commit")) for run in study.completed})
+    commits = sorted({str(run.result.made.get("commit")) for run in study.completed})
     facts = {
         "sweep": study.sweep.command,
         "report": command,

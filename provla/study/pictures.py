@@ -147,7 +147,7 @@ def quality_against_steps(study: Study, path: Path) -> Path | None:
     """
     found: dict[str, dict[int, list[float]]] = {}
     for run in study.completed:
-        for row in run.result.get("sampler_steps") or []:
+        for row in run.result.sampler_steps or []:
             quality = row.get("rate") if is_rate(study.metric) else row.get(study.metric)
             if quality is not None:
                 found.setdefault(run.job.arm, {}).setdefault(row["num_inference_steps"], []).append(quality)

@@ -207,16 +207,15 @@ class SearchSweeper(GridSweeper):
     def _tell(self, study: Any, batch: Sequence[Any]) -> None:
         from optuna.trial import TrialState
 
-        from provla.jobs.sweep import read_result
+        from provla.core.result import read_result
 
         failed = 0
         for trial in batch:
             result = read_result(self.folder / self._queue[trial.number][1].folder)
-            value = (result.get("objective") or {}).get("value")
-            if result["status"] == "pruned":
+            if result.status == "pruned":
                 study.tell(trial, state=TrialState.PRUNED)
-            elif result["status"] == "completed" and value is not None and math.isfinite(value):
-                study.tell(trial, float(value))
+            elif math.isfinite(result.value):
+                study.tell(trial, result.value)
             else:  # NaN and failures end a trial, not the study
                 study.tell(trial, state=TrialState.FAIL)
                 failed += 1
@@ -310,7 +309,7 @@ class SearchSweeper(GridSweeper):
     def _best(self, storage: Any, name: str) -> dict[str, Any] | None:
         import optuna
 
-        from provla.jobs.sweep import read_result
+        from provla.core.result import read_result
 
         study = optuna.load_study(study_name=name, storage=storage)
         done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
@@ -318,7 +317,8 @@ class SearchSweeper(GridSweeper):
             return None
         trial = study.best_trial
         folder = self._queue[trial.number][1].folder
-        metric = (read_result(self.folder / folder).get("objective") or {}).get("name", self.composed.objective)
+        measured = read_result(self.folder / folder).objective
+        metric = measured.name if measured else self.composed.objective
         return {"trial": trial.number, "metric": metric, "value": trial.value, "params": trial.params, "folder": folder}
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from rich.markup import escape
 
 from provla.core.progress import console
-from provla.jobs.sweep import Job, Sweep, find_renamed, load_sweep, read_result
+from provla.core.result import Result, Status, read_result
+from provla.jobs.sweep import Job, Sweep, find_renamed, load_sweep
 from provla.statistics import smallest_difference, spread_of_seeds
 
 Episode = tuple[str, int]  # task, episode seed
@@ -28,7 +29,7 @@ class Run:
     """
 
     job: Job
-    result: dict[str, Any]
+    result: Result
     folder: Path
     episodes: dict[Episode, bool] = field(default_factory=dict)
     problem: str = ""
@@ -38,17 +39,21 @@ class Run:
         """The folder of the run that trained the weights: runs that share it are one training, judged in
         several ways.
         """
-        return str(self.result.get("trained_by") or self.job.folder)
+        return self.result.trained_by or self.job.folder
 
     @property
     def status(self) -> str:
-        return "damaged" if self.problem else str(self.result["status"])
+        return "damaged" if self.problem else self.result.status
 
     @property
     def value(self) -> float:
         """The study's objective; nan where there is none."""
-        found = (self.result.get("objective") or {}).get("value")
-        return float(found) if self.status == "completed" and found is not None else math.nan
+        return math.nan if self.problem else self.result.value
+
+    @property
+    def metric(self) -> str:
+        """The name of what was measured; "" where nothing was."""
+        return self.result.objective.name if self.result.objective else ""
 
 
 @dataclass
@@ -70,7 +75,7 @@ class Study:
     @property
     def metric(self) -> str:
         """The name of the objective, as the runs measured it."""
-        names = [run.result["objective"]["name"] for run in self.completed]
+        names = [run.metric for run in self.completed]
         return names[0] if names else self.sweep.objective
 
     @property
@@ -106,10 +111,10 @@ def load_study(folder: Path) -> Study:
     sweep = load_sweep(folder)
     sweep.jobs = find_renamed(folder, sweep.jobs)
     runs = [_load_run(folder, job) for job in sweep.jobs]
-    names = [run.result["objective"]["name"] for run in runs if run.status == "completed"]
+    names = [run.metric for run in runs if run.status == "completed"]
     for run in runs:
-        if run.status == "completed" and run.result["objective"]["name"] != names[0]:
-            run.problem = f"its objective is {run.result['objective']['name']}, that of the runs before it {names[0]}"
+        if run.status == "completed" and run.metric != names[0]:
+            run.problem = f"its objective is {run.metric}, that of the runs before it {names[0]}"
     asked = {job.folder for job in sweep.jobs}
     others = sorted(
         str(file.parent.relative_to(folder)) for file in folder.glob("*/config.json") if file.parent.name not in asked
@@ -120,24 +125,18 @@ def load_study(folder: Path) -> Study:
 def _load_run(folder: Path, job: Job) -> Run:
     result = read_result(folder / job.folder)
     run = Run(job, result, folder / job.folder)
-    if result["status"] == "damaged":
-        run.problem = result["error"]
-    if result["status"] != "completed":
+    if result.status == "damaged":
+        run.problem = result.error or ""
+    if result.status != "completed":
         return run
-    if result.get("config_hash") != job.config_hash:
+    if result.config_hash != job.config_hash:
         run.problem = "result.json is of another configuration than the sweep asked for"
-    objective = result.get("objective")
-    if (
-        not isinstance(objective, dict)
-        or not isinstance(objective.get("name"), str)
-        or not isinstance(objective.get("value"), int | float | None)
-    ):
+    if result.objective is None:
         run.problem = "result.json has no objective"
-    if result.get("success"):
+    if result.success:
         try:
             run.episodes = read_episodes(run.folder / "episodes.csv")
-            if len(run.episodes) != result["success"]["success_rate"]["episodes"]:
-                counted = result["success"]["success_rate"]["episodes"]
+            if len(run.episodes) != (counted := result.success["success_rate"]["episodes"]):
                 run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {counted}"
         except (OSError, KeyError, ValueError, TypeError) as error:
             run.problem = f"episodes.csv cannot be read: {error}"
@@ -196,8 +195,8 @@ def missing_seeds(study: Study) -> dict[str, list[int]]:
 
 def count_states(folder: Path, jobs: Sequence[Job]) -> str:
     """`19 completed, 2 missing`."""
-    states = Counter(read_result(folder / job.folder)["status"] for job in jobs)
-    order = ("completed", "pruned", "failed", "interrupted", "missing", "damaged")
+    states = Counter(read_result(folder / job.folder).status for job in jobs)
+    order: tuple[Status, ...] = ("completed", "pruned", "failed", "interrupted", "missing", "damaged")
     return ", ".join(f"{states[state]} {state}" for state in order if states[state])
 
 
@@ -232,7 +231,7 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
     `ValueError` where the pilot is no completed run with closed-loop episodes.
     """
     announce(sweep, folder, None if sweep.kind == "search" else episodes)
-    done = [result for job in sweep.jobs if (result := read_result(folder / job.folder))["status"] == "completed"]
+    done = [result for job in sweep.jobs if (result := read_result(folder / job.folder)).status == "completed"]
     if sweep.kind == "search":
         for axis in sweep.space:
             console.print(f"  {escape(axis)}")
@@ -261,9 +260,9 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
         console.print(f"[bold]{escape(warning)}[/bold]")
 
 
-def _announce_time(sweep: Sweep, folder: Path, done: Sequence[Mapping[str, Any]]) -> None:
+def _announce_time(sweep: Sweep, folder: Path, done: Sequence[Result]) -> None:
     """What is left takes how long, and which limit suits jobs that hang."""
-    seconds = [result["wall_seconds"] for result in done if "wall_seconds" in result]
+    seconds = [result.wall_seconds for result in done if result.wall_seconds is not None]
     if seconds and len(done) < len(sweep.jobs):
         left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
         console.print(
@@ -271,9 +270,7 @@ def _announce_time(sweep: Sweep, folder: Path, done: Sequence[Mapping[str, Any]]
             "finished ones took"
         )
     here = [read_result(file.parent) for file in folder.glob("*/result.json")]
-    if longest := max(
-        (result.get("wall_seconds", 0.0) for result in here if result["status"] == "completed"), default=0.0
-    ):
+    if longest := max((result.wall_seconds or 0.0 for result in here if result.status == "completed"), default=0.0):
         limit = max(1, math.ceil(3 * longest / 60))
         console.print(
             f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run "
@@ -285,20 +282,18 @@ def _pilot_rates(sweep: Sweep, folder: Path) -> list[float]:
     """Success of the baseline's runs that are there already."""
     here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
     return [
-        result["success"]["success_rate"]["rate"]
-        for result in here
-        if result["status"] == "completed" and result.get("success")
+        result.success["success_rate"]["rate"] for result in here if result.status == "completed" and result.success
     ]
 
 
 def _pilot_rate(folder: Path) -> float:
     result = read_result(folder)
-    if result["status"] != "completed" or not result.get("success"):
-        found = result["status"] if result["status"] != "completed" else "without closed-loop episodes"
+    if result.status != "completed" or not result.success:
+        found = result.status if result.status != "completed" else "without closed-loop episodes"
         raise ValueError(
             f"pilot={str(folder)!r} is {found}; expected the folder of a completed run that was evaluated in simulation"
         )
-    return float(result["success"]["success_rate"]["rate"])
+    return result.success["success_rate"]["rate"]
 
 
 CEILING = 0.95
@@ -337,11 +332,11 @@ def points(difference: float) -> int:
 def log_end(folder: Path, job: Job) -> None:
     """One line on how a job ended."""
     result = read_result(folder / job.folder)
-    value = result.get("objective") or {}
-    measured = f"{value['name']} {value['value']:.4g}" if value.get("value") is not None else "nothing measured"
-    note = measured if result["status"] == "completed" else result.get("stopped") or _last_line(result.get("error", ""))
-    note = note.removeprefix(f"{result['status']}: ")  # said already
-    console.print(f"  {result['status']}: {escape(f'{job.folder}  {note}')}")
+    found = result.objective
+    measured = f"{found.name} {found.value:.4g}" if found and found.value is not None else "nothing measured"
+    note = measured if result.status == "completed" else result.stopped or _last_line(result.error or "")
+    note = note.removeprefix(f"{result.status}: ")  # said already
+    console.print(f"  {result.status}: {escape(f'{job.folder}  {note}')}")
 
 
 def _last_line(text: str) -> str:

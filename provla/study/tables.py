@@ -168,7 +168,7 @@ def _cell(verdict: Verdict, run: Run) -> Cell:
 def runs_table(verdict: Verdict) -> Table:
     rows: list[list[Cell]] = []
     for run in verdict.study.runs:
-        result = run.result
+        result = run.result.as_json()
         costs = [
             number(result.get(key), form)
             for key, form in (("train_steps", "d"), ("train_seconds", ".0f"), ("ms_per_chunk", ".0f"))
@@ -219,9 +219,9 @@ def search_table(verdict: Verdict, trials: Sequence[Trial]) -> Table:
     )
     rows: list[list[Cell]] = []
     for run in ordered:
-        cell = run.result.get("success", {}).get("success_rate", {}) if study.metric == "success_rate" else {}
+        cell = run.result.success.get("success_rate", {}) if study.metric == "success_rate" else {}
         low, high = cell.get("low", math.nan), cell.get("high", math.nan)
-        steps = number(run.result.get("train_steps"), "d")
+        steps = number(run.result.train_steps, "d")
         rows.append(
             [
                 number(numbers.get(run.job.folder, run.job.trial), "d"),

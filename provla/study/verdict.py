@@ -95,7 +95,7 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
         values = [
             value
             for run in runs
-            if isinstance(value := run.result.get("parameters", {}).get(key, run.result.get(key)), int | float)
+            if isinstance(value := ((run.result.parameters or {}) | run.result.as_json()).get(key), int | float)
         ]
         if values:
             found[key] = float(np.mean(values))
@@ -209,7 +209,7 @@ def _look_for_problems(verdict: Verdict) -> None:
             add(f"the baseline {study.sweep.baseline} has no completed run, so nothing is compared")
     if study.others:
         add(f"folders that this sweep did not ask for, and that count nowhere: {', '.join(study.others)}")
-    commits = {str(run.result.get("commit")) for run in study.completed}
+    commits = {str(run.result.made.get("commit")) for run in study.completed}
     if len(commits) > 1:
         add(f"the runs were made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
     machines = {machine for run in study.completed if (machine := _machine(run))}
@@ -222,5 +222,5 @@ def _look_for_problems(verdict: Verdict) -> None:
 
 def _machine(run: Run) -> str:
     """What the machine of a run is, as far as it can change a result; empty where the run does not say."""
-    found = run.result.get("machine")
+    found = run.result.made.get("machine")
     return ", ".join(f"{key} {value}" for key, value in sorted(found.items())) if isinstance(found, dict) else ""

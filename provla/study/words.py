@@ -17,7 +17,7 @@ def reason_of(run: Run) -> str:
     """Why a run has no result: the last line of its error."""
     if run.problem:
         return run.problem
-    lines = str(run.result.get("error") or run.result.get("stopped") or "").strip().splitlines()
+    lines = (run.result.error or run.result.stopped or "").strip().splitlines()
     return lines[-1] if lines and run.status != "completed" else ""
 
 
@@ -37,9 +37,9 @@ def explain(verdict: Verdict) -> None:
             "Trials are compared on one run each: the best of many is partly luck. Confirm it against a baseline over "
             "several seeds before believing its value."
         )
-    offline = [run for run in study.completed if run.episodes and "trajectory_mse" in run.result.get("metrics", {})]
+    offline = [run for run in study.completed if run.episodes and "trajectory_mse" in run.result.metrics]
     if study.simulated and len(offline) > 2:
-        errors = [run.result["metrics"]["trajectory_mse"] for run in offline]
+        errors = [run.result.metrics["trajectory_mse"] for run in offline]
         rank = rank_correlation(errors, [run.value for run in offline])
         if math.isfinite(rank):
             say(
@@ -50,8 +50,8 @@ def explain(verdict: Verdict) -> None:
 
 def _explain_weights(verdict: Verdict) -> None:
     study, say, done = verdict.study, verdict.notes.append, verdict.study.completed
-    kept = {str(run.result.get("judged", "latest")) for run in done}
-    steps = sorted({int(run.result["train_steps"]) for run in done if "train_steps" in run.result})
+    kept = {run.result.judged or "latest" for run in done}
+    steps = sorted({run.result.train_steps for run in done if run.result.train_steps is not None})
     which = {
         "latest": "the averaged weights at the end of training",
         "best": "the averaged weights of the best validation",

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import FAKE, ROOT, compose
 
+from provla.core.result import read_result
 from provla.jobs import attempts
 from provla.jobs.limit import TimedOut, limited
-from provla.jobs.sweep import alone, read_result
+from provla.jobs.sweep import alone
 from provla.run.train import train
 
 Command = Callable[..., tuple[int, str, str]]
@@ -102,8 +103,8 @@ def test_a_job_that_kills_its_process_ends_no_sweep(command: Command, tmp_path: 
     assert code == 1, err
     assert "1 completed, 1 failed" in out
     result = read_result(bad)
-    assert (result["status"], result["attempts"]) == ("failed", 2)
-    assert "its process was killed 2 times without getting further, as for lack of memory" in result["error"]
+    assert (result.status, result.attempts) == ("failed", 2)
+    assert "its process was killed 2 times without getting further, as for lack of memory" in (result.error or "")
     assert (good / "result.json").stat().st_mtime_ns == stamp
 
 
@@ -124,8 +125,8 @@ def test_a_job_has_a_time_limit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="timeout: the job took longer"):
         train(config, tmp_path / "run", {}, minutes=0.02)
     found = read_result(tmp_path / "run")
-    assert (found["status"], found["attempts"]) == ("failed", 1)
-    assert "timeout" in found["error"].strip().splitlines()[-1]
+    assert (found.status, found.attempts) == ("failed", 1)
+    assert "timeout" in (found.error or "").strip().splitlines()[-1]
     assert attempts.killed(tmp_path / "run") == 0
 
 
@@ -135,6 +136,7 @@ from pathlib import Path
 from provla.jobs import limit
 limit.restart[:] = [sys.executable, "-c", "print('the others go on')"] if sys.argv[2] == "sweep" else []
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+limit.GRACE = 0.5
 with limit.limited(0.01, Path(sys.argv[1]).write_text):
     libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)  # waits for ever, outside of Python
 """

@@ -13,8 +13,8 @@ from conftest import FAKE, compose
 
 from provla.core.files import write_json
 from provla.core.identity import training_identity
+from provla.core.result import read_result
 from provla.jobs.sharing import MARK, Training, one_training
-from provla.jobs.sweep import read_result
 from provla.policy.weights import load_tensors
 from provla.run.train import train
 from provla.study.study import load_study
@@ -51,11 +51,11 @@ def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp
     code, out, err = command(*asked)
     assert code == 0, err
     assert "has trained these weights already" in " ".join(out.split())
-    runs = {(r.result["config_hash"], r.job.folder): r for r in load_study(sweep).runs}
-    first, *others = sorted(runs.values(), key=lambda run: run.result["trained_by"] is not None)
+    runs = {(r.result.config_hash, r.job.folder): r for r in load_study(sweep).runs}
+    first, *others = sorted(runs.values(), key=lambda run: run.result.trained_by is not None)
     others.sort(key=lambda run: run.job.axes["n_action_steps"] != "8")  # both kinds: with its sampler and with another
-    assert first.result["trained_by"] is None
-    assert {run.result["trained_by"] for run in others} == {run.weights for run in runs.values()} == {first.job.folder}
+    assert first.result.trained_by is None
+    assert {run.result.trained_by for run in others} == {run.weights for run in runs.values()} == {first.job.folder}
     assert all(same_weights(first.folder, run.folder) for run in others)
     said = " ".join(judge(load_study(sweep), 0.1).notes)
     assert "3 of 4 runs took their weights from another run's training" in said
@@ -65,10 +65,10 @@ def test_arms_that_training_does_not_tell_apart_train_once(command: Command, tmp
     for run in others[:2]:
         steps, sampler = json.loads((run.folder / "config.json").read_text()), first.folder / "config.json"
         alone = tmp_path / "alone" / run.job.folder
-        train(steps, alone, run.result["choices"])
-        apart = read_result(alone)
+        train(steps, alone, run.result.choices or {})
+        apart = read_result(alone).as_json()
         assert same_weights(alone, run.folder)
-        mine = {key: value for key, value in run.result.items() if key not in TIMES}
+        mine = {key: value for key, value in run.result.as_json().items() if key not in TIMES}
         if steps["scheduler"] == json.loads(sampler.read_text())["scheduler"]:
             assert curves(alone) == curves(run.folder)
         else:
@@ -102,7 +102,7 @@ def test_a_job_that_was_killed_after_its_training_shares_it_and_goes_on(command:
         else next(sweep.glob(f"*n_action_steps={n}*"))
         for n in (4, 8)
     )
-    results = {folder: read_result(folder) for folder in (first, second)}
+    results = {folder: read_result(folder).as_json() for folder in (first, second)}
     (first / "result.json").unlink()
     (second / "result.json").unlink()
     (second / MARK).unlink()
@@ -110,9 +110,9 @@ def test_a_job_that_was_killed_after_its_training_shares_it_and_goes_on(command:
     code, _, err = command(*asked)
     assert code == 0, err
     for folder, before in results.items():
-        after = read_result(folder)
+        after = read_result(folder).as_json()
         assert {k: v for k, v in after.items() if k not in TIMES} == {k: v for k, v in before.items() if k not in TIMES}
-    assert read_result(second)["trained_by"] == first.name
+    assert read_result(second).trained_by == first.name
 
 
 @pytest.mark.parametrize(

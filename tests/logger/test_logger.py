@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from servers import Wandb, closed, serving, silent
 
+from provla.core.result import Result
 from provla.logger import upload
 from provla.logger import wandb as logger
 from provla.logger.wandb import Background, WandbLogger, summary
 
-RESULT = {
-    "status": "completed",
-    "commit": "abc",
-    "config_hash": "f00",
-    "flops_per_sample": 7,
-    "ms_per_chunk": 30.5,
-    "peak_memory_mb": 2.0,
-    "metrics": {"trajectory_mse": 0.1, "success_rate": 0.5, "success_rate/push": 0.5},
-    "success": {name: {"rate": 0.5, "low": 0.3, "high": 0.7, "episodes": 2} for name in ("push", "success_rate")},
-    "parameters": {"total": 5, "trainable": 3, "parts": {"head": {"total": 5}}},
-}
+RESULT = Result(
+    "completed",
+    config_hash="f00",
+    parameters={"total": 5, "trainable": 3, "parts": {"head": {"total": 5}}},
+    flops_per_sample=7,
+    metrics={"trajectory_mse": 0.1, "success_rate": 0.5, "success_rate/push": 0.5},
+    success={name: {"rate": 0.5, "low": 0.3, "high": 0.7, "episodes": 2} for name in ("push", "success_rate")},
+    ms_per_chunk=30.5,
+    made={"commit": "abc", "peak_memory_mb": 2.0},
+)
 
 
 @pytest.fixture(autouse=True)

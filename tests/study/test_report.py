@@ -268,7 +268,7 @@ def test_results_of_odd_content_are_named_and_crash_nothing(tmp_path: Path, comm
     assert code == 0, err
     assert "fusion=a,seed=0: damaged (result.json has no objective)" in out
     assert "fusion=b,seed=0: damaged (its objective is loss, that of the runs before it success_rate)" in out
-    assert "fusion=b,seed=1: damaged (result.json has no objective)" in out
+    assert "fusion=b,seed=1: damaged (result.json cannot be read: objective={'name': 'success_rate', 'value': " in out
     assert "fusion=b,seed=2: its success_rate is nan; it counts nowhere" in out
 
 

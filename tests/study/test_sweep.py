@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +18,7 @@ from conftest import FAKE, ROOT
 
 from provla.core.build import build
 from provla.core.errors import NoSpace
-from provla.jobs.sweep import find_baseline, load_sweep, name_arms, read_result, slot
+from provla.jobs.sweep import find_baseline, load_sweep, name_arms, slot
 from provla.pruner import Hyperband, Median, opened
 
 Command = Callable[..., tuple[int, str, str]]
@@ -650,12 +649,3 @@ def test_a_jobs_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [sweep.places(threads) for threads in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert sweep.crowded(2, 4) == ""
     assert "5 jobs of 2 threads share 8 cores; fewer at a time, or threads=1" in sweep.crowded(2, 5)
-
-
-def test_results_that_cannot_be_read_are_damaged(tmp_path: Path) -> None:
-    assert read_result(tmp_path)["status"] == "missing"
-    (tmp_path / "config.json").write_text("{}")
-    assert read_result(tmp_path)["status"] == "interrupted"
-    (tmp_path / "result.json").write_text("[1]")
-    assert read_result(tmp_path)["status"] == "damaged"
-    shutil.rmtree(tmp_path)

@@ -13,6 +13,7 @@ import torch
 from conftest import FAKE
 
 from provla.core.errors import NotFinite
+from provla.core.result import Objective
 from provla.run.judging import objective_of
 from provla.trainer.finite import Gauge, not_finite
 
@@ -65,7 +66,4 @@ def test_an_objective_that_is_nan_is_no_result() -> None:
     with pytest.raises(NotFinite, match="the objective smoothness is nan: this run has no result"):
         objective_of("smoothness", {"smoothness": math.nan})
     # Neither simulation nor held-out demonstrations.
-    assert objective_of("auto", {}) == {
-        "name": "train/loss",
-        "value": None,
-    }
+    assert objective_of("auto", {}) == Objective("train/loss", None)
