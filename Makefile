@@ -32,8 +32,12 @@ check: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
+.venv/installed-faults: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[faults]' -c constraints.txt
+	touch $@
+
 # Damage done for real, and what survived it: benchmarks/faults/RESULTS.md; half an hour on two cores.
-faults: .venv/installed-test
+faults: .venv/installed-faults
 	$(BIN)/python benchmarks/faults/run.py
 
 clean:

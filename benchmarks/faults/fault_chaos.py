@@ -23,7 +23,7 @@ def fault_ckpt_chaos(place: Path) -> tuple[int, int, str]:
     unsynced data lost
     """
     if find_spec("ckpt_chaos") is None:
-        return 0, 0, "not done: ckpt-chaos is not installed (pip install ckpt-chaos==0.1.8)"
+        return 0, 0, "not done: ckpt-chaos is not installed (make faults brings it)"
     server = serve(str(place / "address"))
     client = [sys.executable, "-E", "-S", str(Path(__file__).parent / "client.py"), str(place / "address")]
     job = [

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ ROOT = HERE.parents[1]
 
 
 def main(wanted: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
     sys.path.insert(0, str(HERE))
     lost = 0
     told = subprocess.run(
