@@ -8,48 +8,83 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from provla.command.entry import command
+from provla.core.checks import check
 from provla.core.files import ROOT
 from provla.core.identity import check_study
 from provla.core.progress import console
 from provla.jobs.sweep import Sweep
-from provla.study.study import load_study, plan_sweep
+from provla.study.elsewhere import load_results
+from provla.study.live import follow
+from provla.study.lock import deviations, write_lock
+from provla.study.plan import plan_sweep
+from provla.study.study import Study, load_study
 from provla.study.verdict import judge
 
 
-@command("report", paths=("folder", "pilot"), studies=True)
+@command("report", paths=("folder", "pilot", "from"), studies=True)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
-    for key in ("study", "folder", "pilot"):
-        if config[key] is not None and not isinstance(config[key], str):
-            raise ValueError(f"{key}={config[key]!r}: expected a name")
-    check_study(config["study"])
-    if not config["study"] and not config["folder"]:
-        raise ValueError(
-            f"which study? give study=<name> ({', '.join(_studies()) or 'experiments/ holds none'}) or folder=<folder "
-            "of a sweep>"
-        )
+    _check(config)
+    if config["from"]:
+        _report(config, load_results(Path(config["from"]).expanduser(), config["baseline"]))
+        return
     place = Path(config["folder"] or Path("outputs") / config["study"])
-    if config["plan"]:
+    if config["plan"] or config["lock"]:
         sweep, episodes = _plan(config)
         plan_sweep(sweep, place, episodes, Path(config["pilot"]) if config["pilot"] else None)
+        if config["lock"]:
+            file = write_lock(sweep, place, episodes, config["margin"])
+            console.print(f"locked: {file}; commit it, and later reports list what deviates from it")
         return
-    _report(config, place)
-
-
-def _report(config: Mapping[str, Any], place: Path) -> None:
-    from provla.study.forms import publish, write_report
-    from provla.study.page import compose_report, draw
-
     if not place.is_dir():
         raise ValueError(
             f"no folder {place}: the study has not been started here; python -m provla.train -m "
             f"experiments={config['study'] or '<study>'} starts it"
         )
-    verdict = judge(load_study(place), config["margin"])
+    if config["live"]:
+        follow(place, config["margin"], config["port"])
+        return
+    _report(config, load_study(place))
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    for key in ("study", "folder", "pilot", "from", "baseline"):
+        if config[key] is not None and not isinstance(config[key], str):
+            raise ValueError(f"{key}={config[key]!r}: expected a name")
+    for key in ("plan", "lock", "live", "publish"):
+        check(bool, config[key], key)
+    check(float, config["margin"], "margin")
+    check(Annotated[int, Ge(0), Le(65535)], config["port"], "port")
+    check_study(config["study"])
+    asked = [key for key in ("study", "folder", "from") if config[key]]
+    if not asked:
+        raise ValueError(
+            f"which study? give study=<name> ({', '.join(_studies()) or 'experiments/ holds none'}), folder=<folder of "
+            "a sweep>, or from=<results that were not made here>"
+        )
+    if config["from"] and (
+        others := [key for key in (*asked, "plan", "lock", "live") if config[key] and key != "from"]
+    ):
+        raise ValueError(
+            f"from= and {others[0]}=: results that were not made here have no {others[0]}; give one of them"
+        )
+    if config["baseline"] and not config["from"]:
+        raise ValueError("baseline= goes with from=; a study names its own in its YAML, or on the sweep's command line")
+
+
+def _report(config: Mapping[str, Any], study: Study) -> None:
+    from provla.study.forms import publish, write_report
+    from provla.study.page import compose_report, draw
+
+    verdict = judge(study, config["margin"])
+    episodes = max((len(run.episodes) for run in study.completed), default=0)
+    verdict.problems.extend(deviations(study.sweep, episodes, config["margin"]) if not study.elsewhere else ())
     report = compose_report(verdict, shlex.join(["python", "-m", "provla.report", *sys.argv[1:]]))
-    target = place / "report"
+    target = study.folder / "report"
     draw(verdict, report, target)
     print(write_report(verdict, report, target))
     console.print(
@@ -57,9 +92,9 @@ def _report(config: Mapping[str, Any], place: Path) -> None:
         + (", videos" if report.videos else "")
     )
     if config["publish"]:
-        if not verdict.study.completed:
-            raise ValueError(f"nothing to publish: no run of {place} is completed")
-        name = verdict.study.sweep.study or place.name
+        if not study.completed:
+            raise ValueError(f"nothing to publish: no run of {study.folder} is completed")
+        name = study.sweep.study or study.folder.name
         written = publish(verdict, report, Path("experiments"), name)
         console.print("published: " + ", ".join(map(str, written)))
 
@@ -71,7 +106,7 @@ def _plan(config: Mapping[str, Any]) -> tuple[Sweep, int]:
     from provla.study.register import plan
 
     if not config["study"]:
-        raise ValueError(f"plan=true needs study=<name>; experiments/ holds: {', '.join(_studies())}")
+        raise ValueError(f"plan=true and lock=true need study=<name>; experiments/ holds: {', '.join(_studies())}")
     overrides = [f"experiments={config['study']}", *map(str, config["overrides"])]
     return plan(
         compose("train", overrides=[o for o in overrides if not _sweeps(o)], return_hydra_config=True), overrides

@@ -53,7 +53,7 @@ def fault_ckpt_chaos(place: Path) -> tuple[int, int, str]:
         "--checkpoint-glob",
         "{out}/checkpoints/step_*",
         "--step-regex",
-        r"resuming from step (\d+)",
+        r"(?:resuming from|already, at) step (\d+)",  # a run that is over has lost nothing either
     ]
     try:
         with (place / "log.txt").open("w") as log:

@@ -150,8 +150,10 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Brings a file, or the files of a folder, from memory onto the disk, so that no name outlives what it names when
-    the power fails.
+    the power fails. What a link leads to is no part of it.
     """
+    if path.is_symlink():
+        return
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file() and not file.is_symlink():
             with file.open("r+b") as stream:

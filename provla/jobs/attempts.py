@@ -53,9 +53,14 @@ def killed(folder: Path) -> int:
     return int(state.get("killed", 0)) + (state.get("boot") == _boot())
 
 
+def begun(folder: Path) -> bool:
+    """Whether a process started the job and has not said that it ended: it runs, or was killed. Reads, and no more."""
+    return bool(_read(folder).get("running"))
+
+
 def lost(folder: Path) -> bool:
     """Whether a process started the job, ended without a word, and no other is at work on it."""
-    return bool(_read(folder).get("running")) and not busy(folder)
+    return begun(folder) and not busy(folder)
 
 
 def busy(folder: Path) -> bool:

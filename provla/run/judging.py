@@ -18,7 +18,7 @@ from provla.core.result import Objective, Result
 from provla.core.types import Spec, fake_observation
 from provla.env.rollout import Outcome, rollout, write_videos
 from provla.env.suite import option
-from provla.statistics import wilson
+from provla.statistics.checks import wilson
 
 
 def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:

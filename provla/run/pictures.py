@@ -33,7 +33,7 @@ def plot_run(
         samples = [
             policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)
         ]
-        images = batch.observation.images[:, -1, 0].permute(0, 2, 3, 1).numpy()
+        images = batch.observation.images[:, -1].permute(0, 1, 3, 4, 2).numpy()
         written.append(
             plot_chunks(
                 np.stack(samples, 1),
@@ -42,6 +42,7 @@ def plot_run(
                 images,
                 batch.observation.instruction,
                 data.joint_names,
+                policy.spec.cameras,
                 folder / "chunks.png",
             )
         )

@@ -12,7 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
@@ -78,6 +80,9 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
         return save(figure, path)
 
 
+MOST_JOINTS, MOST_CAMERAS, ACROSS = 28, 4, 7  # a picture shows so many, and says where there are more
+
+
 def plot_chunks(
     predicted: Array,
     actions: Array,
@@ -85,41 +90,54 @@ def plot_chunks(
     images: Array,
     titles: Sequence[str],
     joints: Sequence[str],
+    cameras: Sequence[str],
     path: Path,
 ) -> Path:
-    """Predicted chunks (P samples each) against demonstrated ones, a row per observation, its image on the left.
+    """Predicted chunks (P samples each) against demonstrated ones: per observation its cameras' images on the left, and
+    a panel per joint.
 
-    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,h,w,3).
+    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,K,h,w,3).
     """
-    rows, joints = len(actions), list(joints)[:6]
+    rows, shown, seen = len(actions), list(joints)[:MOST_JOINTS], list(cameras)[:MOST_CAMERAS]
+    across = min(ACROSS, len(shown))
+    lines, views = -(-len(shown) // across), len(seen)
     with plt.rc_context(STYLE):
-        size, room = (2.0 * (1 + len(joints)), 1.7 * rows), {"wspace": 0.3, "hspace": 0.25}
-        figure, grid = plt.subplots(rows, 1 + len(joints), sharex="col", figsize=size, squeeze=False, gridspec_kw=room)
+        figure = plt.figure(figsize=(1.9 * (views + across), 0.5 + 1.6 * rows * lines), layout="constrained")
+        grid = figure.add_gridspec(rows * lines, views + across)
         for r in range(rows):
-            grid[r, 0].imshow(images[r])
-            grid[r, 0].set_axis_off()
-            grid[r, 0].set_title("\n".join(_wrap(titles[r])), fontsize=7)
-            steps, valid = np.arange(actions.shape[1]), ~is_pad[r]
-            for j, joint in enumerate(joints):
-                axes = grid[r, 1 + j]
-                for sample in predicted[r]:
-                    axes.plot(steps, sample[:, j], color=BLUE, lw=0.9, alpha=0.6)
-                axes.plot(steps[valid], actions[r, valid, j], color=ORANGE, lw=1.8)
+            for k, camera in enumerate(seen):
+                axes = figure.add_subplot(grid[r * lines : (r + 1) * lines, k])
+                axes.imshow(images[r, k])
+                axes.set_axis_off()
+                said = "\n".join(_wrap(titles[r])) if k == 0 else ""
+                axes.set_title("\n".join(filter(None, [said, camera if views > 1 else ""])), fontsize=7)
+            for j, joint in enumerate(shown):
+                axes = figure.add_subplot(grid[r * lines + j // across, views + j % across])
+                _draw_joint(axes, predicted[r, ..., j], actions[..., j], r, is_pad[r])
                 if r == 0:
                     axes.set_title(joint, fontsize=8)
-                axes.tick_params(labelsize=6)
-                # One scale per joint: a wiggle of a thousandth is none.
-                low, high = actions[..., j].min(), actions[..., j].max()
-                axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
-        grid[0, -1].plot([], [], color=BLUE, label="predicted")
-        grid[0, -1].plot([], [], color=ORANGE, label="demonstrated")
-        figure.legend(
-            *grid[0, -1].get_legend_handles_labels(),
-            loc="upper center",
-            ncols=2,
-            bbox_to_anchor=(0.5, 0.11 - 0.25 / size[1]),
-        )
+                axes.tick_params(labelsize=6, labelbottom=r == rows - 1 and j // across == lines - 1)
+        handles = [Line2D([], [], color=BLUE), Line2D([], [], color=ORANGE)]
+        figure.legend(handles, ["predicted", "demonstrated"], loc="outside lower center", ncols=2)
+        left_out = [
+            f"{count} of {len(names)} {what}"
+            for what, names, count in (("joints", joints, len(shown)), ("cameras", cameras, views))
+            if len(names) > count
+        ]
+        if left_out:
+            figure.suptitle(f"shown: the first {' and '.join(left_out)}", fontsize=8)
         return save(figure, path)
+
+
+def _draw_joint(axes: Axes, predicted: Array, actions: Array, r: int, is_pad: Array) -> None:
+    """One joint of one observation: predicted (P,H), actions (R,H) of all observations, which share a scale."""
+    steps, valid = np.arange(actions.shape[1]), ~is_pad
+    for sample in predicted:
+        axes.plot(steps, sample, color=BLUE, lw=0.9, alpha=0.6)
+    axes.plot(steps[valid], actions[r, valid], color=ORANGE, lw=1.8)
+    # One scale per joint: a wiggle of a thousandth is none.
+    low, high = actions.min(), actions.max()
+    axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
 
 
 def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
@@ -160,10 +178,11 @@ def plot_dataset(
 ) -> Path:
     """Episode lengths per task, episodes per split, and the distribution of every action dimension."""
     with plt.rc_context(STYLE):
-        shown = list(names)[:14]
+        shown = list(names)[:MOST_JOINTS]
         columns = 4
-        figure = plt.figure(figsize=(11, 3.2 + 1.7 * -(-len(shown) // columns)))
-        top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1.7 * -(-len(shown) // columns)])
+        lines = -(-len(shown) // columns)
+        figure = plt.figure(figsize=(11, 3.4 + 1.7 * lines), layout="constrained")
+        top, bottom = figure.subfigures(2, 1, height_ratios=[3.4, 1.7 * lines])
         left, right = top.subplots(1, 2)
         tasks = list(lengths)
         left.boxplot(
@@ -176,7 +195,7 @@ def plot_dataset(
         right.set_xlabel("episodes")
         right.set_yticklabels([])
         right.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
-        grid = bottom.subplots(-(-len(shown) // columns), columns, squeeze=False)
+        grid = bottom.subplots(lines, columns, squeeze=False)
         for j, axes in enumerate(grid.flat):
             if j >= len(shown):
                 axes.set_axis_off()
@@ -184,4 +203,7 @@ def plot_dataset(
             axes.hist(actions[:, j], bins=60, color=BLUE)
             axes.set_title(f"action: {shown[j]}", fontsize=8)
             axes.set_yticks([])
+            axes.tick_params(labelsize=7)
+        if len(names) > len(shown):
+            bottom.suptitle(f"shown: the first {len(shown)} of {len(names)} joints", fontsize=8)
         return save(figure, path)

@@ -64,7 +64,8 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
     with alone(folder), reproducible(config["threads"], device, value_in(config["trainer"], "deterministic") is True):
         stored = _claim(folder, config)
         if stored.status in ENDED:
-            console.print(f"this run is {stored.status} already: {folder}")
+            at = "" if stored.train_steps is None else f", at step {stored.train_steps}"
+            console.print(f"this run is {stored.status} already{at}: {folder}")
             return stored.value
         with one_training(folder, config) as training:
             return _run(config, folder, choices, device, stored, training, minutes)

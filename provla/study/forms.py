@@ -28,13 +28,21 @@ def markdown(report: Report, base: Path, places: dict[Path, Path] | None = None)
     ] + [""]
     if report.problems:
         lines += ["## Problems", "", *(f"- {line}" for line in report.problems), ""]
+    pictures = [
+        f"![{caption}]({(places or {}).get(file, file).relative_to(base).as_posix()})\n"
+        for caption, file in report.pictures.items()
+    ]
+    lines += pictures[:1]
     for table in report.tables:
-        lines += [f"## {table.title}", "", *_markdown_table(table), "", *([table.note, ""] if table.note else [])]
+        if not table.folded:
+            lines += [f"## {table.title}", "", *_markdown_table(table), "", *([table.note, ""] if table.note else [])]
+    lines += pictures[1:]
+    for table in report.tables:
+        if table.folded:
+            lines += [f"<details><summary>{table.title}</summary>", "", *_markdown_table(table), ""]
+            lines += [*([table.note, ""] if table.note else []), "</details>", ""]
     if report.notes:
         lines += ["## How it was judged", "", *(f"- {line}" for line in report.notes), ""]
-    for caption, file in report.pictures.items():
-        shown = (places or {}).get(file, file)
-        lines += [f"![{caption}]({shown.relative_to(base).as_posix()})", ""]
     lines += [
         f"- {key}: `{value}`" if value.startswith("python") else f"- {key}: {value}"
         for key, value in report.facts.items()
@@ -104,11 +112,15 @@ def _arm_row(verdict: Verdict, arm: Arm) -> dict[str, Any]:
             "difference high": _plain(found.high),
         }
         row |= {
+            "p": _plain(found.p),
+            "error": _plain(found.error),
+            "df": _plain(found.df),
+            "resolvable": _plain(found.resolvable),
+            "shared": found.shared,
+            "permutation p": _plain(found.permutation),
             "only arm": found.wins,
             "only baseline": found.losses,
-            "p": _plain(found.p),
-            "holm p": _plain(found.p_holm),
-            "resolvable": _plain(found.resolvable),
+            "mcnemar p": _plain(found.mcnemar),
         }
     row |= {key: _plain(value) for key, value in arm.costs.items()}
     return row | {state: arm.states[state] for state in STATES}
@@ -147,6 +159,15 @@ def run_rows(verdict: Verdict) -> list[dict[str, Any]]:
     return rows
 
 
+def episode_rows(verdict: Verdict) -> list[dict[str, Any]]:
+    """A row per episode of every completed run."""
+    return [
+        {"arm": run.job.arm, "seed": run.job.seed, "task": task, "episode": number, "success": int(success)}
+        for run in verdict.study.completed
+        for (task, number), success in run.episodes.items()
+    ]
+
+
 def html(report: Report) -> str:
     """One page with everything in it; its policy (CSP) forbids every request."""
     from jinja2 import Environment, FileSystemLoader
@@ -158,13 +179,24 @@ def html(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     embedded = {
         "pictures": {caption: f"data:image/png;base64,{_encoded(file)}" for caption, file in report.pictures.items()},
-        "videos": {caption: f"data:video/mp4;base64,{_encoded(file)}" for caption, file in report.videos.items()},
+        "videos": {
+            caption: (f"data:video/mp4;base64,{_encoded(file)}", f"data:image/png;base64,{_poster(file)}")
+            for caption, file in report.videos.items()
+        },
     }
     return environment.get_template("page.html").render(report=report, script=script, digest=digest, **embedded)
 
 
 def _encoded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
+
+
+def _poster(video: Path) -> str:
+    """The frame in a video's middle, as a still picture."""
+    import imageio.v3 as iio
+
+    frames = iio.imread(video, plugin="pyav")
+    return base64.b64encode(iio.imwrite("<bytes>", frames[len(frames) // 2], extension=".png")).decode()
 
 
 def write_report(verdict: Verdict, report: Report, folder: Path) -> str:
@@ -181,17 +213,19 @@ def write_report(verdict: Verdict, report: Report, folder: Path) -> str:
 
 
 def publish(verdict: Verdict, report: Report, folder: Path, name: str) -> list[Path]:
-    """Writes what belongs into version control: `<name>.md`, `<name>.csv`, `<name>_runs.csv` and the pictures in
-    `<name>/`.
+    """Writes what belongs into version control: `<name>.md`, `<name>.csv`, `<name>_runs.csv`, `<name>_episodes.csv`, by
+    which anybody can judge the study again (`report from=`), and the pictures in `<name>/`. Of results from elsewhere,
+    the verdict alone.
     """
     places = {file: folder / name / file.name for file in report.pictures.values()}
     for source, target in places.items():
         write_bytes(target, source.read_bytes())
-    written = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}_runs.csv"]
-    for path, text in zip(
-        written,
-        (markdown(report, folder, places), comma_separated(arm_rows(verdict)), comma_separated(run_rows(verdict))),
-        strict=True,
-    ):
+    texts = {f"{name}.md": markdown(report, folder, places), f"{name}.csv": comma_separated(arm_rows(verdict))}
+    if not verdict.study.elsewhere:
+        texts[f"{name}_runs.csv"] = comma_separated(run_rows(verdict))
+        if verdict.study.simulated:
+            texts[f"{name}_episodes.csv"] = comma_separated(episode_rows(verdict))
+    written = [folder / file for file in texts]
+    for path, text in zip(written, texts.values(), strict=True):
         write_text(path, text)
     return [*written, *places.values()]

@@ -75,7 +75,7 @@ class GridSweeper(Sweeper):
     def _sweep(self, axes: dict[str, Any]) -> int:
         from provla.core.progress import console
         from provla.jobs.sweep import save_sweep
-        from provla.study.study import announce, episodes_of
+        from provla.study.plan import announce, episodes_of
 
         sweep, asked = self.ask(axes)
         self._check_built(list(asked))

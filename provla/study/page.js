@@ -14,3 +14,10 @@ for (const table of document.querySelectorAll("table")) {
     table.tBodies[0].append(...full, ...rows.filter((row) => worth(row) === ""));
   }));
 }
+// Paper shows what a click would.
+const closed = [];
+addEventListener("beforeprint", () => {
+  closed.push(...document.querySelectorAll("details:not([open])"));
+  closed.forEach((one) => one.open = true);
+});
+addEventListener("afterprint", () => closed.splice(0).forEach((one) => one.open = false));

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from provla.study import pictures, search_pictures
-from provla.study.findings import BETTER, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN, WORSE, Verdict
+from provla.study.findings import WORDS, Verdict
+from provla.study.study import data_of, machine_of
 from provla.study.tables import (
     FEW_TRIALS,
     Cell,
@@ -19,12 +21,13 @@ from provla.study.tables import (
     p_value,
     runs_table,
     search_table,
+    statistics_table,
     stored,
     tasks_table,
     text,
 )
 from provla.study.trials import Trial
-from provla.study.words import sentence
+from provla.study.words import headline, sentence, widest_task
 
 
 @dataclass
@@ -67,20 +70,15 @@ def compose_report(verdict: Verdict, command: str) -> Report:
             ]
             for row in verdict.effects
         ]
-        note = "Analysis of variance, type II, seeds as blocks; p is not corrected."
+        note = "Analysis of variance, type II, of run values; p is not corrected."
         tables.append(
             Table("effects", "Main effects and interactions", ["effect", "df", "F", "p", "partial η²"], rows, note)
         )
     if not searching:
         tables += [costs_table(verdict), cells_table(verdict)]
     tables.append(runs_table(verdict))
-    commits = sorted({str(run.result.made.get("commit")) for run in study.completed})
-    facts = {
-        "sweep": study.sweep.command,
-        "report": command,
-        "commit": ", ".join(commits) or "none",
-        "folder": str(study.folder),
-    }
+    if verdict.compared:
+        tables.insert(1, statistics_table(verdict))
     return Report(
         study.sweep.study or study.folder.name,
         study.sweep.question or "",
@@ -88,7 +86,7 @@ def compose_report(verdict: Verdict, command: str) -> Report:
         tables,
         verdict.problems,
         verdict.notes,
-        facts,
+        facts_of(verdict, command),
     )
 
 
@@ -122,8 +120,11 @@ def draw(verdict: Verdict, report: Report, folder: Path) -> None:
         )
         enter("Learning curves", pictures.learning_curves(study, plots / "learning_curves.png"))
         return
-    enter("Paired differences from the baseline", pictures.forest(verdict, plots / "forest.png"))
-    enter("Learning curves, with the band over seeds", pictures.learning_curves(study, plots / "learning_curves.png"))
+    enter("Differences from the baseline", pictures.forest(verdict, plots / "forest.png"))
+    enter("Success by task", pictures.by_task(verdict, plots / "tasks.png"))
+    enter(
+        "Learning curves, each arm against the baseline", pictures.learning_curves(study, plots / "learning_curves.png")
+    )
     enter(
         f"{metric.capitalize()} against the time of a chunk",
         pictures.success_against_time(verdict, plots / "success_against_time.png"),
@@ -133,7 +134,6 @@ def draw(verdict: Verdict, report: Report, folder: Path) -> None:
         pictures.quality_against_steps(study, plots / "sampler_steps.png"),
     )
     enter(f"{metric.capitalize()}, by both axes", pictures.two_way(study, plots / "two_way.png"))
-    enter("Success by task", pictures.by_task(verdict, plots / "tasks.png"))
     for rank, (arm, _) in enumerate(verdict.compared):
         file = pictures.rollouts(study, arm.name, folder / "videos" / f"{rank}.mp4")
         if file is not None:
@@ -153,13 +153,28 @@ def _answer(verdict: Verdict) -> list[str]:
                 f"{best['folder']}"
             )
         ]
-    if not verdict.compared:
-        return ["Nothing can be compared yet."]
-    order = (BETTER, WORSE, NO_DIFFERENCE, NOT_RESOLVABLE, UNKNOWN)
-    ranked = sorted(verdict.compared, key=lambda pair: (order.index(pair[1].word), -pair[1].difference))
-    counts = ", ".join(f"{n} {word}" for word in order if (n := sum(found.word == word for _, found in ranked)))
-    head = f"Against {study.sweep.baseline}: {counts}, of {len(ranked)}."
-    return [head, *(sentence(arm, found, study.sweep.baseline, verdict.higher_is_better) for arm, found in ranked)]
+    ranked = sorted(verdict.compared, key=lambda pair: (WORDS.index(pair[1].word), -pair[1].difference))
+    lines = [headline(verdict), *(sentence(arm, found, verdict) for arm, found in ranked)]
+    return [*lines, *([widest] if (widest := widest_task(verdict)) else [])]
+
+
+def facts_of(verdict: Verdict, command: str) -> dict[str, str]:
+    """Where a report comes from: what a reader asks before believing it."""
+    study, done = verdict.study, verdict.study.completed
+    commits = sorted({str(run.result.made.get("commit")) for run in done})
+    machines = sorted({machine for run in done if (machine := machine_of(run))})
+    steps = sorted({run.result.train_steps for run in done if run.result.train_steps is not None})
+    hours = sum(run.result.wall_seconds or 0.0 for run in done) / 3600
+    facts = {"date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"), "sweep": study.sweep.command}
+    facts |= {"report": command, "commit": ", ".join(commits) or "none"}
+    facts["machine"] = "; ".join(machines) or "not recorded"
+    facts["budget"] = (
+        f"{' to '.join(f'{step:,}' for step in dict.fromkeys((steps[0], steps[-1])))} training steps a run, "
+        if steps
+        else ""
+    ) + f"{hours:.1f} hours for {len(done)} runs"
+    facts["data set"] = "; ".join(sorted({data_of(run) for run in done})) or "none"
+    return facts | {"folder": str(study.folder)}
 
 
 def _search(verdict: Verdict) -> tuple[list[Trial], dict[str, float]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from provla.core.files import write_bytes
 from provla.run.plots import BLUE, GREY, STYLE, save
-from provla.study.findings import BETTER, WORSE, Verdict, is_rate
+from provla.study.findings import BETTER, EQUIVALENT, WORSE, Verdict, is_rate
 from provla.study.study import Study, read_curve
 from provla.study.trials import Trial
 from provla.study.verdict import axes_of
@@ -29,30 +29,29 @@ Scale = tuple[str, list[str], Callable[[Trial], Any]]
 
 
 def forest(verdict: Verdict, path: Path) -> Path | None:
-    """Every arm's paired difference from the baseline with its 95 % interval; grey: what the design could not have
-    seen.
+    """Every arm's difference from the baseline with its simultaneous interval; grey: the margin, within which a
+    difference would not matter.
     """
     rows = [(arm, found) for arm, found in verdict.compared if math.isfinite(found.low)]
     if not rows:
         return None
-    scale = 100 if verdict.higher_is_better else 1
-    colours = {BETTER: GREEN, WORSE: RED}
+    scale = 100 if verdict.percent else 1
+    colours = {BETTER: GREEN, WORSE: RED, EQUIVALENT: BLUE}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 0.8 + 0.42 * len(rows)))
+        figure, axes = plt.subplots(figsize=(7, 1.1 + 0.42 * len(rows)))
+        axes.axvspan(-scale * verdict.wanted, scale * verdict.wanted, color=GREY, alpha=0.12, lw=0)
         for y, (_, found) in enumerate(reversed(rows)):
-            axes.fill_betweenx(
-                [y - 0.38, y + 0.38], -scale * found.resolvable, scale * found.resolvable, color=GREY, alpha=0.15, lw=0
-            )
-            colour = colours.get(found.word, BLUE)
+            colour = colours.get(found.word, GREY)
             axes.plot([scale * found.low, scale * found.high], [y, y], color=colour, lw=2)
             axes.plot([scale * found.difference], [y], "o", color=colour, ms=6)
         axes.axvline(0, color="black", lw=0.8)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), [f"{arm.name}\n{found.word}" for arm, found in reversed(rows)], fontsize=8)
         axes.grid(axis="y", visible=False)
         unit = "points of success" if scale == 100 else verdict.study.metric.replace("_", " ")
         axes.set_xlabel(
-            f"difference from {verdict.study.sweep.baseline} [{unit}], 95 % interval; grey: below what the design "
-            "resolves"
+            f"difference from {verdict.study.sweep.baseline} [{unit}]: intervals that hold for all arms at once\n"
+            f"grey: the margin of {scale * verdict.wanted:.3g}"
         )
         return save(figure, path)
 
@@ -66,37 +65,52 @@ def _grouped(study: Study, metric: str) -> Curves:
 
 
 def learning_curves(study: Study, path: Path, metric: str = "trajectory_mse") -> Path | None:
-    """A validation metric over the steps: mean over seeds, band from the lowest to the highest; in a search a line per
-    trial.
+    """A validation metric over the steps: a panel per arm, mean over trainings and a band from the lowest to the
+    highest, the baseline dashed; in a search a line per trial.
     """
     curves = _grouped(study, metric)
     if not curves:
         return None
+    if study.sweep.kind == "search":
+        return _curves_of_trials(study, path, metric)
+    columns = min(4, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    tables = {arm: _table(trainings) for arm, trainings in curves.items()}
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(max(4.0, 2.4 * columns), 0.6 + 2.0 * rows), sharex=True, sharey=True, squeeze=False
+        )
+        for axes, (arm, (steps, table)) in zip(grid.flat, tables.items(), strict=False):
+            if study.sweep.baseline in tables and arm != study.sweep.baseline:
+                base, own = tables[study.sweep.baseline]
+                axes.plot(base, own.mean(0), color="black", ls="--", lw=1)
+            axes.plot(steps, table.mean(0), color=BLUE, lw=1.6)
+            axes.fill_between(steps, table.min(0), table.max(0), color=BLUE, alpha=0.2, lw=0)
+            axes.set_yscale("log")
+            axes.set_title(f"{arm} (baseline)" if arm == study.sweep.baseline else arm, fontsize=8)
+        for axes in grid.flat[len(tables) :]:
+            axes.set_visible(False)
+        figure.supxlabel("training step", fontsize=8)
+        figure.supylabel(f"validation {metric.replace('_', ' ')}", fontsize=8)
+        return save(figure, path)
+
+
+def _table(curves: Sequence[list[tuple[int, float]]]) -> tuple[list[int], NDArray[Any]]:
+    """The steps that all trainings were validated at, and the values (S,N)."""
+    steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
+    return steps, np.array([[dict(curve)[step] for step in steps] for curve in curves])
+
+
+def _curves_of_trials(study: Study, path: Path, metric: str) -> Path:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4))
-        if study.sweep.kind == "search":
-            for run in study.runs:
-                if curve := read_curve(run.folder, metric):
-                    pruned = run.status == "pruned"
-                    axes.plot(
-                        [step for step, _ in curve],
-                        [value for _, value in curve],
-                        color=GREY if pruned else BLUE,
-                        lw=1,
-                        alpha=0.8,
-                        marker="x" if pruned else None,
-                        markevery=[-1],
-                        ms=6,
-                    )
-            axes.plot([], [], color=BLUE, label="completed")
-            axes.plot([], [], color=GREY, marker="x", label="pruned")
-        else:
-            for colour, (arm, seeds) in zip(_colours(len(curves)), curves.items(), strict=True):
-                steps = sorted(set.intersection(*({step for step, _ in curve} for curve in seeds)))
-                table = np.array([[dict(curve)[step] for step in steps] for curve in seeds])
-                style = {"ls": "--", "color": "black"} if arm == study.sweep.baseline else {"color": colour}
-                axes.plot(steps, table.mean(0), label=arm, lw=1.6, **style)
-                axes.fill_between(steps, table.min(0), table.max(0), color=style["color"], alpha=0.12, lw=0)
+        for run in study.runs:
+            if curve := read_curve(run.folder, metric):
+                pruned = run.status == "pruned"
+                colour, marker = (GREY, "x") if pruned else (BLUE, None)
+                axes.plot(*zip(*curve, strict=True), color=colour, lw=1, alpha=0.8, marker=marker, markevery=[-1], ms=6)
+        axes.plot([], [], color=BLUE, label="completed")
+        axes.plot([], [], color=GREY, marker="x", label="pruned")
         axes.set_yscale("log")
         axes.set_xlabel("training step")
         axes.set_ylabel(f"validation {metric.replace('_', ' ')}")
@@ -117,7 +131,7 @@ def success_against_time(verdict: Verdict, path: Path) -> Path | None:
         figure, axes = plt.subplots(figsize=(7, 4))
         edge = 1.06 * max(arm.costs["ms_per_chunk"] for arm in rows)
         for arm in rows:
-            low, high = arm.success.interval if verdict.study.metric == "success_rate" else (arm.low, arm.high)
+            low, high = arm.low, arm.high
             colour = "black" if arm.name == verdict.study.sweep.baseline else BLUE
             x = arm.costs["ms_per_chunk"]
             if math.isfinite(low):

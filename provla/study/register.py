@@ -38,7 +38,7 @@ def plan(config: DictConfig, arguments: list[str]) -> tuple[Any, int]:
 
     from provla.jobs.sweep import Sweep
     from provla.study.grid import GridSweeper
-    from provla.study.study import episodes_of
+    from provla.study.plan import episodes_of
 
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.mode = RunMode.MULTIRUN

@@ -60,7 +60,7 @@ class SearchSweeper(GridSweeper):
         from provla.core.progress import console
         from provla.jobs.sweep import save_sweep
         from provla.pruner import opened
-        from provla.study.study import announce
+        from provla.study.plan import announce
 
         if self.composed.get("arms"):
             raise ValueError("arms are for grids; with hydra/sweeper=optuna, give axes alone")

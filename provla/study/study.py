@@ -6,32 +6,29 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.markup import escape
 
 from provla.core.progress import console
 from provla.core.result import Result, Status, read_result
 from provla.jobs.sweep import Job, Sweep, find_renamed, load_sweep
-from provla.statistics import smallest_difference, spread_of_seeds
 
 Episode = tuple[str, int]  # task, episode seed
 
 
 @dataclass
 class Run:
-    """One job of a study. episodes: (task, episode seed) → success, in that order. problem: why a run that should count
-    does not.
+    """One job of a study. episodes: (task, episode seed) → success, or a score, in that order. problem: why a run that
+    should count does not.
     """
 
     job: Job
     result: Result
     folder: Path
-    episodes: dict[Episode, bool] = field(default_factory=dict)
+    episodes: dict[Episode, float] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -58,12 +55,15 @@ class Run:
 
 @dataclass
 class Study:
-    """runs in the order they were asked. others: run folders beside them that no sweep asks for."""
+    """runs in the order they were asked. others: run folders beside them that no sweep asks for. elsewhere: where
+    results that were not made here come from, and what is not known of them.
+    """
 
     folder: Path
     sweep: Sweep
     runs: list[Run]
     others: list[str]
+    elsewhere: str = ""
 
     def of(self, arm: str) -> list[Run]:
         return [run for run in self.runs if run.job.arm == arm]
@@ -80,8 +80,14 @@ class Study:
 
     @property
     def simulated(self) -> bool:
-        """Whether the objective is a rate of successes in closed loop, so that episodes can be paired."""
-        return self.metric.startswith("success_rate") and any(run.episodes for run in self.completed)
+        """Whether single episodes in closed loop stand behind the objective."""
+        return self.metric.startswith(("success_rate", "score")) and any(run.episodes for run in self.completed)
+
+    @property
+    def paired(self) -> bool:
+        """Whether all runs met the same episodes."""
+        met = [run.episodes.keys() for run in self.completed]
+        return all(one == met[0] for one in met)
 
     @property
     def unseen(self) -> bool:
@@ -104,6 +110,23 @@ def recorded_here(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return str(target).rpartition(".")[2] in ("MetaworldSource", "RecordedSource")
+
+
+def machine_of(run: Run) -> str:
+    """What the machine of a run is, as far as it can change a result; empty where the run does not say."""
+    found = run.result.made.get("machine")
+    return ", ".join(f"{key} {value}" for key, value in sorted(found.items())) if isinstance(found, dict) else ""
+
+
+def data_of(run: Run) -> str:
+    """What a run learned from, in a word."""
+    try:
+        node = json.loads((run.folder / "config.json").read_text())["dataset"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not recorded"
+    named = node.get("repo_id") or node.get("root") or str(node.get("_target_", "")).rpartition(".")[2]
+    tasks = node.get("tasks")
+    return f"{named}{f' ({len(tasks)} tasks, {node.get("episodes_per_task")} episodes each)' if tasks else ''}"
 
 
 def load_study(folder: Path) -> Study:
@@ -143,17 +166,17 @@ def _load_run(folder: Path, job: Job) -> Run:
     return run
 
 
-def read_episodes(path: Path) -> dict[Episode, bool]:
+def read_episodes(path: Path) -> dict[Episode, float]:
     """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows. `ValueError` for an
     episode that stands there twice.
     """
-    found: dict[Episode, bool] = {}
+    found: dict[Episode, float] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             episode = row["task"], int(row["episode_seed"])
             if episode in found:
                 raise ValueError(f"{episode[0]}, episode seed {episode[1]} stands there twice")
-            found[episode] = row["success"] == "1"
+            found[episode] = float(row["success"] == "1")
     return dict(sorted(found.items()))
 
 
@@ -171,7 +194,9 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 
 def check_paired(study: Study) -> None:
-    """`ValueError` where runs met different episodes, so that nothing can be paired."""
+    """`ValueError` where runs of a sweep met different episodes: it asked for the same."""
+    if study.elsewhere:
+        return
     done = sorted(study.completed, key=lambda run: run.job.arm != study.sweep.baseline)
     for run in done[1:]:
         mine, theirs = set(run.episodes), set(done[0].episodes)
@@ -200,102 +225,6 @@ def count_states(folder: Path, jobs: Sequence[Job]) -> str:
     return ", ".join(f"{states[state]} {state}" for state in order if states[state])
 
 
-def episodes_of(config: Mapping[str, Any]) -> int:
-    """Closed-loop episodes of a run with this configuration; 0 where nothing is simulated."""
-    env = config["env"]
-    return len(env["tasks"]) * env["episodes_per_task"] if "tasks" in env else 0
-
-
-def announce(sweep: Sweep, folder: Path, episodes: int | None) -> None:
-    """What a sweep is about to do, and what its design can resolve. episodes: of a run; None: not a comparison
-    of arms.
-    """
-    seeds = sorted({job.seed for job in sweep.jobs})
-    if sweep.question:
-        console.print(f"[bold]{escape(sweep.question)}[/bold]")
-    what = (
-        f"{len(sweep.jobs)} of {sweep.n_trials} trials"
-        if sweep.kind == "search"
-        else f"{len(sweep.jobs)} jobs ({len(sweep.arms)} arms, {len(seeds)} seeds)"
-    )
-    states = f": {count_states(folder, sweep.jobs)}" if sweep.jobs else ""
-    console.print(f"{sweep.study or 'sweep'}: {what} in {folder}{states}")
-    if episodes and len(sweep.arms) > 1:
-        console.print(resolution(len(seeds), episodes, len(sweep.arms) - 1))
-
-
-def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) -> None:
-    """Prints what a sweep will do, how long it may take, and what it can resolve; a pilot run, or what `folder` holds,
-    makes that sharper.
-
-    `ValueError` where the pilot is no completed run with closed-loop episodes.
-    """
-    announce(sweep, folder, None if sweep.kind == "search" else episodes)
-    done = [result for job in sweep.jobs if (result := read_result(folder / job.folder)).status == "completed"]
-    if sweep.kind == "search":
-        for axis in sweep.space:
-            console.print(f"  {escape(axis)}")
-        if episodes:
-            console.print(
-                f"two trials are told apart from {points(smallest_difference(1, episodes))} points on: 1 seed × "
-                f"{episodes} episodes (80 % power)"
-            )
-    _announce_time(sweep, folder, done)
-    if not episodes or (sweep.kind == "search" and pilot is None):
-        return
-    rates = _pilot_rates(sweep, folder) if pilot is None else [_pilot_rate(pilot)]
-    if not rates:
-        console.print(
-            "no pilot yet: one run of the baseline (pilot=<its folder>) says whether there is room to differ from "
-            f"{sweep.baseline or 'it'}"
-        )
-        return
-    rate, seeds = float(np.mean(rates)), max(1, len({job.seed for job in sweep.jobs}))
-    console.print(f"pilot: success {100 * rate:.0f} % in {len(rates)} run{'s' * (len(rates) > 1)}")
-    console.print(
-        resolution(seeds, episodes, max(1, len(sweep.arms) - 1), rate, spread_of_seeds(rates, episodes))
-        + " at that rate"
-    )
-    if warning := ceiling(rate):
-        console.print(f"[bold]{escape(warning)}[/bold]")
-
-
-def _announce_time(sweep: Sweep, folder: Path, done: Sequence[Result]) -> None:
-    """What is left takes how long, and which limit suits jobs that hang."""
-    seconds = [result.wall_seconds for result in done if result.wall_seconds is not None]
-    if seconds and len(done) < len(sweep.jobs):
-        left, each = len(sweep.jobs) - len(done), float(np.mean(seconds)) / 60
-        console.print(
-            f"{left} jobs to do: about {left * each:.0f} minutes one after another, at the {each:.1f} minutes that the "
-            "finished ones took"
-        )
-    here = [read_result(file.parent) for file in folder.glob("*/result.json")]
-    if longest := max((result.wall_seconds or 0.0 for result in here if result.status == "completed"), default=0.0):
-        limit = max(1, math.ceil(3 * longest / 60))
-        console.print(
-            f"for jobs that hang: hydra.sweeper.timeout={limit} (minutes), three times what the longest finished run "
-            "took"
-        )
-
-
-def _pilot_rates(sweep: Sweep, folder: Path) -> list[float]:
-    """Success of the baseline's runs that are there already."""
-    here = [read_result(folder / job.folder) for job in sweep.jobs if job.arm == sweep.baseline]
-    return [
-        result.success["success_rate"]["rate"] for result in here if result.status == "completed" and result.success
-    ]
-
-
-def _pilot_rate(folder: Path) -> float:
-    result = read_result(folder)
-    if result.status != "completed" or not result.success:
-        found = result.status if result.status != "completed" else "without closed-loop episodes"
-        raise ValueError(
-            f"pilot={str(folder)!r} is {found}; expected the folder of a completed run that was evaluated in simulation"
-        )
-    return result.success["success_rate"]["rate"]
-
-
 CEILING = 0.95
 
 
@@ -312,16 +241,6 @@ def ceiling(rate: float) -> str:
             "on this floor no arm can be worse. Give more demonstrations or steps."
         )
     return ""
-
-
-def resolution(seeds: int, episodes: int, comparisons: int, rate: float = 0.5, spread: float = 0.0) -> str:
-    """`3 seeds × 100 episodes resolve 12 points`, and with Holm's correction where there are several comparisons."""
-    alone = smallest_difference(seeds, episodes, rate, spread)
-    text = f"{seeds} seed{'s' * (seeds > 1)} × {episodes} episodes resolve {points(alone)} points"
-    if comparisons > 1:
-        corrected = points(smallest_difference(seeds, episodes, rate, spread, comparisons))
-        text += f", {corrected} with Holm's correction for {comparisons} comparisons"
-    return text + " (80 % power)"
 
 
 def points(difference: float) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from provla.study.findings import COSTS, UNKNOWN, Rate, Verdict
+from provla.study.findings import COSTS, UNKNOWN, Comparison, Rate, Verdict
 from provla.study.study import Run, points
 from provla.study.trials import Trial, load_trials
-from provla.study.words import reason_of
+from provla.study.words import reason_of, signed
 
 STATES = ("completed", "pruned", "failed", "interrupted", "missing", "damaged")
 Cell = tuple[Any, str]  # what it is worth (CSV, sorting), and how it is shown
@@ -21,13 +21,15 @@ FEW_TRIALS = 30  # below this, a forest's importances change much from one searc
 
 @dataclass
 class Table:
-    """note: how to read it."""
+    """note: how to read it. folded: shown when asked for. links: its column `folder` names folders of runs."""
 
     name: str
     title: str
     columns: list[str]
     rows: list[list[Cell]]
     note: str = ""
+    folded: bool = True
+    links: bool = False
 
 
 def text(value: Any) -> Cell:
@@ -46,67 +48,86 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _interval(verdict: Verdict, middle: float, low: float, high: float, sign: str = "") -> Cell:
-    """`54 % (44 – 63)` or `0.112 (0.101 – 0.124)`; differences of rates in points."""
+def _interval(verdict: Verdict, middle: float, low: float, high: float) -> Cell:
+    """`54 % (44 to 63)` or `0.112 (0.101 to 0.124)`."""
     if not math.isfinite(middle):
         return None, "–"
-    percent = verdict.higher_is_better
-    unit = ("" if sign else " %") if percent else ""
-    one = f"{100 * middle:{sign}.0f}{unit}" if percent else f"{middle:{sign}.4g}"
+    percent = verdict.percent
+    one = f"{100 * middle:.0f} %" if percent else f"{middle:.4g}"
     if not math.isfinite(low):
         return middle, one
-    ends = f"{100 * low:{sign}.0f} – {100 * high:{sign}.0f}" if percent else f"{low:{sign}.4g} – {high:{sign}.4g}"
-    return middle, f"{one} ({ends})"
+    if percent:
+        return middle, f"{one} ({100 * max(0.0, low):.0f} to {100 * min(1.0, high):.0f})"
+    return middle, f"{one} ({low:.4g} to {high:.4g})"
+
+
+def _difference(verdict: Verdict, found: Comparison) -> Cell:
+    """`+7 (+1 to +13)`, rates in points."""
+    if not math.isfinite(found.difference):
+        return None, "–"
+    one, low, high = (signed(x, verdict.percent) for x in (found.difference, found.low, found.high))
+    return found.difference, one if not math.isfinite(found.low) else f"{one} ({low} to {high})"
 
 
 def _rate(rate: Rate) -> Cell:
     if not rate.episodes:
         return None, "–"
     low, high = rate.interval
-    return rate.rate, f"{100 * rate.rate:.0f} % ({100 * low:.0f} – {100 * high:.0f})"
+    return rate.rate, f"{100 * rate.rate:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def arms_table(verdict: Verdict) -> Table:
-    study, percent = verdict.study, verdict.higher_is_better
-    paired = study.simulated
-    columns = ["arm", "verdict", f"{study.metric.replace('_', ' ')}, mean over seeds (95 %)"]
-    columns += ["all episodes (95 % Wilson)"] if any(arm.success.episodes for arm in verdict.arms) else []
-    columns += [
-        f"difference{' [points]' if percent else ''} (95 %, paired)",
-        *(["only arm : only baseline", "McNemar p"] if paired else ["p"]),
-        "Holm p",
-    ]
-    columns += [f"resolvable{' [points]' if percent else ''}", "seeds"]
+    """The one table: every arm with its word, what it reached, how far from the baseline, and what it costs."""
+    study, percent = verdict.study, verdict.percent
+    costs = {"ms_per_chunk": ("ms per chunk", 1.0, ".0f"), "train_seconds": ("train [min]", 1 / 60, ".1f")}
+    costs["trainable"] = "trained [M]", 1e-6, ".2f"
+    shown = {key: how for key, how in costs.items() if any(key in arm.costs for arm in verdict.arms)}
+    metric = "success" if percent else study.metric.replace("_", " ")
+    columns = ["arm", "verdict", f"{metric} (95 %)", f"difference{' [points]' if percent else ''}", "trainings"]
+    columns += [title for title, _, _ in shown.values()]
     rows = []
     for arm in verdict.arms:
         found, isbase = arm.comparison, arm.name == study.sweep.baseline
-        row = [
-            text(arm.name),
-            text("baseline" if isbase else found.word if found else UNKNOWN),
-            _interval(verdict, arm.mean, arm.low, arm.high),
-        ]
-        row += [_rate(arm.success)] if any(other.success.episodes for other in verdict.arms) else []
-        if found is None:
-            row += [(None, "")] * (5 if paired else 4)
-        else:
-            row.append(_interval(verdict, found.difference, found.low, found.high, "+"))
-            row += [(found.wins, f"{found.wins} : {found.losses}")] if paired else []
-            row += [p_value(found.p), p_value(found.p_holm)]
-            resolvable = found.resolvable
-            row.append(
-                (resolvable, str(points(resolvable)))
-                if percent and math.isfinite(resolvable)
-                else number(resolvable, ".3g")
-            )
-        rows.append([*row, (len(arm.seeds), ", ".join(map(str, arm.seeds)) or "–")])
+        row = [text(arm.name), text("baseline" if isbase else found.word if found else UNKNOWN)]
+        row += [_interval(verdict, arm.mean, arm.low, arm.high)]
+        row += [_difference(verdict, found) if found else (None, ""), (len(arm.seeds), str(len(arm.seeds)))]
+        for key, (_, scale, form) in shown.items():
+            row.append(number(arm.costs[key] * scale, form) if key in arm.costs else (None, "–"))
+        rows.append(row)
     note = (
-        "Means over seeds with Student's t; differences with a bootstrap over seeds and episodes; resolvable: the "
-        "smallest true difference seen (80 % power)."
-        if paired
-        else "Means and paired differences over seeds with Student's t; "
-        "resolvable: the smallest true difference seen (80 % power)."
+        "Mean over trainings with its interval on these episodes; differences with intervals that hold for all arms at "
+        "once, over new trainings" + (" and new episodes." if study.simulated else ".")
     )
-    return Table("arms", "Verdict", columns, rows, note)
+    return Table("arms", "Verdict", columns, rows, note, folded=False)
+
+
+def statistics_table(verdict: Verdict) -> Table:
+    """What stands behind each word, and what stands beside the rule."""
+    percent, paired = verdict.percent, any(found.wins is not None for _, found in verdict.compared)
+    unit = " [points]" if percent else ""
+    columns = ["arm", "p", f"standard error{unit}", "degrees of freedom", f"seen at 80 %{unit}", "seeds", "shared"]
+    columns += ["permutation p"]
+    columns += ["these checkpoints alone: only arm : only baseline", "McNemar p"] if paired else []
+    scale = 100 if percent else 1
+    rows = []
+    for arm, found in verdict.compared:
+        seen = found.resolvable
+        row = [text(arm.name), p_value(found.p), number(scale * found.error, ".3g"), number(found.df, ".1f")]
+        row.append((seen, str(points(seen))) if percent and math.isfinite(seen) else number(seen, ".3g"))
+        row += [(len(found.seeds), ", ".join(map(str, found.seeds))), text(found.shared or "nothing")]
+        row.append(p_value(found.permutation))
+        if paired and found.wins is not None:
+            row += [(found.wins, f"{found.wins} : {found.losses}"), p_value(found.mcnemar)]
+        elif paired:
+            row += [(None, "–"), (None, "–")]
+        rows.append(row)
+    note = (
+        "p: adjusted for all comparisons. Permutation: every arrangement of the runs, a check without any normal "
+        "distribution; with three trainings of each arm it cannot fall below 0.1."
+    )
+    if paired:
+        note += " McNemar's test takes the episodes of these checkpoints for all there is: it says nothing of others."
+    return Table("statistics", "What stands behind the words", columns, rows, note)
 
 
 def tasks_table(verdict: Verdict) -> Table:
@@ -117,7 +138,7 @@ def tasks_table(verdict: Verdict) -> Table:
         "Success by task",
         ["arm", *tasks, "all tasks"],
         rows,
-        "All seeds together, with Wilson's 95 % interval.",
+        "All trainings together, with Wilson's 95 % interval: what these checkpoints do, no claim about others.",
     )
 
 
@@ -160,9 +181,13 @@ def cells_table(verdict: Verdict) -> Table:
 def _cell(verdict: Verdict, run: Run) -> Cell:
     if run.status != "completed":
         return run.status, run.status
-    return number(
-        100 * run.value if verdict.higher_is_better else run.value, ".0f" if verdict.higher_is_better else ".4g"
-    )
+    return _value(verdict, run)
+
+
+def _value(verdict: Verdict, run: Run) -> Cell:
+    if not math.isfinite(run.value):
+        return None, "–"
+    return run.value, f"{100 * run.value:.0f} %" if verdict.percent else f"{run.value:.4g}"
 
 
 def runs_table(verdict: Verdict) -> Table:
@@ -173,13 +198,12 @@ def runs_table(verdict: Verdict) -> Table:
             number(result.get(key), form)
             for key, form in (("train_steps", "d"), ("train_seconds", ".0f"), ("ms_per_chunk", ".0f"))
         ]
-        value = number(run.value, ".4g")
         rows.append(
             [
                 text(run.job.arm),
                 text(run.job.seed),
                 text(run.status),
-                value,
+                _value(verdict, run),
                 *costs,
                 text(run.job.folder),
                 text(brief(reason_of(run))),
@@ -189,14 +213,14 @@ def runs_table(verdict: Verdict) -> Table:
         "arm",
         "seed",
         "status",
-        verdict.study.metric,
+        verdict.study.metric.replace("_", " "),
         "train steps",
         "train seconds",
         "ms per chunk",
         "folder",
         "note",
     ]
-    return Table("runs", "Runs", columns, rows)
+    return Table("runs", "Runs", columns, rows, links=True)
 
 
 def brief(text: str) -> str:
@@ -234,7 +258,7 @@ def search_table(verdict: Verdict, trials: Sequence[Trial]) -> Table:
     count = ", ".join(f"{n} {state}" for state in STATES if (n := sum(run.status == state for run in study.runs)))
     title = f"Trials: {count}, of {study.sweep.n_trials}"
     value = f"{study.metric.replace('_', ' ')}{' (95 % Wilson)' if study.metric == 'success_rate' else ''}"
-    return Table("trials", title, ["trial", *keys, value, "status", "train steps"], rows)
+    return Table("trials", title, ["trial", *keys, value, "status", "train steps"], rows, folded=False)
 
 
 def _axis(value: str) -> Cell:

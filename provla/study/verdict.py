@@ -1,10 +1,10 @@
-"""What a study found: per arm its means, its paired difference from the baseline, its costs, and one word.
+"""What a study found: per arm its mean, its difference from the baseline, its costs, and one word.
 
-Where the objective is a success rate, arms are paired on seeds and episodes; else on seeds. The word is
+    better, worse   the simultaneous interval of the difference excludes 0
+    equivalent      the difference lies within ± margin, by two one-sided tests
+    unresolved      neither, or fewer than three trainings: this design cannot tell
 
-    better, worse        the interval of the paired difference excludes 0, Holm's p is below 0.05, and there are two
-    seeds at least no difference found  neither, and the design would have seen a difference of the margin in four of
-    five studies not resolvable       neither, and it would not have
+over new trainings and new episodes of the same tasks; `statistics.rule` is the rule, docs/statistics.md its proof.
 """
 
 from __future__ import annotations
@@ -16,37 +16,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from provla.statistics import (
-    detectable,
-    factorial,
-    holm,
-    mcnemar,
-    mean_interval,
-    paired_bootstrap,
-    paired_t,
-)
-from provla.study.findings import (
-    ALPHA,
-    BETTER,
-    COSTS,
-    NO_DIFFERENCE,
-    NOT_RESOLVABLE,
-    UNKNOWN,
-    WORSE,
-    Arm,
-    Comparison,
-    Rate,
-    Verdict,
-    is_rate,
-    outcomes_of,
-)
-from provla.study.study import Episode, Run, Study, check_paired, missing_seeds
+from provla.statistics.checks import factorial
+from provla.statistics.rule import ALPHA
+from provla.statistics.trial import TOO_MANY
+from provla.study.compare import compare_arms, counted
+from provla.study.findings import COSTS, Arm, Family, Rate, Verdict
+from provla.study.study import Episode, Run, Study, check_paired, machine_of, missing_seeds
 from provla.study.words import explain, reason_of
 
 
-def judge(study: Study, margin: float) -> Verdict:
+def judge(study: Study, margin: float, trial: bool = True) -> Verdict:
     """The verdict of a study, from what its folder holds. margin: a difference that would matter, as a rate, or as a
-    share of the baseline's value where the objective is no rate. `ValueError` where runs met different episodes.
+    share of the baseline's value where the objective is no rate. trial: whether the rule is tried on made-up studies of
+    this one's components. `ValueError` where runs met different episodes.
     """
     if not 0 < margin < 1:
         raise ValueError(
@@ -55,7 +37,7 @@ def judge(study: Study, margin: float) -> Verdict:
     check_paired(study)
     verdict = Verdict(study, margin, [_arm(study, name) for name in study.sweep.arms])
     if study.sweep.kind == "grid":
-        _compare(verdict)
+        compare_arms(verdict, trial)
         _factorial(verdict)
     _look_for_problems(verdict)
     explain(verdict)
@@ -63,29 +45,17 @@ def judge(study: Study, margin: float) -> Verdict:
 
 
 def _arm(study: Study, name: str) -> Arm:
-    runs = study.of(name)
-    done = [run for run in runs if run.status == "completed"]
-    values = [run.value for run in done if math.isfinite(run.value)]
-    mean, low, high = mean_interval(values) if values else (math.nan,) * 3
-    if is_rate(study.metric):
-        low, high = (max(0.0, low), min(1.0, high)) if math.isfinite(low) else (low, high)
-    outcomes: list[tuple[Episode, bool]] = [pair for run in done for pair in run.episodes.items()]
+    done = [run for run in study.of(name) if run.status == "completed"]
+    values = [run.value for run in counted(study, name)]
+    mean = float(np.mean(values)) if values else math.nan
+    outcomes: list[tuple[Episode, float]] = [pair for run in done for pair in run.episodes.items()]
     tasks = {task: _rate([success for (t, _), success in outcomes if t == task]) for task in study.tasks}
-    return Arm(
-        name,
-        [run.job.seed for run in done],
-        mean,
-        low,
-        high,
-        Counter(run.status for run in runs),
-        _rate([s for _, s in outcomes]),
-        tasks,
-        _costs(done),
-    )
+    states, seeds = Counter(run.status for run in study.of(name)), [run.job.seed for run in done]
+    return Arm(name, seeds, mean, math.nan, math.nan, states, _rate([s for _, s in outcomes]), tasks, _costs(done))
 
 
-def _rate(outcomes: Sequence[bool]) -> Rate:
-    return Rate(sum(outcomes), len(outcomes))
+def _rate(outcomes: Sequence[float]) -> Rate:
+    return Rate(round(sum(outcomes)), len(outcomes))
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float]:
@@ -102,52 +72,6 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
     return found
 
 
-def _compare(verdict: Verdict) -> None:
-    study = verdict.study
-    baseline = {run.job.seed: run for run in study.of(study.sweep.baseline) if run.status == "completed"}
-    for arm in verdict.arms:
-        runs = {run.job.seed: run for run in study.of(arm.name) if run.status == "completed"}
-        seeds = sorted(runs.keys() & baseline.keys())
-        if arm.name == study.sweep.baseline or not seeds:
-            continue
-        mine, theirs = [runs[seed] for seed in seeds], [baseline[seed] for seed in seeds]
-        arm.comparison = (
-            _paired_episodes(study, seeds, mine, theirs) if study.simulated else _paired_seeds(seeds, mine, theirs)
-        )
-    found = [comparison for _, comparison in verdict.compared]
-    for comparison, p in zip(found, holm([c.p for c in found]), strict=True):
-        comparison.p_holm = p
-        comparison.resolvable *= detectable(1.0, len(found)) / detectable(1.0)
-        comparison.word = _word(verdict, comparison)
-
-
-def _paired_episodes(study: Study, seeds: list[int], mine: Sequence[Run], theirs: Sequence[Run]) -> Comparison:
-    arm, episodes = outcomes_of(study, mine)
-    other, _ = outcomes_of(study, theirs)
-    low, high, error = paired_bootstrap(arm - other, [task for task, _ in episodes])
-    wins, losses, p = mcnemar(arm, other)
-    error = max(error, 1 / arm.size)  # arms that never differed may still do so in one pair more
-    return Comparison(seeds, float((arm - other).mean()), low, high, p, detectable(error), wins, losses)
-
-
-def _paired_seeds(seeds: list[int], mine: Sequence[Run], theirs: Sequence[Run]) -> Comparison:
-    a, b = [run.value for run in mine], [run.value for run in theirs]
-    difference, low, high, p = paired_t(a, b)
-    error = float(np.std(np.subtract(a, b), ddof=1) / math.sqrt(len(a))) if len(a) > 1 else math.nan
-    return Comparison(seeds, difference, low, high, p, detectable(error))
-
-
-def _word(verdict: Verdict, found: Comparison) -> str:
-    if not math.isfinite(found.difference):
-        return UNKNOWN
-    if len(found.seeds) < 2:  # what another training would give is unknown
-        return NOT_RESOLVABLE
-    if found.p_holm < ALPHA and (found.low > 0 or found.high < 0):
-        return BETTER if (found.difference > 0) == verdict.higher_is_better else WORSE
-    scale = 1.0 if verdict.higher_is_better else abs(verdict.baseline.mean) if verdict.baseline else math.nan
-    return NO_DIFFERENCE if found.resolvable <= verdict.margin * scale else NOT_RESOLVABLE
-
-
 def axes_of(study: Study) -> dict[str, list[str]]:
     """The axes of a grid that vary, each with its values in the order they were asked."""
     keys = list(dict.fromkeys(key for job in study.sweep.jobs for key in job.axes if key != "seed"))
@@ -158,11 +82,7 @@ def axes_of(study: Study) -> dict[str, list[str]]:
 def _factorial(verdict: Verdict) -> None:
     levels = axes_of(verdict.study)
     axes = list(levels)
-    rows = [
-        {"value": run.value, "seed": run.job.seed, **run.job.axes}
-        for run in verdict.study.completed
-        if math.isfinite(run.value)
-    ]
+    rows = [{"value": run.value, **run.job.axes} for run in verdict.study.completed if math.isfinite(run.value)]
     if len(axes) < 2 or any(key not in row for row in rows for key in axes):
         return
     cells = {tuple(row[key] for key in axes) for row in rows}
@@ -203,7 +123,7 @@ def _look_for_problems(verdict: Verdict) -> None:
                 continue
             add(
                 f"{arm} has no completed run with seed {', '.join(map(str, lacking))}, which other arms have; it is "
-                "compared on the seeds that both have"
+                "compared on fewer trainings"
             )
         if not any(run.status == "completed" for run in study.of(study.sweep.baseline)):
             add(f"the baseline {study.sweep.baseline} has no completed run, so nothing is compared")
@@ -212,15 +132,26 @@ def _look_for_problems(verdict: Verdict) -> None:
     commits = {str(run.result.made.get("commit")) for run in study.completed}
     if len(commits) > 1:
         add(f"the runs were made by {len(commits)} versions of the code: {', '.join(sorted(commits))}")
-    machines = {machine for run in study.completed if (machine := _machine(run))}
+    machines = {machine for run in study.completed if (machine := machine_of(run))}
     if len(machines) > 1:
         add(
             f"the runs were made on {len(machines)} kinds of machine: {'; '.join(sorted(machines))}; a seed's run is "
             "equal on one machine only, so a difference between arms may be one between machines"
         )
 
+    for family in verdict.families:
+        add_family_problems(verdict, family)
 
-def _machine(run: Run) -> str:
-    """What the machine of a run is, as far as it can change a result; empty where the run does not say."""
-    found = run.result.made.get("machine")
-    return ", ".join(f"{key} {value}" for key, value in sorted(found.items())) if isinstance(found, dict) else ""
+
+def add_family_problems(verdict: Verdict, family: Family) -> None:
+    add, trial = verdict.problems.append, family.trial
+    if trial and trial.false > TOO_MANY:
+        add(
+            f"this study's own figures, tried on {trial.studies:,} made-up studies without any difference, gave a word "
+            f"in {trial.false:.1%} of them, where {ALPHA:.0%} is asked: read its words with care"
+        )
+    if family.spread < ALPHA:
+        add(
+            f"the arms do not vary alike between trainings (Bartlett's test, p {family.spread:.3f}), so each "
+            "comparison used its own two arms alone, which sees less"
+        )

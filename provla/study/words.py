@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 
-from provla.statistics import (
-    rank_correlation,
-    smallest_difference,
-    spread_of_seeds,
-)
-from provla.study.findings import BETTER, NO_DIFFERENCE, WORSE, Arm, Comparison, Verdict, outcomes_of
-from provla.study.study import Run, ceiling
+from provla.statistics.checks import rank_correlation
+from provla.statistics.rule import ALPHA, ENOUGH
+from provla.study.findings import BETTER, EQUIVALENT, WORSE, Arm, Comparison, Verdict, outcomes_of
+from provla.study.study import Run, ceiling, points
 
 
 def reason_of(run: Run) -> str:
@@ -27,11 +24,16 @@ def explain(verdict: Verdict) -> None:
     if not study.completed:
         say("No run is completed yet, so there is nothing to judge.")
         return
-    _explain_weights(verdict)
+    if study.elsewhere:
+        say(f"Results from elsewhere: {study.elsewhere} How the arms were trained and chosen is not known here.")
+    else:
+        _explain_weights(verdict)
     if study.simulated:
         _explain_episodes(verdict)
     elif study.sweep.kind == "grid":
-        say("No closed-loop episodes stand behind this objective; arms are paired on seeds, by Student's t.")
+        say("No closed-loop episodes stand behind this objective: the runs' values alone are judged.")
+    if verdict.compared:
+        _explain_rule(verdict)
     if study.sweep.kind == "search":
         say(
             "Trials are compared on one run each: the best of many is partly luck. Confirm it against a baseline over "
@@ -76,43 +78,131 @@ def _explain_weights(verdict: Verdict) -> None:
 
 def _explain_episodes(verdict: Verdict) -> None:
     study, say, done = verdict.study, verdict.notes.append, verdict.study.completed
-    episodes, seeds = len(outcomes_of(study, done[:1])[1]), len({run.job.seed for run in done})
-    say(f"Every run met the same {episodes} episodes; {seeds} training seed{'s' * (seeds > 1)}.")
+    trainings = len({run.weights for run in done})
+    if not study.paired:
+        say(
+            f"The {trainings} trainings met different episodes, so single episodes cannot be compared: runs' values "
+            "alone are judged."
+        )
+        return
+    episodes = len(outcomes_of(study, done[:1])[1])
+    say(f"Every run met the same {episodes} episodes; {trainings} training{'s' * (trainings > 1)} in all.")
     baseline = verdict.baseline
-    if study.sweep.kind == "grid" and baseline and len(verdict.arms) > 1 and math.isfinite(baseline.mean):
-        spread = spread_of_seeds([run.value for run in study.of(baseline.name) if run.status == "completed"], episodes)
-        comparisons = max(1, len(verdict.arms) - 1)
-        resolved = 100 * smallest_difference(seeds, episodes, baseline.mean, spread, comparisons)
-        say(
-            f"Before any pairing, {seeds} seeds × {episodes} episodes at the baseline's {100 * baseline.mean:.0f} "
-            f"% resolve {resolved:.0f} points (80 % power, Holm over {comparisons} comparisons)."
-        )
-        if warning := ceiling(baseline.mean):
-            say(warning)
-        say(
-            "The paired interval resamples seeds and episodes, both; McNemar's test takes each pair of episodes "
-            "as a draw of its own. A verdict of better or worse needs both. With few seeds, the resampled "
-            "interval is somewhat too narrow."
-        )
+    if study.sweep.kind == "grid" and baseline and (warning := ceiling(baseline.mean)):
+        say(warning)
 
 
-def sentence(arm: Arm, found: Comparison, baseline: str, percent: bool) -> str:
+def _explain_rule(verdict: Verdict) -> None:
+    """What is claimed, what was held fixed, and what the rule is worth here."""
+    study, say = verdict.study, verdict.notes.append
+    redrawn = any(family.shared == "demonstrations" for family in verdict.families)
+    episodes = " and other episodes of the same tasks" if study.simulated else ""
+    say(
+        f"A word is a claim about other trainings{episodes}"
+        + (
+            "; demonstrations were drawn anew for each training, the same for all arms."
+            if redrawn
+            else "; what else was held fixed is not known here."
+            if study.elsewhere
+            else "; the demonstrations were held fixed, and the claim is for them."
+        )
+    )
+    for family in verdict.families:
+        scale, unit = (100, " points") if verdict.percent else (1, "")
+        m, others = family.moments, len(family.arms) - 1
+        say(
+            f"{', '.join(family.arms[1:])}: compared with {family.arms[0]} by Student's t, "
+            + (f"paired by the {family.shared} that they share, " if family.shared else "")
+            + (
+                "each by its own two arms"
+                if family.spread < ALPHA
+                else "half by its own two arms, half by all together"
+            )
+            + f" (spread of runs in an arm {scale * math.sqrt(float(m.runs)):.3g}{unit}; equal spreads: p "
+            f"{family.spread:.2f}). Intervals hold for all {others} comparison{'s' * (others > 1)} at once "
+            f"({'Bonferroni' if family.spread < ALPHA else 'Dunnett'}, {1 - family.alpha:.3g})."
+        )
+        if m.episodes and not family.shared:
+            say(
+                f"True rates differ by {100 * math.sqrt(float(m.training)):.1f} points between trainings of an arm, "
+                f"and by {100 * math.sqrt(float(m.interaction)):.1f} between arms on one episode (standard deviations)."
+            )
+        if trial := family.trial:
+            say(
+                f"The rule, tried on {trial.studies:,} made-up studies with these components: a word without any "
+                f"difference in {trial.false:.1%}, intervals that hold the truth in {trial.covered:.1%}; of arms that "
+                f"differ by the margin, {trial.seen:.0%} are called so, and in {trial.equivalent:.1%} of the studies "
+                "one of them equivalent."
+            )
+
+
+def signed(value: float, percent: bool) -> str:
+    """A difference: `+7`, `−17`, `0`; a rate's in points."""
+    shown = f"{100 * value:.0f}" if percent else f"{value:.3g}"
+    return "0" if float(shown) == 0 else shown.replace("-", "−") if value < 0 else f"+{shown}"
+
+
+def headline(verdict: Verdict) -> str:
+    """The answer in a sentence."""
+    if not verdict.compared:
+        return "Nothing can be compared yet."
+    baseline, unit = verdict.study.sweep.baseline, " points" if verdict.percent else ""
+    parts = []
+    for word in (BETTER, WORSE, EQUIVALENT):
+        found = [(arm.name, one.difference) for arm, one in verdict.compared if one.word == word]
+        if found:
+            found.sort(key=lambda pair: abs(pair[1]), reverse=word != EQUIVALENT)
+            names = ", ".join(f"{name} ({signed(difference, verdict.percent)}{unit})" for name, difference in found)
+            verb = "is" if len(found) == 1 else "are"
+            parts.append(f"{names} {verb} {word} {'to' if word == EQUIVALENT else 'than'} {baseline}")
+    left = [arm.name for arm, one in verdict.compared if one.word not in (BETTER, WORSE, EQUIVALENT)]
+    if left and not parts:
+        which = left[0] if len(left) == 1 else f"any of the {len(left)} other arms"
+        return f"This study cannot tell {which} from {baseline}."
+    if left:
+        parts.append(
+            f"{', '.join(left)} cannot be told from it" if len(left) < 3 else f"{len(left)} others cannot be told"
+        )
+    return "; ".join(parts) + "."
+
+
+def widest_task(verdict: Verdict) -> str:
+    """Where the arms differ most, and how much they do on all tasks together."""
+    arms = [arm for arm in verdict.arms if arm.success.episodes]
+    if len(arms) < 2 or len(verdict.study.tasks) < 2 or not verdict.percent:
+        return ""
+
+    def ends(task: str) -> tuple[Arm, Arm]:
+        ordered = sorted(arms, key=lambda arm: arm.tasks[task].rate)
+        return ordered[0], ordered[-1]
+
+    task = max(verdict.study.tasks, key=lambda one: ends(one)[1].tasks[one].rate - ends(one)[0].tasks[one].rate)
+    low, high = ends(task)
+    whole = sorted(arm.success.rate for arm in arms)
+    return (
+        f"The arms differ most on {task}: {low.name} {low.tasks[task].rate:.0%}, {high.name} "
+        f"{high.tasks[task].rate:.0%}; on all tasks together they lie between {whole[0]:.0%} and {whole[-1]:.0%}"
+    )
+
+
+def sentence(arm: Arm, found: Comparison, verdict: Verdict) -> str:
     """One arm's verdict in words."""
-    difference = f"{100 * found.difference:+.0f} points" if percent else f"{found.difference:+.3g}"
-    interval = (
-        f"{100 * found.low:+.0f} to {100 * found.high:+.0f}" if percent else f"{found.low:+.3g} to {found.high:+.3g}"
-    )
-    seen = f"{math.ceil(100 * found.resolvable - 1e-9)} points" if percent else f"{found.resolvable:.3g}"
-    measured = (
-        f"{difference} (95 % interval {interval}, Holm p "
-        f"{'< 0.001' if found.p_holm < 0.001 else f'{found.p_holm:.3f}'})"
-        if math.isfinite(found.p_holm)
-        else f"{difference} (one seed: no interval)"
-    )
+    baseline, percent = verdict.study.sweep.baseline, verdict.percent
+    difference = signed(found.difference, percent) + (" points" if percent else "")
+    if math.isfinite(found.low):
+        low, high = (signed(x, percent) for x in (found.low, found.high))
+        p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+        difference += f" (interval {low} to {high}, p {p})"
     if found.word in (BETTER, WORSE):
-        return f"{arm.name} is {found.word} than {baseline}: {measured}"
-    if found.word == NO_DIFFERENCE:
-        return f"{arm.name}: no difference from {baseline} found: {measured}; {seen} would have been seen"
-    if len(found.seeds) < 2:
-        return f"{arm.name}: not resolvable: {measured}; one seed says nothing of what another training would give"
-    return f"{arm.name}: not resolvable: {measured}; the design sees differences of {seen} or more"
+        return f"{arm.name} is {found.word} than {baseline}: {difference}"
+    margin = f"{points(verdict.wanted)} points" if percent else f"{verdict.wanted:.3g}"
+    if found.word == EQUIVALENT:
+        return f"{arm.name} is equivalent to {baseline} within {margin}: {difference}"
+    fewest = min(len(found.seeds), len(verdict.baseline.seeds) if verdict.baseline else 0)
+    if fewest < ENOUGH:
+        few = ("no", "one training says", "two trainings say")[fewest]
+        return f"{arm.name}: unresolved: {difference}; {few} too little of what others would give: {ENOUGH} are needed"
+    if not math.isfinite(found.resolvable):
+        return f"{arm.name}: unresolved: {difference}"
+    seen = f"{points(found.resolvable)} points" if percent else f"{found.resolvable:.3g}"
+    return f"{arm.name}: unresolved: {difference}; this design sees differences of {seen} in four of five studies"

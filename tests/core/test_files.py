@@ -241,3 +241,17 @@ def test_two_checkpoints_must_fit_before_the_training_starts(
 def test_what_is_not_finite_is_still_json(tmp_path: Path) -> None:
     write_json(tmp_path / "f.json", {"best": float("inf")})
     assert "Infinity" in (tmp_path / "f.json").read_text()
+
+
+def test_a_link_is_written_without_touching_what_it_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that is linked was on the disk already, and nobody opens it to write."""
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "weights").write_bytes(b"kept")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with atomic(tmp_path / "latest") as partial:
+        partial.symlink_to("step")
+    assert (tmp_path / "latest" / "weights").read_bytes() == b"kept"
+    assert not synced
+    write_text(tmp_path / "file", "written")
+    assert len(synced) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from provla.core.types import joint_groups_of
-from provla.statistics import wilson
+from provla.statistics.checks import wilson
 from provla.trainer.metrics import chunk_metrics, measured
 
 
