@@ -136,8 +136,8 @@ def _satterthwaite(m: Moments, base: int, arms: list[int], variance: Array) -> A
 
 def _with_other_episodes(m: Moments, between: Array, free: Array) -> tuple[Array, Array]:
     """Standard error and degrees of freedom of a difference, what other episodes would change included."""
-    if not m.episodes:
-        return np.sqrt(between), free
+    if not m.episodes:  # runs that are all alike, to how many digits is not known, are no certainty
+        return np.sqrt(np.where(between > 0, between, np.nan)), free
     rounding = (0.5 / m.episodes) ** 2 / max(m.counts)  # half an episode of each run
     variance = between + (2 * m.interaction / m.episodes)[..., None]
     if not m.df_pool:

@@ -145,7 +145,14 @@ def signed(value: float, percent: bool) -> str:
 def headline(verdict: Verdict) -> str:
     """The answer in a sentence."""
     if not verdict.compared:
-        return "Nothing can be compared yet."
+        only = verdict.arms[0] if len(verdict.arms) == 1 else None
+        if only is None or not math.isfinite(only.mean):
+            return "Nothing can be compared yet."
+        reached = f"{only.mean:.0%}" if verdict.percent else f"{only.mean:.4g}"
+        metric = verdict.study.metric.replace("_", " ")
+        return (
+            f"One arm alone, and nothing to compare it with: {metric} {reached}, mean over {len(only.seeds)} trainings."
+        )
     baseline, unit = verdict.study.sweep.baseline, " points" if verdict.percent else ""
     parts = []
     for word in (BETTER, WORSE, EQUIVALENT):

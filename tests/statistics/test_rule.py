@@ -132,6 +132,10 @@ def test_runs_that_are_all_alike_are_no_certainty() -> None:
     found = compare(moments_of_episodes([full, less, less], TASKS), 0)
     assert found.error == pytest.approx(0.5 / 40 / math.sqrt(3))
     assert not found.clear().any()
+    # Of runs whose episodes are not known, equal values give no word, however far apart.
+    alike = compare(moments_of_runs([np.full(3, 0.5), np.full(3, 0.9)]), 0)
+    assert not alike.clear().any()
+    assert math.isnan(alike.low[0])
 
 
 def test_other_episodes_widen_the_interval() -> None:

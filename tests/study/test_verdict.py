@@ -133,6 +133,15 @@ def test_every_report_tries_its_own_rule(tmp_path: Path) -> None:
     assert "The rule, tried on 2,000 made-up studies" in " ".join(verdict.notes)
 
 
+def test_one_arm_alone_is_reported_and_compared_with_nothing(tmp_path: Path, command: Command) -> None:
+    folder = make_study(tmp_path / "s", {"a": 0.5})
+    code, out, err = command("report", f"folder={folder}")
+    assert code == 0, err
+    rate = np.mean([sum(outcomes(0.5, seed, 0).values()) for seed in range(3)])
+    said = f"One arm alone, and nothing to compare it with: success rate {rate:.0f}%, mean over 3 trainings."
+    assert said in " ".join(out.split())
+
+
 def test_spreads_that_differ_are_said_and_taken_apart(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"a": 0.5, "b": 0.5, "c": 0.5}, seeds=range(5))
     for seed, rate in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
