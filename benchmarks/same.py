@@ -2,9 +2,9 @@
 
     python benchmarks/same.py
 
-Trains a tiny policy on made-up data 120 times, by seeds 0 to 119, makes twenty studies of two arms of three trainings
-each of them, and judges each. Writes docs/same.csv. At 5 %, more than three studies with a word would be news (binomial,
-98 %).
+Trains a tiny policy on made-up data 120 times, by seeds 0 to 119, makes twenty studies of two arms with three
+trainings each of them, and judges each. Writes docs/same.csv. At 5 %, more than three studies with a word would be news
+(binomial, 98 %).
 """
 
 from __future__ import annotations

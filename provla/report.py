@@ -81,8 +81,9 @@ def _report(config: Mapping[str, Any], study: Study) -> None:
     from provla.study.page import compose_report, draw
 
     verdict = judge(study, config["margin"])
-    episodes = max((len(run.episodes) for run in study.completed), default=0)
-    verdict.problems.extend(deviations(study.sweep, episodes, config["margin"]) if not study.elsewhere else ())
+    if not study.elsewhere:
+        episodes = max((len(run.episodes) for run in study.completed), default=None)
+        verdict.problems.extend(deviations(study.sweep, episodes, config["margin"]))
     report = compose_report(verdict, shlex.join(["python", "-m", "provla.report", *sys.argv[1:]]))
     target = study.folder / "report"
     draw(verdict, report, target)

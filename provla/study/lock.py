@@ -42,13 +42,14 @@ def write_lock(sweep: Sweep, folder: Path, episodes: int, margin: float) -> Path
     return target
 
 
-def deviations(sweep: Sweep, episodes: int, margin: float) -> Iterator[str]:
-    """What a study does otherwise than its lock says; nothing where it has none. `ValueError` where the lock cannot be
-    read, or is another study's.
+def deviations(sweep: Sweep, episodes: int | None, margin: float) -> Iterator[str]:
+    """What a study does otherwise than its lock says; nothing where it has none. episodes: that its runs met; None:
+    none has yet. `ValueError` where the lock cannot be read, or is another study's.
     """
     if not sweep.study or not (file := lock_file(sweep.study)).is_file():
         return
-    plan, now = _read(file), _plan(sweep, episodes, margin)
+    plan = _read(file)
+    now = _plan(sweep, plan["episodes"] if episodes is None else episodes, margin)
     if plan["study"] != sweep.study:
         raise ValueError(f"{file} is the lock of {plan['study']!r}, not of {sweep.study!r}; move it away")
     since = f"the plan locked at {plan['time']}"

@@ -55,7 +55,8 @@ def _arm(study: Study, name: str) -> Arm:
 
 
 def _rate(outcomes: Sequence[float]) -> Rate:
-    return Rate(round(sum(outcomes)), len(outcomes))
+    """Of successes; of scores there is no rate."""
+    return Rate(round(sum(outcomes)), len(outcomes)) if all(one in (0, 1) for one in outcomes) else Rate(0, 0)
 
 
 def _costs(runs: Sequence[Run]) -> dict[str, float]:

@@ -111,6 +111,7 @@ def test_a_score_is_higher_the_better_and_no_rate(tmp_path: Path) -> None:
     assert (verdict.study.metric, found.word) == ("score", "better")
     assert found.difference == pytest.approx(4, abs=0.7)
     assert found.wins is None
+    assert not any(arm.success.episodes for arm in verdict.arms)  # of scores there is no rate
 
 
 def eval_info(outcomes: dict[tuple[str, int], bool], several: bool) -> dict[str, object]:
