@@ -170,15 +170,17 @@ def _add_checks(study: Study, comparison: Comparison, theirs: Sequence[Run], min
 
 
 def _own_interval(verdict: Verdict, arm: Arm) -> None:
-    """An arm's own 95 % interval over trainings, on these episodes, with the variance of its family."""
+    """An arm's own 95 % interval over trainings, on these episodes, with the variance of its family; by itself where
+    what it shares with others, or their spreads, leave it alone.
+    """
     from scipy.stats import t
 
+    values = [run.value for run in counted(verdict.study, arm.name)]
     family = next((one for one in verdict.families if arm.name in one.arms and not one.shared), None)
-    if family is None or not family.moments.df:
-        return
-    m, place = family.moments, family.arms.index(arm.name)
-    own = family.spread < ALPHA
-    variance, df = (m.spreads[place], m.counts[place] - 1) if own else (m.runs, m.df)
+    if family is not None and family.spread >= ALPHA:
+        variance, df = float(family.moments.runs), family.moments.df
+    else:
+        variance, df = float(np.var(values, ddof=1)) if len(values) > 1 else math.nan, len(values) - 1
     if df > 0:
-        half = float(t.isf(ALPHA / 2, df) * np.sqrt(variance / m.counts[place]))
+        half = float(t.isf(ALPHA / 2, df)) * math.sqrt(variance / len(values))
         arm.low, arm.high = arm.mean - half, arm.mean + half

@@ -109,18 +109,16 @@ def _explain_rule(verdict: Verdict) -> None:
     )
     for family in verdict.families:
         scale, unit = (100, " points") if verdict.percent else (1, "")
-        m, others = family.moments, len(family.arms) - 1
+        m, others, apart = family.moments, len(family.arms) - 1, family.spread < ALPHA
+        by = "each by its own two arms" if apart else "half by its own two arms, half by all together"
+        hold = f"for all {others} comparisons at once ({'Bonferroni' if apart else 'Dunnett'}, {1 - family.alpha:.1%})"
         say(
-            f"{', '.join(family.arms[1:])}: compared with {family.arms[0]} by Student's t, "
-            + (f"paired by the {family.shared} that they share, " if family.shared else "")
-            + (
-                "each by its own two arms"
-                if family.spread < ALPHA
-                else "half by its own two arms, half by all together"
-            )
-            + f" (spread of runs in an arm {scale * math.sqrt(float(m.runs)):.3g}{unit}; equal spreads: p "
-            f"{family.spread:.2f}). Intervals hold for all {others} comparison{'s' * (others > 1)} at once "
-            f"({'Bonferroni' if family.spread < ALPHA else 'Dunnett'}, {1 - family.alpha:.3g})."
+            f"{', '.join(family.arms[1:])}: compared with {family.arms[0]} by Student's t"
+            + (f", paired by the {family.shared} that they share" if family.shared else "")
+            + (f", {by}" if others > 1 else "")
+            + f" (spread of runs in an arm {scale * math.sqrt(float(m.runs)):.3g}{unit}"
+            + (f"; equal spreads: p {family.spread:.2f}" if not (family.shared and others == 1) else "")
+            + f"). Intervals hold {hold if others > 1 else f'with {1 - family.alpha:.1%}'}."
         )
         if m.episodes and not family.shared:
             say(
@@ -148,11 +146,9 @@ def headline(verdict: Verdict) -> str:
         only = verdict.arms[0] if len(verdict.arms) == 1 else None
         if only is None or not math.isfinite(only.mean):
             return "Nothing can be compared yet."
-        reached = f"{only.mean:.0%}" if verdict.percent else f"{only.mean:.4g}"
+        reached = f"{100 * only.mean:.0f} %" if verdict.percent else f"{only.mean:.4g}"
         metric = verdict.study.metric.replace("_", " ")
-        return (
-            f"One arm alone, and nothing to compare it with: {metric} {reached}, mean over {len(only.seeds)} trainings."
-        )
+        return f"One arm alone, nothing to compare it with: {metric} {reached}, mean over {len(only.seeds)} trainings."
     baseline, unit = verdict.study.sweep.baseline, " points" if verdict.percent else ""
     parts = []
     for word in (BETTER, WORSE, EQUIVALENT):
@@ -187,8 +183,9 @@ def widest_task(verdict: Verdict) -> str:
     low, high = ends(task)
     whole = sorted(arm.success.rate for arm in arms)
     return (
-        f"The arms differ most on {task}: {low.name} {low.tasks[task].rate:.0%}, {high.name} "
-        f"{high.tasks[task].rate:.0%}; on all tasks together they lie between {whole[0]:.0%} and {whole[-1]:.0%}"
+        f"The arms differ most on {task}: {low.name} {100 * low.tasks[task].rate:.0f} %, {high.name} "
+        f"{100 * high.tasks[task].rate:.0f} %; on all tasks together they lie between {100 * whole[0]:.0f} and "
+        f"{100 * whole[-1]:.0f} %"
     )
 
 

@@ -106,6 +106,7 @@ def test_arms_that_share_weights_are_paired_by_them(tmp_path: Path) -> None:
     assert found["b"].error < 0.3 * found["c"].error
     assert [family.alpha for family in verdict.families] == [0.025, 0.025]
     assert found["b"].word == BETTER
+    assert all(math.isfinite(arm.low) for arm in verdict.arms)  # its own interval, where the family has none for it
     said = " ".join(verdict.notes)
     assert "paired by the weights that they share" in said
     assert "4 of 12 runs took their weights from another run's training" in said
@@ -138,7 +139,7 @@ def test_one_arm_alone_is_reported_and_compared_with_nothing(tmp_path: Path, com
     code, out, err = command("report", f"folder={folder}")
     assert code == 0, err
     rate = np.mean([sum(outcomes(0.5, seed, 0).values()) for seed in range(3)])
-    said = f"One arm alone, and nothing to compare it with: success rate {rate:.0f}%, mean over 3 trainings."
+    said = f"One arm alone, nothing to compare it with: success rate {rate:.0f} %, mean over 3 trainings."
     assert said in " ".join(out.split())
 
 
