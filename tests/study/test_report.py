@@ -194,11 +194,11 @@ def test_a_baseline_without_results_compares_nothing(tmp_path: Path, command: Co
 
 @pytest.fixture
 def filmed(tmp_path: Path) -> Path:
-    """A study whose runs have videos."""
+    """A study whose runs of one seed have videos."""
     from provla.core.world import Episode
 
     folder = make_study(tmp_path / "s", {"concat_mlp": 0.5, "film": 0.8, "a_b & 10%": 0.4})
-    for run in folder.glob("fusion*"):
+    for run in folder.glob("fusion*,seed=0"):
         films = [
             Outcome(
                 Episode(task, "x", i, True),
