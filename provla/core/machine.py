@@ -97,10 +97,10 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "machine": machine(device),
     }
-    return {**memory, **made, **_commit()}
+    return {**memory, **made, **commit()}
 
 
-def _commit() -> dict[str, str | None]:
+def commit() -> dict[str, str | None]:
     """commit, `-dirty` where something is not committed; uncommitted: a hash of that. None where provla was installed
     from a wheel, whatever repository its environment lies in.
     """

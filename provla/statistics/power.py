@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from provla.statistics.moments import Array, moments_of_runs
+from provla.statistics.moments import Array, Moments, moments_of_runs
 from provla.statistics.rule import ALPHA, ENOUGH, compare
 
 DRAWS = 20_000
@@ -28,9 +28,27 @@ class Components:
         """Of zeros and ones at a rate. spread: standard deviation of true rates between trainings."""
         return cls(spread**2, rate * (1 - rate))
 
+    @classmethod
+    def of(cls, m: Moments) -> Components:
+        """As one study found them."""
+        return cls(float(m.training), float(m.residual), float(m.interaction))
+
     def of_run(self, episodes: int) -> float:
         """Variance of a run's value."""
         return self.training + (self.rest / episodes if episodes else 0.0)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A comparison in a study. counts: trainings of each arm; base, arm: the two that are compared. alpha: what all
+    comparisons together may err.
+    """
+
+    counts: tuple[int, ...]
+    episodes: int
+    base: int = 0
+    arm: int = -1
+    alpha: float = ALPHA
 
 
 @cache
@@ -43,35 +61,19 @@ def _unit(counts: tuple[int, ...], base: int, alpha: float) -> tuple[Array, Arra
     return found.difference, found.error, found.high - found.difference, rng.standard_normal(DRAWS)
 
 
-def power(
-    difference: float,
-    components: Components,
-    counts: tuple[int, ...],
-    episodes: int,
-    base: int = 0,
-    arm: int = -1,
-    alpha: float = ALPHA,
-) -> float:
-    """The chance that the rule says better or worse of an arm which differs so much. counts: trainings of each arm."""
-    noise, half = _interval(components, counts, episodes, base, arm, alpha)
+def power(difference: float, components: Components, design: Design) -> float:
+    """The chance that the rule says better or worse of an arm which differs so much."""
+    noise, half = _interval(components, design)
     return float((np.abs(noise + difference) > half).mean())
 
 
-def resolvable(
-    components: Components,
-    counts: tuple[int, ...],
-    episodes: int,
-    base: int = 0,
-    arm: int = -1,
-    alpha: float = ALPHA,
-    wanted: float = POWER,
-) -> float:
+def resolvable(components: Components, design: Design, wanted: float = POWER) -> float:
     """The smallest true difference that the rule finds with this power, normal run values assumed; nan where an arm has
     too few trainings for a word.
     """
-    if min(counts[base], counts[arm]) < ENOUGH:
+    if min(design.counts[design.base], design.counts[design.arm]) < ENOUGH:
         return math.nan
-    noise, half = _interval(components, counts, episodes, base, arm, alpha)
+    noise, half = _interval(components, design)
     low, high = 0.0, float(4 * np.quantile(half, 0.95)) or 1.0
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
@@ -79,13 +81,12 @@ def resolvable(
     return high
 
 
-def _interval(
-    components: Components, counts: tuple[int, ...], episodes: int, base: int, arm: int, alpha: float
-) -> tuple[Array, Array]:
+def _interval(components: Components, design: Design) -> tuple[Array, Array]:
     """Of studies without a difference: the difference found, and half the interval around it."""
-    base, arm = base % len(counts), arm % len(counts)
+    counts, episodes = design.counts, design.episodes
+    base, arm = design.base % len(counts), design.arm % len(counts)
     place = arm - (arm > base)
-    difference, error, half, other = _unit(counts, base, alpha)
+    difference, error, half, other = _unit(counts, base, design.alpha)
     scale = math.sqrt(components.of_run(episodes))
     beyond = 2 * components.interaction / episodes if episodes else 0.0
     # What other episodes would change is taken as known: it has many degrees of freedom.

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from provla.core.files import fingerprint
-from provla.statistics.checks import mcnemar, permutation
+from provla.statistics.checks import mcnemar, mean_interval, permutation
 from provla.statistics.moments import Array, Moments, moments_of_episodes, moments_of_runs
-from provla.statistics.power import Components, resolvable
+from provla.statistics.power import Components, Design, resolvable
 from provla.statistics.rule import ALPHA, ENOUGH, Differences, compare, spreads_differ
 from provla.statistics.trial import try_out
 from provla.study.findings import (
@@ -49,7 +49,7 @@ def compare_arms(verdict: Verdict, trial: bool = True) -> None:
     total = sum(map(len, groups.values()))
     for shared, names in groups.items():
         rows = _rows({name: done[name] for name in [base, *names]}, shared)
-        family = Family([base, *names], _moments(study, rows, bool(shared)), shared, ALPHA * len(names) / total, 1.0)
+        family = Family([base, *names], moments_of(study, rows, bool(shared)), shared, ALPHA * len(names) / total, 1.0)
         family.spread = float(spreads_differ(family.moments))
         verdict.families.append(family)
         _judge_family(verdict, family, rows, total)
@@ -102,8 +102,11 @@ def _rows(runs: Runs, shared: str) -> Runs:
     return {name: [table[key] for key in order] for name, table in tables.items()}
 
 
-def _moments(study: Study, rows: Runs, shared: bool) -> Moments:
-    if study.simulated and study.paired:
+def moments_of(study: Study, rows: Runs, shared: bool = False) -> Moments:
+    """Of the arms' runs: from single episodes where all met the same ones. shared: row by row they have something in
+    common.
+    """
+    if study.crossed:
         found = [outcomes_of(study, runs) for runs in rows.values()]
         moments = moments_of_episodes([y for y, _ in found], [task for task, _ in found[0][1]], shared)
     else:
@@ -117,7 +120,7 @@ def _moments(study: Study, rows: Runs, shared: bool) -> Moments:
 
 def _rates(study: Study, runs: Sequence[Run]) -> tuple[Array | None, list[str]]:
     """The baseline's rates on each task, in the order of their names, where results are zeros and ones."""
-    if not (study.simulated and study.paired and is_rate(study.metric)):
+    if not (study.crossed and is_rate(study.metric)):
         return None, []
     outcomes, episodes = outcomes_of(study, runs)
     tasks = [task for task, _ in episodes]
@@ -127,7 +130,7 @@ def _rates(study: Study, runs: Sequence[Run]) -> tuple[Array | None, list[str]]:
 
 def _judge_family(verdict: Verdict, family: Family, rows: Runs, total: int) -> None:
     found, m = compare(family.moments, 0, family.alpha), family.moments
-    components = Components(float(m.training), float(m.residual), float(m.interaction))
+    components = Components.of(m)
     for place, name in enumerate(family.arms[1:]):
         comparison = Comparison(
             seeds=[run.job.seed for run in rows[name]],
@@ -138,7 +141,7 @@ def _judge_family(verdict: Verdict, family: Family, rows: Runs, total: int) -> N
             error=float(found.error[place]),
             df=float(found.df[place]),
             reach=float(found.reach[place]),
-            resolvable=resolvable(components, m.counts, m.episodes, 0, place + 1, family.alpha),
+            resolvable=resolvable(components, Design(m.counts, m.episodes, 0, place + 1, family.alpha)),
             shared=family.shared,
             own=bool(found.unequal),
         )
@@ -160,7 +163,7 @@ def _word(verdict: Verdict, comparison: Comparison, found: Differences, place: i
 def _add_checks(study: Study, comparison: Comparison, theirs: Sequence[Run], mine: Sequence[Run]) -> None:
     values = [run.value for run in mine], [run.value for run in theirs]
     comparison.permutation = permutation(*values, paired=bool(comparison.shared))
-    if not (study.simulated and study.paired and is_rate(study.metric)):
+    if not (study.crossed and is_rate(study.metric)):
         return
     others = {run.job.seed: run for run in theirs}
     pairs = [(run, others[run.job.seed]) for run in mine if run.job.seed in others]
@@ -177,10 +180,8 @@ def _own_interval(verdict: Verdict, arm: Arm) -> None:
 
     values = [run.value for run in counted(verdict.study, arm.name)]
     family = next((one for one in verdict.families if arm.name in one.arms and not one.shared), None)
-    if family is not None and family.spread >= ALPHA:
-        variance, df = float(family.moments.runs), family.moments.df
-    else:
-        variance, df = float(np.var(values, ddof=1)) if len(values) > 1 else math.nan, len(values) - 1
-    if df > 0:
-        half = float(t.isf(ALPHA / 2, df)) * math.sqrt(variance / len(values))
+    if family is None or family.spread < ALPHA:
+        arm.low, arm.high = mean_interval(values)[1:] if values else (math.nan, math.nan)
+    elif family.moments.df:
+        half = float(t.isf(ALPHA / 2, family.moments.df)) * math.sqrt(float(family.moments.runs) / len(values))
         arm.low, arm.high = arm.mean - half, arm.mean + half

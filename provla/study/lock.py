@@ -8,10 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from provla.core.files import ROOT, write_json
-from provla.core.machine import environment
 from provla.core.result import read_result
 from provla.jobs.sweep import Sweep
 from provla.statistics import rule
@@ -27,6 +24,8 @@ def lock_file(study: str) -> Path:
 
 def write_lock(sweep: Sweep, folder: Path, episodes: int, margin: float) -> Path:
     """Writes a study's plan. `ValueError` where it is locked already, or where it is a search."""
+    from provla.core.machine import commit  # which brings torch: a second that no other report needs
+
     if sweep.kind != "grid":
         raise ValueError(
             f"{sweep.study} is a search: it explores, and has no plan to hold it to; lock what confirms it"
@@ -38,7 +37,7 @@ def write_lock(sweep: Sweep, folder: Path, episodes: int, margin: float) -> Path
     plan = _plan(sweep, episodes, margin)
     plan |= {"time": datetime.now().astimezone().isoformat(timespec="seconds"), "completed_before": done}
     target = Path("experiments") / file.name
-    write_json(target, plan | {"commit": environment(torch.device("cpu"))["commit"]})
+    write_json(target, plan | {"commit": commit()["commit"]})
     return target
 
 

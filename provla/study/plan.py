@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ from provla.core.files import SWEEP
 from provla.core.progress import console
 from provla.core.result import Result, read_result
 from provla.jobs.sweep import Sweep
-from provla.statistics.moments import moments_of_episodes
-from provla.statistics.power import Components, best_episodes, resolvable
+from provla.statistics.power import Components, Design, best_episodes, resolvable
 from provla.statistics.rule import ENOUGH
-from provla.study.compare import counted
-from provla.study.findings import outcomes_of
+from provla.study.compare import counted, moments_of
 from provla.study.study import Study, ceiling, count_states, load_study, points
 
 ASSUMED = 0.05  # spread of true rates between trainings, where nothing is known of it
@@ -85,7 +83,7 @@ def seen_at(rate: float, components: Components, arms: int, trainings: int, epis
         both = (rate * (1 - rate) + other * (1 - other)) / 2
         scale = both / max(1e-9, rate * (1 - rate))
         likely = Components(components.training, components.rest * scale, components.interaction)
-        found = min(resolvable(likely, (trainings,) * arms, episodes), 1.0)
+        found = min(resolvable(likely, Design((trainings,) * arms, episodes)), 1.0)
     return found
 
 
@@ -94,7 +92,6 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
     that sharper. `ValueError` where the pilot is neither a completed run with closed-loop episodes nor a study of some.
     """
     announce(sweep, folder, None)
-    here = [read_result(file.parent) for file in sorted(folder.glob("*/result.json"))]
     known = _pilot(sweep, folder, pilot)
     if sweep.kind == "search":
         for axis in sweep.space:
@@ -105,7 +102,7 @@ def plan_sweep(sweep: Sweep, folder: Path, episodes: int, pilot: Path | None) ->
                 f"{196 * math.sqrt(known.rate * (1 - known.rate) / episodes):.0f} points either way, and another "
                 "training would add to that: confirm the best by a study of its own"
             )
-    _announce_time(sweep, folder, here)
+    _announce_time(sweep, folder)
     if not episodes or sweep.kind == "search":
         return
     spread = 100 * math.sqrt(known.components.training)
@@ -150,8 +147,9 @@ def _show_designs(sweep: Sweep, episodes: int, pilot: Pilot) -> None:
         )
 
 
-def _announce_time(sweep: Sweep, folder: Path, here: Sequence[Result]) -> None:
+def _announce_time(sweep: Sweep, folder: Path) -> None:
     """What is left takes how long, and which limit suits jobs that hang."""
+    here = [read_result(file.parent) for file in folder.glob("*/result.json")]
     done = [result for job in sweep.jobs if (result := read_result(folder / job.folder)).status == "completed"]
     seconds = [result.wall_seconds for result in done if result.wall_seconds is not None]
     if seconds and len(done) < len(sweep.jobs):
@@ -209,10 +207,7 @@ def _of_runs(runs: Sequence[Result], source: str) -> Pilot:
 
 def _with_spread(pilot: Pilot, study: Study) -> Pilot:
     """With the components of all arms that have several trainings."""
-    runs = [own for arm in study.sweep.arms if len(own := counted(study, arm)) > 1]
-    if not (runs and study.simulated and study.paired):
+    runs = {arm: own for arm in study.sweep.arms if len(own := counted(study, arm)) > 1}
+    if not (runs and study.crossed):
         return pilot
-    found = [outcomes_of(study, own) for own in runs]
-    m = moments_of_episodes([y for y, _ in found], [task for task, _ in found[0][1]])
-    components = Components(float(m.training), float(m.residual), float(m.interaction))
-    return Pilot(pilot.rate, components, pilot.training, pilot.episode, True, pilot.source)
+    return replace(pilot, components=Components.of(moments_of(study, runs)), known=True)

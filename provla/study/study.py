@@ -90,6 +90,11 @@ class Study:
         return all(one == met[0] for one in met)
 
     @property
+    def crossed(self) -> bool:
+        """Whether single episodes can be compared: every training met every one."""
+        return self.simulated and self.paired
+
+    @property
     def unseen(self) -> bool:
         """Whether it is known that no demonstration starts where a reported episode does: both were drawn here, from
         seeds of their own.

@@ -13,7 +13,7 @@ from scipy import stats
 from provla.statistics.family import critical, critical_at, dunnett
 from provla.statistics.latent import World, share_of, studies
 from provla.statistics.moments import moments_of_episodes, moments_of_runs
-from provla.statistics.power import Components, best_episodes, power, resolvable
+from provla.statistics.power import Components, Design, best_episodes, power, resolvable
 from provla.statistics.rule import compare, spreads_differ
 from provla.statistics.trial import try_out
 
@@ -181,8 +181,9 @@ def test_a_pooled_t_alone_would_err_where_the_baseline_varies_more() -> None:
 @pytest.mark.parametrize(("arms", "trainings"), [(2, 3), (3, 5), (7, 3)])
 def test_what_is_resolvable_is_seen_in_four_of_five_studies(arms: int, trainings: int) -> None:
     components = Components(0.06**2, 0.25 - 0.2**2 - 0.06**2)
-    size = resolvable(components, (trainings,) * arms, 40)
-    assert power(size, components, (trainings,) * arms, 40) == pytest.approx(0.8, abs=0.005)
+    design = Design((trainings,) * arms, 40)
+    size = resolvable(components, design)
+    assert power(size, components, design) == pytest.approx(0.8, abs=0.005)
     world = World(np.full((arms, 2), 0.5 - size / 2), np.full(arms, 0.06))
     world.rates[1:] += size
     seen = [
@@ -193,8 +194,8 @@ def test_what_is_resolvable_is_seen_in_four_of_five_studies(arms: int, trainings
 
 
 def test_two_trainings_resolve_nothing() -> None:
-    assert math.isnan(resolvable(Components(0.0025, 0.25), (2, 3), 100))
-    assert math.isnan(resolvable(Components(0.0025, 0.25), (3, 3, 2), 100, arm=2))
+    assert math.isnan(resolvable(Components(0.0025, 0.25), Design((2, 3), 100)))
+    assert math.isnan(resolvable(Components(0.0025, 0.25), Design((3, 3, 2), 100, arm=2)))
 
 
 def test_a_budget_s_best_split() -> None:
@@ -215,7 +216,6 @@ def test_a_report_s_own_trial() -> None:
     assert 0.93 < found.covered < 0.99
     assert found.equivalent < 0.07
     # It sees what the formula says of a difference of that size.
-    components = Components(float(m.training), float(m.residual), float(m.interaction))
-    assert found.seen == pytest.approx(power(0.2, components, m.counts, 40), abs=0.1)
+    assert found.seen == pytest.approx(power(0.2, Components.of(m), Design(m.counts, 40)), abs=0.1)
     score = try_out(moments_of_runs([np.array([1.0, 2, 3, 2]), np.array([2.0, 2, 1, 3])]), 0, 5.0)
     assert score.seen > 0.9
