@@ -103,8 +103,9 @@ class World(Protocol):
 
     embodiment: its cameras, state, actions and fps. A world says whether it is solved by `success`, or how well, by
     `score() -> float` instead: then an episode has succeeded once it reaches the suite's `success_score`. It may have
-    `over() -> bool`, true where an episode cannot go on; `frame()`, (h, w, 3) uint8 for people, else the first camera's
-    picture; `expert()`, the action (A,) that a scripted expert takes now, with which `provla.record` records
+    `over() -> str`, empty while an episode can go on, else why it cannot (`world.OVER`); `rules()`, name → whether
+    another rule of success has been met in the episode so far; `frame()`, (h, w, 3) uint8 for people, else the first
+    camera's picture; `expert()`, the action (A,) that a scripted expert takes now, with which `provla.record` records
     demonstrations; and `close()`.
     """
 

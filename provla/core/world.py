@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+# How an episode ended. opposite: what was done is the opposite of what was said; unsafe: the robot, or the physics,
+# left what it may do; over: the world says that it cannot go on, and not why; fault: no failing at the task, but an
+# error of the world's or numbers of the policy's that are none.
+Ending = Literal["success", "opposite", "unsafe", "over", "timeout", "fault"]
+OVER = ("opposite", "unsafe", "over")  # what a world may say
 
 
 @dataclass(frozen=True)

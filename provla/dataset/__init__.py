@@ -2,6 +2,7 @@
 
 LeRobotSource: any LeRobot v3 data set, from a folder or the Hub.
 MetaworldSource: demonstrations of Meta-World's scripted experts, recorded on first use.
+TwinsSource: those of twins, whose sentences alone tell what is to be done.
 RecordedSource: those of the scripted expert of a world of your own.
 FakeSource: random pixels and smooth motions, in memory.
 Demonstrations: what the `load` of a source of your own returns.
@@ -14,6 +15,7 @@ __getattr__ = lazy(
     {
         "LeRobotSource": "lerobot",
         "MetaworldSource": "metaworld",
+        "TwinsSource": "metaworld",
         "RecordedSource": "recorded",
         "FakeSource": "fake",
         "Demonstrations": "demonstrations",

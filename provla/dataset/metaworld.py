@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +13,9 @@ from provla.core.types import JointGroups
 from provla.core.world import Embodiment
 from provla.dataset.recorded import RecordedSource
 from provla.dataset.recording import Recording
-from provla.env.metaworld import MetaworldTask, metaworld_embodiment, metaworld_instruction, require_opengl
+from provla.env.metaworld import MetaworldTask, metaworld_embodiment, metaworld_menu, metaworld_tasks
+from provla.env.mujoco import require_opengl
+from provla.env.twins import MetaworldTwin, twin_tasks
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,15 @@ class MetaworldRecording(Recording):
     max_steps = 300  # no field, so no part of its name; the experts need about 90 of Meta-World's 500 control steps
 
     def __post_init__(self) -> None:
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"dataset.tasks={list(self.tasks)}: name each task once")
         if self.image_size < 16 or self.image_size % 2:
             raise ValueError(
                 f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)"
             )
-        for task in self.tasks:
-            metaworld_instruction(task)
+
+    @staticmethod
+    def known(asked: str | Sequence[str]) -> tuple[str, ...]:
+        """The tasks that names stand for; `ValueError` for unknown ones."""
+        return metaworld_tasks(asked, "dataset.tasks")
 
     @property
     def embodiment(self) -> Embodiment:
@@ -49,7 +53,7 @@ class MetaworldRecording(Recording):
 
     @property
     def sentences(self) -> dict[str, str]:
-        return {task: metaworld_instruction(task) for task in self.tasks}
+        return {task: metaworld_menu()[task]["instruction"] for task in self.tasks}
 
     def make(self, task: str) -> Any:
         return MetaworldTask(task, self.cameras, self.image_size)
@@ -64,12 +68,14 @@ class MetaworldSource(RecordedSource):
     parameters.
     """
 
+    recording_of: ClassVar[type[MetaworldRecording]] = MetaworldRecording
+
     def __init__(
         self,
         data_dir: Name,
         val_fraction: Fraction,
         split_seed: Seed,
-        tasks: Names,
+        tasks: Names | Name,
         episodes_per_task: Count,
         cameras: Names,
         image_size: Edge,
@@ -81,7 +87,34 @@ class MetaworldSource(RecordedSource):
         joint_groups: JointGroups = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
-        recording = MetaworldRecording(
-            tuple(tasks), episodes_per_task, tuple(cameras), image_size, seed, noise, noise_correlation, crf
+        recording = self.recording_of(
+            self.recording_of.known(tasks),
+            episodes_per_task,
+            tuple(cameras),
+            image_size,
+            seed,
+            noise,
+            noise_correlation,
+            crf,
         )
-        super()._setup(recording, data_dir, val_fraction, split_seed, workers, cameras, joint_groups, bad_episodes)
+        self._setup(recording, data_dir, val_fraction, split_seed, workers, cameras, joint_groups, bad_episodes)
+
+
+@dataclass(frozen=True)
+class TwinsRecording(MetaworldRecording):
+    """The same experts on twins; see `env.twins`."""
+
+    kind: ClassVar[str] = "metaworld_twins"
+
+    @staticmethod
+    def known(asked: str | Sequence[str]) -> tuple[str, ...]:
+        return twin_tasks(asked, "dataset.tasks")
+
+    def make(self, task: str) -> Any:
+        return MetaworldTwin(task, self.cameras, self.image_size)
+
+
+class TwinsSource(MetaworldSource):
+    """`dataset=metaworld_twins`: see `MetaworldSource`."""
+
+    recording_of = TwinsRecording

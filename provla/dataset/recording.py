@@ -28,7 +28,7 @@ from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
 from provla.core.world import Embodiment
 from provla.dataset.checksums import RECORD, sha256_of_all
-from provla.env.chunk import check_picture, check_state, close, solved
+from provla.env.chunk import check_picture, check_state, close, over, solved
 
 MAX_ATTEMPTS = 20  # failed demonstrations in a row before the recording gives up
 
@@ -267,7 +267,7 @@ def _demonstrate(recording: Recording, world: Any, task: str, number: int, datas
             if solved(world, recording.success_score):
                 dataset.save_episode()
                 return
-            if hasattr(world, "over") and world.over():
+            if over(world):
                 break
         dataset.clear_episode_buffer()
     raise ValueError(

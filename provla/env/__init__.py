@@ -2,6 +2,7 @@
 
 NoSuite: no closed-loop episodes.
 MetaworldSuite: tasks of Meta-World.
+TwinsSuite: three scenes of Meta-World, each under two sentences.
 WorldSuite: worlds of a class of your own.
 GymSuite: any gymnasium environment with pictures and a state.
 Embodiment, Vector: what a world of your own says of its cameras, state and actions.
@@ -17,6 +18,7 @@ __getattr__ = lazy(
     {
         "NoSuite": "none",
         "MetaworldSuite": "metaworld",
+        "TwinsSuite": "twins",
         "WorldSuite": "world",
         "GymSuite": "gym",
         "TaskSuite": "suite",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.world import Embodiment
+from provla.core.world import OVER, Embodiment, Ending
 
 Array = NDArray[Any]
 
@@ -27,16 +28,17 @@ class Seen(NamedTuple):
     """What a world showed at the end of a chunk, or at an episode's beginning.
 
     images (T, C, h, w, 3) uint8 and state (T, S) float32 of the last `n_obs_steps` control steps (the first is repeated
-    at the start). frames: filmed meanwhile. score: the best of the episode; None where the world has none.
+    at the start). ending: None while the episode goes on. frames: filmed meanwhile. score: the best of the episode;
+    None where the world has none. rules: what other rules of success say (see `interfaces.World`).
     """
 
     images: Array
     state: Array
-    success: bool
-    over: bool
+    ending: Ending | None
     steps: int
     frames: list[Array]
     score: float | None = None
+    rules: Mapping[str, bool] = MappingProxyType({})
 
 
 def check_world(world: Any) -> None:
@@ -83,6 +85,18 @@ def solved(world: Any, enough: float) -> bool:
     return bool(world.success()) if score is None else score >= enough
 
 
+def over(world: Any) -> Ending | None:
+    """Why a world's episode cannot go on; None while it can. `ValueError` for a reason that nobody knows."""
+    found = world.over() if hasattr(world, "over") else None
+    if not found:
+        return None
+    if found is True or isinstance(found, np.bool_):
+        return "over"
+    if found not in OVER:
+        raise ValueError(f"over() is {found!r}; expected nothing, or one of {', '.join(OVER)}")
+    return found  # type: ignore[no-any-return]
+
+
 def close(world: Any) -> None:
     """Closes a world that can be closed."""
     if hasattr(world, "close"):
@@ -108,7 +122,7 @@ class Chunked:
         """film: keep a frame for people every so many control steps; 0: none."""
         self.world.reset(seed)
         self._film, self._steps = film, 0
-        self._success = self._over = False
+        self._ending: Ending | None = None
         self._score: float | None = None
         self._images, self._states = [], []
         self._look()
@@ -120,14 +134,14 @@ class Chunked:
         """
         frames: list[Array] = []
         for position, action in enumerate(chunk):
-            if self._over:
+            if self._ending:
                 break
             self.world.step(self._body.action.clip(action))
             self._steps += 1
             self._judge()
-            if self._film and (self._steps % self._film == 0 or self._over):
+            if self._film and (self._steps % self._film == 0 or self._ending):
                 frames.append(self._frame())
-            if position >= len(chunk) - self._sizes.n_obs_steps and not self._over:
+            if position >= len(chunk) - self._sizes.n_obs_steps and not self._ending:
                 self._look()
         return self._seen(frames)
 
@@ -137,12 +151,12 @@ class Chunked:
     def _judge(self) -> None:
         score = score_of(self.world)
         if score is None:
-            self._success = bool(self.world.success())
+            success = bool(self.world.success())
         else:
             self._score = score if self._score is None else max(score, self._score)
-            self._success = self._score >= self._enough
-        over = hasattr(self.world, "over") and bool(self.world.over())
-        self._over = self._success or over or self._steps >= self._limit
+            success = self._score >= self._enough
+        limit: Ending | None = "timeout" if self._steps >= self._limit else None
+        self._ending = "success" if success else over(self.world) or limit
 
     def _look(self) -> None:
         pictures = self.world.images()
@@ -161,7 +175,8 @@ class Chunked:
     def _seen(self, frames: list[Array]) -> Seen:
         images, states = last(self._images, self._sizes.n_obs_steps), last(self._states, self._sizes.n_obs_steps)
         self._images, self._states = images, states
-        return Seen(np.stack(images), np.stack(states), self._success, self._over, self._steps, frames, self._score)
+        rules = dict(self.world.rules()) if hasattr(self.world, "rules") else {}
+        return Seen(np.stack(images), np.stack(states), self._ending, self._steps, frames, self._score, rules)
 
 
 def last(values: Sequence[Array], count: int) -> list[Array]:

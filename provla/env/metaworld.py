@@ -7,8 +7,6 @@ step.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Edge, Names
-
-if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    if os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
-        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
+from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
+from provla.env.mujoco import Eyes, require_opengl, unstable
 from provla.env.suite import TaskSuite
 
 Array = NDArray[Any]
@@ -37,11 +31,30 @@ METAWORLD_FPS = 80  # control steps per simulated second, as in LeRobot's Meta-W
 METAWORLD_JOINTS = ("hand_x", "hand_y", "hand_z", "gripper")
 
 
+MT10 = (
+    "reach",
+    "push",
+    "pick-place",
+    "door-open",
+    "drawer-open",
+    "drawer-close",
+    "button-press-topdown",
+    "peg-insert-side",
+    "window-open",
+    "window-close",
+)
+
+
+def _lerobot() -> dict[str, Any]:
+    # The file alone: importing lerobot.envs takes seconds.
+    found: dict[str, Any] = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
+    return found
+
+
 @cache
 def metaworld_menu() -> dict[str, dict[str, str]]:
     """Task name → instruction and scripted expert, as LeRobot words them (so that policies are exchangeable)."""
-    # The file alone: importing lerobot.envs takes seconds.
-    found = json.loads((files("lerobot") / "envs" / "metaworld_config.json").read_text())
+    found = _lerobot()
     experts = found["TASK_POLICY_MAPPING"]
     return {
         name.removesuffix("-v3"): {"instruction": text, "expert": experts[name]}
@@ -49,58 +62,32 @@ def metaworld_menu() -> dict[str, dict[str, str]]:
     }
 
 
-def metaworld_instruction(task: str) -> str:
-    """The sentence that names `task`; `ValueError` with the valid names for an unknown one."""
-    menu = metaworld_menu()
-    if task not in menu:
-        raise ValueError(f"unknown Meta-World task {task!r}; valid: {', '.join(sorted(menu))}")
-    return menu[task]["instruction"]
-
-
-def require_opengl() -> None:
-    """`ValueError` that says what to install when nothing can be rendered off screen."""
-    try:
-        import mujoco
-
-        camera = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
-        camera.render()
-        camera.close()
-    except Exception as error:
-        raise ValueError(
-            f"no OpenGL for off-screen rendering (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}\n"
-            "Install it (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa), "
-            "or train without simulation: env=none with a data set on disk."
-        ) from error
-
-
-class Camera:
-    """An off-screen renderer with everything off that is slow in software: shadows, reflections, multisampling.
-
-    The buffer has the image's own size. The picture of `corner2` hangs upside down and is turned.
+@cache
+def metaworld_groups() -> dict[str, tuple[str, ...]]:
+    """Groups of tasks as the field has them: by difficulty (Seo et al. 2022, arXiv:2206.14244), the ten of MT10, all
+    fifty.
     """
+    found = _lerobot()["DIFFICULTY_TO_TASKS"].items()
+    levels = {name: tuple(task.removesuffix("-v3") for task in tasks) for name, tasks in found}
+    return levels | {"mt10": MT10, "mt50": tuple(sorted(metaworld_menu()))}
 
-    def __init__(self, model: Any, name: str, size: int) -> None:
-        import mujoco
 
-        names = [model.camera(i).name for i in range(model.ncam)]
-        if name not in names:
-            raise ValueError(f"no camera {name!r} in this simulation; valid: {', '.join(names)}")
-        model.vis.quality.shadowsize = 0
-        model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._name = name
-        self._renderer = mujoco.Renderer(model, size, size, max_geom=1000)
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-
-    def __call__(self, data: Any) -> Array:
-        """(size, size, 3) uint8."""
-        self._renderer.update_scene(data, camera=self._name)
-        image = self._renderer.render()
-        return np.ascontiguousarray(image[::-1, ::-1]) if self._name == "corner2" else image
-
-    def close(self) -> None:
-        self._renderer.close()
+def metaworld_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
+    """The tasks that names of tasks and of groups stand for, in that order; `ValueError` that names the key for unknown
+    ones, or for a task that is there twice.
+    """
+    menu, groups = metaworld_menu(), metaworld_groups()
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in menu and name not in groups:
+            raise ValueError(
+                f"{key}={asked}: Meta-World has no task {name!r}{did_you_mean(name, [*menu, *groups])}; valid: "
+                f"{', '.join(sorted(menu))}, and the groups {', '.join(groups)}"
+            )
+    found = [task for name in names for task in groups.get(name, (name,))]
+    if twice := [task for task in found if found.count(task) > 1]:
+        raise ValueError(f"{key}={asked}: name {twice[0]} once")
+    return tuple(found)
 
 
 def metaworld_embodiment(cameras: Sequence[str], image_size: int) -> Embodiment:
@@ -121,11 +108,13 @@ class MetaworldTask:
     simulator's own verdict on the step.
     """
 
+    marks = True  # a sphere where the goal is
+
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
         import metaworld.env_dict
 
         self.task, self.cameras = task, tuple(cameras)
-        self.instruction = metaworld_instruction(task)
+        self.instruction = metaworld_menu()[task]["instruction"]
         self.embodiment = metaworld_embodiment(cameras, image_size)
         self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of
@@ -136,7 +125,7 @@ class MetaworldTask:
         if "corner2" in self.cameras:  # closer, as LeRobot has it; before the first reset, which places the cameras
             self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
         self._image_size, self._video_size = image_size, video_size
-        self._eyes: dict[tuple[str, int], Camera] = {}
+        self._eyes = Eyes(self._sim.model, self._sim.data, turned=("corner2",), sites=self.marks)
         self._expert: Any = None
         self._success = False
         self.full_state: Array = np.zeros(39)
@@ -146,6 +135,7 @@ class MetaworldTask:
 
         self._sim.seed(seed)
         self._sim.reset()
+        self._place()
         # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
         # state of an episode still show the objects of the episode before.
         mujoco.mj_forward(self._sim.model, self._sim.data)
@@ -153,6 +143,9 @@ class MetaworldTask:
         self._sim._prev_obs = now
         self.full_state = np.hstack([now, now, np.zeros(3)])
         self._success, self._expert = False, None
+
+    def _place(self) -> None:
+        """What a reset does beyond the simulator's own."""
 
     def step(self, action: Array) -> None:
         self.full_state, _, _, _, info = self._sim.step(np.clip(action, -1, 1))
@@ -164,17 +157,14 @@ class MetaworldTask:
     def state(self) -> Array:
         return self.full_state[:4].astype(np.float32)
 
-    def _see(self, camera: str, size: int) -> Array:
-        if (camera, size) not in self._eyes:
-            require_opengl()
-            self._eyes[camera, size] = Camera(self._sim.model, camera, size)
-        return self._eyes[camera, size](self._sim.data)
+    def over(self) -> str:
+        return "unsafe" if unstable(self._sim.data) else ""
 
     def images(self) -> dict[str, Array]:
-        return {camera: self._see(camera, self._image_size) for camera in self.cameras}
+        return {camera: self._eyes.see(camera, (self._image_size,) * 2) for camera in self.cameras}
 
     def frame(self) -> Array:
-        return self._see(self.cameras[0], self._video_size)
+        return self._eyes.see(self.cameras[0], (self._video_size,) * 2)
 
     def expert(self) -> Array:
         """Meta-World's scripted expert for the task, (4,) float32 in [-1, 1]. It reads the simulator's full state,
@@ -191,23 +181,23 @@ class MetaworldTask:
         return clipped
 
     def close(self) -> None:
-        for eye in self._eyes.values():
-            eye.close()
-        self._eyes.clear()
+        self._eyes.close()
 
 
 @dataclass(kw_only=True, eq=False)
 class MetaworldSuite(TaskSuite):
-    """`env=metaworld`. tasks: Meta-World names without version. Other keys: see `TaskSuite`."""
+    """`env=metaworld`. tasks: Meta-World's names without version, or groups of them (`metaworld_groups`). Other keys:
+    see `TaskSuite`.
+    """
 
-    tasks: Names
+    tasks: Names | Name
     cameras: Names
     image_size: Edge
     video_size: Edge
 
     @property
     def sentences(self) -> dict[str, str]:
-        return {task: metaworld_instruction(task) for task in self.tasks}
+        return {task: metaworld_menu()[task]["instruction"] for task in metaworld_tasks(self.tasks)}
 
     @property
     def embodiment(self) -> Embodiment:
@@ -216,7 +206,7 @@ class MetaworldSuite(TaskSuite):
     def check(self) -> None:
         """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
         require_opengl()
-        world = MetaworldTask(self.episodes[0].task, self.cameras, 16)
+        world = self.make(self.episodes[0].task)
         world.images()
         world.close()
 

@@ -16,7 +16,7 @@ from provla.core.files import write_bytes
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
 from provla.core.types import Observation, Spec
-from provla.core.world import Episode
+from provla.core.world import Ending, Episode
 from provla.env.chunk import Seen
 from provla.env.suite import tasks_of
 from provla.env.worker import Fault
@@ -27,16 +27,22 @@ Frame = NDArray[np.uint8]
 
 @dataclass
 class Outcome:
-    """One finished episode. steps: control steps until its end. frames: of a filmed episode. reason: of one that a
-    fault ended. score: the best that was reached; None where the world has none.
+    """One episode. ending: None while it is played. steps: control steps until its end. frames: of a filmed episode.
+    reason: of one that a fault ended. score: the best that was reached; None where the world has none. rules: what
+    other rules of success say.
     """
 
     episode: Episode
-    success: bool
-    steps: int
+    ending: Ending | None = None
+    steps: int = 0
     frames: list[Frame] = field(default_factory=list)
     reason: str = ""
     score: float | None = None
+    rules: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def success(self) -> bool:
+        return self.ending == "success"
 
 
 def check_fit(suite: Suite, spec: Spec) -> None:
@@ -95,17 +101,21 @@ class _Play:
     """An episode being played in a world."""
 
     def __init__(self, slot: int, episode: Episode, seed: int) -> None:
-        self.slot, self.outcome, self.over = slot, Outcome(episode, False, 0), False
+        self.slot, self.outcome = slot, Outcome(episode)
         state = np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)
         self.generator = torch.Generator().manual_seed(int(state[0]))
 
+    @property
+    def over(self) -> bool:
+        return self.outcome.ending is not None
+
     def take(self, seen: Seen | Fault) -> None:
         if isinstance(seen, Fault):
-            self.outcome.reason, self.over = f"{seen}, after {self.outcome.steps} steps", True
+            self.outcome.reason, self.outcome.ending = f"{seen}, after {self.outcome.steps} steps", "fault"
             return
         self.images, self.state = seen.images, seen.state
-        self.outcome.success, self.outcome.steps, self.over = seen.success, seen.steps, seen.over
-        self.outcome.score = seen.score
+        self.outcome.ending, self.outcome.steps = seen.ending, seen.steps
+        self.outcome.score, self.outcome.rules = seen.score, seen.rules
         self.outcome.frames.extend(seen.frames)
 
 

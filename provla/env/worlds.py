@@ -219,7 +219,7 @@ class Worlds:
                     self._restart(worker, call.slot)
                 else:
                     continue
-                if isinstance(answer, Fault) or answer.over:
+                if isinstance(answer, Fault) or answer.ending:
                     self._stories.pop(call.slot, None)
                 if call.slot in moves:
                     known = answers.get(call.slot)

@@ -77,19 +77,23 @@ class Judgement:
         result.ms_per_chunk = ms_per_chunk(policy, spec, device)
 
 
-EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "reason")
+EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "ending", "reason")
 
 
 def episode_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row per episode; task and episode_seed identify it across runs. reason: of a failure that was a fault. score:
-    the best that was reached, where the world has one.
+    the best that was reached, and rule/<name>: whether another rule of success was met, where the world has such.
     """
     found = (
-        (o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.reason) for o in outcomes
+        (o.episode.task, o.episode.instruction, o.episode.seed, int(o.success), o.steps, o.ending, o.reason)
+        for o in outcomes
     )
-    rows = [dict(zip(EPISODE, values, strict=True)) for values in found]
-    if any(o.score is not None for o in outcomes):
-        rows = [row | {"score": o.score} for row, o in zip(rows, outcomes, strict=True)]
+    rows: list[dict[str, Any]] = [dict(zip(EPISODE, values, strict=True)) for values in found]
+    more = ["score"] if any(o.score is not None for o in outcomes) else []
+    more += [f"rule/{name}" for name in dict.fromkeys(name for o in outcomes for name in o.rules)]
+    for row, o in zip(rows, outcomes, strict=True):
+        told = {f"rule/{name}": int(kept) for name, kept in o.rules.items()} | {"score": o.score}
+        row |= {key: told.get(key, "") for key in more}
     return rows
 
 

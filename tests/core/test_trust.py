@@ -113,7 +113,7 @@ def test_a_stored_configuration_runs_and_imports_nothing(
         ("env", "provla.env.os.system", "cannot be imported"),
         ("dataset", "provla.dataset.lerobot.Path", "is a class of pathlib"),  # imported there, written elsewhere
         ("env", "provla.env.metaworld.np", "no class but a module"),
-        ("env", "provla.env.metaworld.require_opengl", "no class but a function"),
+        ("env", "provla.env.mujoco.require_opengl", "no class but a function"),
         ("env", "provla.env.metaworld.MetaworldTask", "is nothing that env can use: it has no episodes or make"),
         ("fusion", "provla.fusion.Nothing", "cannot be imported"),
         ("fusion", 7, "own parts alone"),

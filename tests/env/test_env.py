@@ -341,7 +341,9 @@ def test_bad_suites_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_no_opengl_is_one_clear_message() -> None:
     """A process that can load no OpenGL library at all."""
-    code = "from provla.env import require_opengl\ntry: require_opengl()\nexcept ValueError as error: print(error)"
+    code = (
+        "from provla.env.mujoco import require_opengl\ntry: require_opengl()\nexcept ValueError as error: print(error)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"MUJOCO_GL": "osmesa", "PATH": "/nowhere", "LD_LIBRARY_PATH": "/nowhere"},
