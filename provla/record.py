@@ -21,7 +21,9 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
     source = build(config["dataset"], "dataset")
     if not hasattr(source, "record"):
-        raise ValueError(f"dataset={choices['dataset']} is not recorded here; valid: metaworld")
+        raise ValueError(
+            f"dataset={choices['dataset']} is not recorded here; valid: metaworld, ogbench_scene, recorded"
+        )
     console.print(f"recorded in {source.record()}")
 
 

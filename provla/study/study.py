@@ -114,7 +114,7 @@ def recorded_here(folder: Path) -> bool:
         target = json.loads((folder / "config.json").read_text())["dataset"]["_target_"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return str(target).rpartition(".")[2] in ("MetaworldSource", "RecordedSource")
+    return str(target).rpartition(".")[2] in ("MetaworldSource", "TwinsSource", "OgbenchSource", "RecordedSource")
 
 
 def machine_of(run: Run) -> str:
