@@ -17,7 +17,7 @@ class OgbenchRecording(ShippedRecording):
 
     kind: ClassVar[str] = "ogbench_scene"
     robot: ClassVar[str] = "ur5e"
-    max_steps = 200  # no field, so no part of its name; the oracles need 17 to 70, and up to 110 for two steps
+    max_steps = 200  # no field, so no part of its name; the oracles need 17 to 50, and 40 to 90 for two steps
 
     @staticmethod
     def known(asked: str | Sequence[str]) -> tuple[str, ...]:

@@ -283,9 +283,9 @@ class OgbenchScene:
     def _new_oracle(self, step: str, told: dict[str, Any]) -> Any:
         kind = step.partition("-")[0]
         module = import_module(f"ogbench.manipspace.oracles.markov.{kind}_markov")
-        # It slows down as it arrives, four times as much as OGBench's own, so that the noise of a recording does not
-        # decide whether it is precise.
-        oracle = getattr(module, f"{kind.title()}MarkovOracle")(env=self._sim, min_norm=0.1)
+        # OGBench's own arrive at full speed (0.4); slower they are smoother to learn from. Too slow, the cube slips.
+        slowest = 0.2 if kind == "cube" else 0.1
+        oracle = getattr(module, f"{kind.title()}MarkovOracle")(env=self._sim, min_norm=slowest)
         with numpy_seeded(self._oracle_seed):  # draws where the hand goes in the end
             oracle.reset(None, told)
         return oracle
