@@ -14,15 +14,33 @@ if starting(__name__):
 from provla.command.entry import command
 from provla.core.files import ROOT
 
-KEYS = ("checkpoint", "n_action_steps", "eval_episodes", "env", "scheduler", "bases", "trust", "device", "data_dir")
+KEYS = (
+    "checkpoint",
+    "n_action_steps",
+    "eval_episodes",
+    "env",
+    "execution",
+    "perturb",
+    "scheduler",
+    "bases",
+    "trust",
+    "device",
+    "data_dir",
+)
 
 
 @command(
-    "evaluate", free=("env", "scheduler", "bases"), lists=("scheduler.num_inference_steps",), paths=("checkpoint",)
+    "evaluate",
+    free=("env", "execution", "scheduler", "bases"),
+    lists=("scheduler.num_inference_steps", "perturb"),
+    paths=("checkpoint",),
 )
 def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
+    from provla.core.checks import check_values
+    from provla.core.identity import Root
     from provla.run.evaluate import evaluate, evaluate_steps
+    from provla.run.survival import survive
 
     if unknown := [key for key in config if key not in (*KEYS, "check")]:
         raise ValueError(
@@ -33,18 +51,27 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
         raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
     if not config["checkpoint"]:
         raise ValueError("checkpoint has no value; give checkpoint=…")
+    check_values(Root, {"perturb": config["perturb"]}, "")
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (
         Path(config["checkpoint"]).expanduser(),
         config["device"],
-        {"env": config["env"], "scheduler": scheduler, "root": root},
+        {"env": config["env"], "execution": config["execution"], "scheduler": scheduler, "root": root},
         folder,
         config["bases"],
         config["trust"],
     )
     steps = scheduler.get("num_inference_steps")
-    result = evaluate_steps(*asked, steps=steps) if isinstance(steps, list) else evaluate(*asked)
+    if isinstance(steps, list):
+        if config["perturb"]:
+            raise ValueError("perturb with several scheduler.num_inference_steps: give one of them at a time")
+        result = evaluate_steps(*asked, steps=steps)
+    else:
+        result = evaluate(*asked)
+    if config["perturb"]:
+        result.perturb = survive(*asked, asked=config["perturb"])
+        result.write(folder)
     return result.objective.value if result.objective else None
 
 

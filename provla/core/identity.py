@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provla.core.checks import Depth, Name, Seed, Steps, check_values, did_you_mean, shown
+from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown
 from provla.core.files import fingerprint
 from provla.core.renamed import as_first_named
 from provla.core.secrets import hide_in
@@ -23,6 +23,7 @@ NODES = (
     "head",
     "scheduler",
     "policy",
+    "execution",
     "env",
     "trainer",
     "logger",
@@ -48,6 +49,7 @@ class Root:
     eval_episodes: Steps
     objective: Name
     sampler_steps: list[Steps]
+    perturb: Name | list[Name] | Mapping[str, Natural]
     question: str | None
     arms: Mapping[str, Any] | None
     baseline: Any
@@ -67,6 +69,7 @@ NEUTRAL = (
     "pruner",
     "objective",
     "sampler_steps",
+    "perturb",
     *STUDY,
 )
 NEUTRAL_INSIDE = {
@@ -74,6 +77,8 @@ NEUTRAL_INSIDE = {
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
     "trainer": ("on_nan", "max_skipped"),
 }
+# How chunks were executed before there was a choice: runs of then are the same runs.
+PLAIN = {"_target_": "provla.execution.Chunk", "delay": 0, "smoothing": 0.0}
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +87,11 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, node in as_first_named(hide_in(config)).items():
         if key in NEUTRAL:
             continue
+        if key == "execution" and node == PLAIN:
+            continue
         inside = NEUTRAL_INSIDE.get(key, ())
+        if key == "env" and isinstance(node, Mapping) and not node.get("perturb"):
+            inside = (*inside, "perturb", "paraphrases")
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return kept
 
@@ -95,13 +104,13 @@ def identity(config: Mapping[str, Any]) -> str:
 def training_identity(config: Mapping[str, Any]) -> str:
     """Hash of everything in a configuration that can change the trained weights.
 
-    Training never reads `env`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of steps
-    (`num_inference_steps`)
-    only where a validation of sampled chunks decides something: which weights are kept (`trainer.keep=best`), or when
-    the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples nothing. A policy, scheduler or
-    trainer of one's own may read `n_action_steps` and the sampler's steps whenever it likes, so there they count.
+    Training never reads `env`, `execution`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of
+    steps (`num_inference_steps`) only where a validation of sampled chunks decides something: which weights are kept
+    (`trainer.keep=best`), or when the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples
+    nothing. A policy, scheduler or trainer of one's own may read `n_action_steps` and the sampler's steps whenever it
+    likes, so there they count.
     """
-    kept = {key: node for key, node in essence(config).items() if key not in ("env", "eval_episodes")}
+    kept = {key: node for key, node in essence(config).items() if key not in ("env", "execution", "eval_episodes")}
     if not _ours(config, "policy"):
         return fingerprint(kept, 16)
     kept.pop("n_action_steps", None)
@@ -156,8 +165,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={shown(config[key])}: expected a node with a _target_")
     check_study(config.get("study"))
     check_values(Root, config, "")
-    # A run of an earlier version has no rerun and no trust.
-    missing = [key for key in valid if key not in config and key not in ("rerun", "trust")]
+    # A run of an earlier version has none of these.
+    missing = [key for key in valid if key not in config and key not in ("rerun", "trust", "execution", "perturb")]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")
 

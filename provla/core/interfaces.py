@@ -12,7 +12,7 @@ from provla.core.world import Embodiment, Episode
 if TYPE_CHECKING:  # a world's process imports no torch
     from torch import Generator, Tensor
 
-    from provla.core.types import Batch, Observation, Tokens
+    from provla.core.types import Anchor, Batch, Observation, Tokens
 
 # One generator for the whole batch, or one per row, so that a row's noise does not depend on its neighbours.
 type Generators = Generator | list[Generator] | None
@@ -75,8 +75,18 @@ class Scheduler(Protocol):
         """
         ...
 
-    def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
-        """(B,H,A) of the given shape; all noise comes from the generator, or row by row from a list of B generators."""
+    def sample(
+        self,
+        head: Head,
+        context: Tokens,
+        shape: tuple[int, int, int],
+        generator: Generators = None,
+        anchor: Anchor | None = None,
+    ) -> Tensor:
+        """(B,H,A) of the given shape; all noise comes from the generator, or row by row from a list of B generators.
+
+        anchor: at each step the predicted clean chunk is pulled to it; asked for by `execution=rtc` alone.
+        """
         ...
 
 
@@ -95,18 +105,21 @@ class Policy(Protocol):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]: ...
 
-    def act(self, observation: Observation, generator: Generators = None) -> Tensor: ...
+    def act(self, observation: Observation, generator: Generators = None, anchor: Anchor | None = None) -> Tensor: ...
 
 
 class World(Protocol):
     """A simulation of one task. Twenty lines are enough: chunks, history, films, limits and processes are provla's.
 
     embodiment: its cameras, state, actions and fps. A world says whether it is solved by `success`, or how well, by
-    `score() -> float` instead: then an episode has succeeded once it reaches the suite's `success_score`. It may have
-    `over() -> str`, empty while an episode can go on, else why it cannot (`world.OVER`); `rules()`, name → whether
-    another rule of success has been met in the episode so far; `frame()`, (h, w, 3) uint8 for people, else the first
-    camera's picture; `expert()`, the action (A,) that a scripted expert takes now, with which `provla.record` records
-    demonstrations; and `close()`.
+    `score() -> float` instead: then an episode has succeeded once it reaches the suite's `success_score`. It may have:
+
+    over() -> str: empty while an episode can go on, else why it cannot (`world.OVER`).
+    rules() -> name → whether another rule of success has been met in the episode so far.
+    expert(): the action (A,) that a scripted expert takes now, with which `provla.record` records demonstrations.
+    frame(): (h, w, 3) uint8 for people, else the first camera's picture; close().
+    eyes, beyond, step_size: what perturbations use: the cameras (`env.mujoco.Eyes`); how far outside the range of
+    initial states episodes begin, in widths of the range; a sizeable change of each number of an action.
     """
 
     embodiment: Embodiment

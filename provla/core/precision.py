@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from provla.core.interfaces import Generators
-from provla.core.types import Observation
+from provla.core.types import Anchor, Observation
 
-Act = Callable[[Any, Observation, Generators], Tensor]
+Act = Callable[[Any, Observation, Generators, Anchor | None], Tensor]
 
 
 def deployed(act: Act) -> Act:
     """`act` without gradients and outside any autocast, so that a policy acts the same whoever asks it."""
 
     @wraps(act)
-    def asked(self: Any, observation: Observation, generator: Generators = None) -> Tensor:
+    def asked(
+        self: Any, observation: Observation, generator: Generators = None, anchor: Anchor | None = None
+    ) -> Tensor:
         with torch.no_grad(), torch.autocast(observation.state.device.type, enabled=False):
-            return act(self, observation, generator)
+            return act(self, observation, generator, anchor)
 
     return asked
 

@@ -23,6 +23,7 @@ from provla.core.renamed import now
 MEMBERS = {
     "dataset": ("load",),
     "env": ("episodes", "make"),
+    "execution": ("begin", "stride"),
     "trainer": ("fit",),
     "logger": ("log",),
     "pruner": ("prune",),

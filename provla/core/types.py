@@ -106,6 +106,20 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What a chunk that is being sampled is to continue. actions (B,H,A); weight (B,H) in [0, 1], 1 where a step is
+    fixed.
+    """
+
+    actions: Tensor
+    weight: Tensor
+
+    def pull(self, clean: Tensor) -> Tensor:
+        """clean (B,H,A), brought that near."""
+        return torch.lerp(clean, self.actions, self.weight.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
 class Spec:
     """The sizes and names a policy is built for; stored with its weights.
 

@@ -17,11 +17,10 @@ NEEDS = ("embodiment", "reset", "step", "state", "images")  # and success, or sc
 
 
 class Sizes(NamedTuple):
-    """What a policy looks at: cameras, and observations side by side; and how many of its actions are executed."""
+    """What a policy looks at: cameras, and observations side by side."""
 
     cameras: tuple[str, ...]
     n_obs_steps: int
-    n_action_steps: int
 
 
 class Seen(NamedTuple):
@@ -129,7 +128,7 @@ class Chunked:
         return self._seen([self._frame()] if film else [])
 
     def execute(self, chunk: Array) -> Seen:
-        """chunk (n_action_steps, A), clipped to the embodiment's bounds. What comes after the episode's end is left
+        """chunk (n,A), clipped to the embodiment's bounds. What comes after the episode's end is left
         out.
         """
         frames: list[Array] = []

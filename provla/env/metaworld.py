@@ -109,6 +109,7 @@ class MetaworldTask:
     """
 
     marks = True  # a sphere where the goal is
+    beyond = 0.0  # how far outside the range of initial states an episode begins, in widths of the range
 
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
         import metaworld.env_dict
@@ -125,7 +126,7 @@ class MetaworldTask:
         if "corner2" in self.cameras:  # closer, as LeRobot has it; before the first reset, which places the cameras
             self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
         self._image_size, self._video_size = image_size, video_size
-        self._eyes = Eyes(self._sim.model, self._sim.data, turned=("corner2",), sites=self.marks)
+        self.eyes = Eyes(self._sim.model, self._sim.data, turned=("corner2",), sites=self.marks)
         self._expert: Any = None
         self._success = False
         self.full_state: Array = np.zeros(39)
@@ -134,6 +135,9 @@ class MetaworldTask:
         import mujoco
 
         self._sim.seed(seed)
+        self._sim.__dict__.pop("_get_state_rand_vec", None)
+        if self.beyond:
+            self._sim._get_state_rand_vec = lambda: self._outside(self._sim._random_reset_space)
         self._sim.reset()
         self._place()
         # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
@@ -143,6 +147,15 @@ class MetaworldTask:
         self._sim._prev_obs = now
         self.full_state = np.hstack([now, now, np.zeros(3)])
         self._success, self._expert = False, None
+
+    def _outside(self, space: Any) -> Array:
+        """A state like those of the range, but beyond one of its ends in one number that varies."""
+        draw, low, high = self._sim.np_random, np.array(space.low), np.array(space.high)
+        found: Array = draw.uniform(low, high)
+        at = draw.choice(np.flatnonzero(high > low))
+        past = draw.uniform(0, self.beyond) * (high - low)[at]
+        found[at] = high[at] + past if draw.random() < 0.5 else low[at] - past
+        return found
 
     def _place(self) -> None:
         """What a reset does beyond the simulator's own."""
@@ -161,10 +174,10 @@ class MetaworldTask:
         return "unsafe" if unstable(self._sim.data) else ""
 
     def images(self) -> dict[str, Array]:
-        return {camera: self._eyes.see(camera, (self._image_size,) * 2) for camera in self.cameras}
+        return {camera: self.eyes.see(camera, (self._image_size,) * 2) for camera in self.cameras}
 
     def frame(self) -> Array:
-        return self._eyes.see(self.cameras[0], (self._video_size,) * 2)
+        return self.eyes.see(self.cameras[0], (self._video_size,) * 2)
 
     def expert(self) -> Array:
         """Meta-World's scripted expert for the task, (4,) float32 in [-1, 1]. It reads the simulator's full state,
@@ -181,7 +194,7 @@ class MetaworldTask:
         return clipped
 
     def close(self) -> None:
-        self._eyes.close()
+        self.eyes.close()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -198,6 +211,11 @@ class MetaworldSuite(TaskSuite):
     @property
     def sentences(self) -> dict[str, str]:
         return {task: metaworld_menu()[task]["instruction"] for task in metaworld_tasks(self.tasks)}
+
+    @property
+    def objects(self) -> dict[str, str]:
+        """Task → the object that it is about."""
+        return {task: task.partition("-")[0] for task in self.sentences}
 
     @property
     def embodiment(self) -> Embodiment:

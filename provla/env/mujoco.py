@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.env.scene import View
+
 if sys.platform == "linux":  # mujoco reads both when first imported; its own default wants a display
     os.environ.setdefault("MUJOCO_GL", "egl")
     if os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
@@ -66,9 +68,11 @@ class Camera:
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
 
-    def __call__(self, data: Any) -> Array:
-        """(height, width, 3) uint8."""
+    def __call__(self, data: Any, view: View | None = None) -> Array:
+        """(height, width, 3) uint8. view: what else than the scene's own is to be seen."""
         self._renderer.update_scene(data, self._name, self._options)
+        if view is not None:
+            view(self._renderer.scene, self._name)
         image = self._renderer.render()
         return np.ascontiguousarray(image[::-1, ::-1]) if self._turned else image
 
@@ -78,11 +82,12 @@ class Camera:
 
 class Eyes:
     """The cameras of a simulation, each made when it is first looked through. turned: those that hang upside down.
-    sites: see `Camera`.
+    sites: see `Camera`. view: of an episode that is perturbed.
     """
 
     def __init__(self, model: Any, data: Any, turned: Collection[str] = (), sites: bool = True) -> None:
         self.model, self.data, self._turned, self._sites = model, data, turned, sites
+        self.view: View | None = None
         self._cameras: dict[tuple[str, tuple[int, int]], Camera] = {}
 
     def see(self, camera: str, size: tuple[int, int]) -> Array:
@@ -90,7 +95,7 @@ class Eyes:
         if (camera, size) not in self._cameras:
             require_opengl()
             self._cameras[camera, size] = Camera(self.model, camera, size, camera in self._turned, self._sites)
-        return self._cameras[camera, size](self.data)
+        return self._cameras[camera, size](self.data, self.view)
 
     def close(self) -> None:
         while self._cameras:

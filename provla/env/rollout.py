@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from provla.core.files import write_bytes
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
-from provla.core.types import Observation, Spec
+from provla.core.types import Anchor, Observation, Spec
 from provla.core.world import Ending, Episode
 from provla.env.chunk import Seen
 from provla.env.suite import tasks_of
 from provla.env.worker import Fault
 from provla.env.worlds import Worlds
+from provla.execution import Chunk, Execution, Track
 
 Frame = NDArray[np.uint8]
 
@@ -66,25 +67,28 @@ def check_fit(suite: Suite, spec: Spec) -> None:
             )
 
 
-def rollout(policy: Any, suite: Suite, spec: Spec, seed: int, device: torch.device) -> list[Outcome]:
+def rollout(
+    policy: Any, suite: Suite, spec: Spec, seed: int, device: torch.device, how: Execution | None = None
+) -> list[Outcome]:
     """Outcomes in the suite's order: every episode, in batches over the suite's worlds, which take their steps at the
-    same time.
+    same time. how: chunks are executed; whole ones where it is None.
 
     The sampler's noise comes from a generator per episode, seeded by (seed, episode), so an outcome depends neither on
     the number of worlds nor on which episodes ran beside it. A world that fails, and a chunk that is not finite, cost
     the episode: a failure, with its reason.
     """
     check_fit(suite, spec)
+    how = how or Chunk()
+    how.check(spec)
     policy.eval()
     with Worlds(suite, spec) as worlds, progress_bars() as bars:
-        stage = _Stage(suite, worlds, seed)
+        stage = _Stage(suite, worlds, seed, lambda: how.begin(spec))
         bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
         stage.begin(range(len(worlds.tasks)))
         while stage.playing:
-            chunks = (
-                policy.act(_observe(stage.playing, device), [play.generator for play in stage.playing]).cpu().numpy()
-            )
-            stage.step(chunks[:, : spec.n_action_steps])
+            generators, anchor = [play.generator for play in stage.playing], _anchor(stage.playing, spec, device)
+            held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
+            stage.step(policy.act(_observe(stage.playing, device), generators, **held).cpu().numpy())
             bars.update(
                 bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded"
             )
@@ -100,8 +104,8 @@ def rollout(policy: Any, suite: Suite, spec: Spec, seed: int, device: torch.devi
 class _Play:
     """An episode being played in a world."""
 
-    def __init__(self, slot: int, episode: Episode, seed: int) -> None:
-        self.slot, self.outcome = slot, Outcome(episode)
+    def __init__(self, slot: int, episode: Episode, seed: int, track: Track) -> None:
+        self.slot, self.outcome, self.track = slot, Outcome(episode), track
         state = np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)
         self.generator = torch.Generator().manual_seed(int(state[0]))
 
@@ -122,8 +126,8 @@ class _Play:
 class _Stage:
     """Which episodes are played, in the order of their worlds; which wait, by task; which are finished."""
 
-    def __init__(self, suite: Suite, worlds: Worlds, seed: int) -> None:
-        self.worlds, self.seed = worlds, seed
+    def __init__(self, suite: Suite, worlds: Worlds, seed: int, track: Callable[[], Track]) -> None:
+        self.worlds, self.seed, self.track = worlds, seed, track
         self.waiting = {task: deque(e for e in suite.episodes if e.task == task) for task in tasks_of(suite)}
         self.finished: dict[Episode, Outcome] = {}
         self.playing: list[_Play] = []
@@ -133,7 +137,9 @@ class _Stage:
         the next.
         """
         while plays := [
-            _Play(slot, queue.popleft(), self.seed) for slot in free if (queue := self.waiting[self.worlds.tasks[slot]])
+            _Play(slot, queue.popleft(), self.seed, self.track())
+            for slot in free
+            if (queue := self.waiting[self.worlds.tasks[slot]])
         ]:
             self._move(plays, {play.slot: play.outcome.episode for play in plays})
             self.playing = sorted(
@@ -146,7 +152,7 @@ class _Stage:
         moves: dict[int, Episode | NDArray[np.float32]] = {}
         for play, chunk in zip(self.playing, chunks, strict=True):
             if np.isfinite(chunk).all():
-                moves[play.slot] = chunk
+                moves[play.slot] = play.track.take(chunk)
             else:
                 play.take(Fault("the policy's actions are not finite"))
         self._move(self.playing, moves)
@@ -161,6 +167,19 @@ class _Stage:
                 play.take(seen[play.slot])
             if play.over:
                 self.finished[play.outcome.episode] = play.outcome
+
+
+def _anchor(playing: list[_Play], spec: Spec, device: torch.device) -> Anchor | None:
+    """What the next chunks are to continue; None where none has anything to."""
+    told = [play.track.anchor() for play in playing]
+    if not any(told):
+        return None
+    actions = np.zeros((len(told), spec.horizon, spec.action_size), np.float32)
+    weight = np.zeros(actions.shape[:2], np.float32)
+    for row, one in enumerate(told):
+        if one is not None:
+            actions[row], weight[row] = one
+    return Anchor(torch.from_numpy(actions).to(device), torch.from_numpy(weight).to(device))
 
 
 def _observe(playing: list[_Play], device: torch.device) -> Observation:

@@ -8,6 +8,7 @@ from typing import Any
 from provla.core.checks import Count, Depth, Name, Names, Natural, Positive, Steps
 from provla.core.world import Episode
 from provla.env.chunk import check_embodiment, gymnasium_hint
+from provla.env.perturb import WORDS, check_levels, reworded
 
 # What a suite must have, and what is taken where it does not say it (see `interfaces.Suite`).
 NEEDS = ("episodes", "embodiment", "max_episode_steps", "make")
@@ -17,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "timeout": 120.0,
     "video_stride": 4,
     "success_score": 1.0,
+    "perturb": None,
 }
 
 
@@ -64,7 +66,7 @@ class TaskSuite:
     videos_per_task: episodes filmed, with a frame every video_stride control steps. instructions: task → what is said
     instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
     execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per
-    thread that torch has.
+    thread that torch has. perturb: factor → level (see `perturb`). paraphrases: task → other words for the same.
     """
 
     episodes_per_task: Steps
@@ -76,6 +78,18 @@ class TaskSuite:
     instructions: Mapping[str, Name | Names] | None = None
     timeout: Positive = 120.0
     workers: Depth | None = None
+    perturb: Mapping[str, Natural] | None = None
+    paraphrases: Mapping[str, Names] | None = None
+
+    @property
+    def opposites(self) -> Mapping[str, str]:
+        """Task → the sentence that asks for its opposite; empty where tasks have none."""
+        return {}
+
+    @property
+    def objects(self) -> Mapping[str, str]:
+        """Task → the object that it is about; empty where nobody knows."""
+        return {}
 
     @property
     def sentences(self) -> Mapping[str, str]:
@@ -90,6 +104,9 @@ class TaskSuite:
                     f"env.instructions.{task}={texts!r}: expected sentences for one of env.tasks: {', '.join(said)}"
                 )
             said[task] = [texts] if isinstance(texts, str) else list(texts)
+        check_levels(self.perturb or {}, "env.perturb")
+        for factor in (name for name in WORDS if (self.perturb or {}).get(name)):
+            said = reworded(factor, {task: texts[0] for task, texts in said.items()}, self)
         self.episodes = [
             Episode(
                 task, texts[i % len(texts)], self.first_seed + i, self.video_stride if i < self.videos_per_task else 0

@@ -17,8 +17,8 @@ Array = NDArray[Any]
 
 class Fixture(NamedTuple):
     """Something that can be moved both ways. Its joint starts at `middle`; `reach` further along lies the end for
-    which the first task of the pair asks, and as far the other way that of the second. low, high: where the scene draws its
-    place from, in metres: Meta-World's own ranges differ within a pair, and would tell the tasks apart.
+    which the first task of the pair asks, and as far the other way that of the second. low, high: where the scene draws
+    its place from, in metres: Meta-World's own ranges differ within a pair, and would tell the tasks apart.
     """
 
     tasks: tuple[str, str]
@@ -93,6 +93,11 @@ class TwinsSuite(MetaworldSuite):
     @property
     def sentences(self) -> dict[str, str]:
         return {task: metaworld_menu()[task]["instruction"] for task in twin_tasks(self.tasks)}
+
+    @property
+    def opposites(self) -> dict[str, str]:
+        """Task → the sentence that asks for its opposite."""
+        return {task: metaworld_menu()[OPPOSITE[task]]["instruction"] for task in self.sentences}
 
     def make(self, task: str) -> MetaworldTwin:
         return MetaworldTwin(task, self.cameras, self.image_size, self.video_size)

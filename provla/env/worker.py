@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from provla.env.chunk import Chunked, Seen, Sizes
+from provla.env.perturb import perturbed
 from provla.env.suite import option
 
 Array = NDArray[Any]
@@ -66,7 +67,7 @@ class Worker:
             world = self.worlds.get(call.slot)
             if world is None:
                 world = self.worlds[call.slot] = Chunked(
-                    self.suite.make(call.task),
+                    perturbed(self.suite.make(call.task), option(self.suite, "perturb")),
                     self.sizes,
                     self.suite.max_episode_steps,
                     option(self.suite, "success_score"),

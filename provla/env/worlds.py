@@ -140,7 +140,7 @@ class Worlds:
         tasks = tasks_of(suite)
         self.tasks = [tasks[i % len(tasks)] for i in range(slots or max(option(suite, "num_envs"), len(tasks)))]
         self._timeout = float(option(suite, "timeout"))
-        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps, spec.n_action_steps)}
+        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps)}
         self._stories: dict[int, _Story] = {}
         self._lost: dict[int, Fault] = {}
         self._workers: list[_Process] = []

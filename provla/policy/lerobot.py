@@ -16,7 +16,7 @@ from provla.core.build import build, check_node, first_line
 from provla.core.checks import Steps
 from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
-from provla.core.types import Batch, Observation, Spec, Tokens
+from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
 from provla.scheduler.diffusion import Diffusion
@@ -187,14 +187,14 @@ class LeRobotPolicy(Normalized):
         weight: float = self.policy.config.kl_weight
         return loss + weight * batch.per_sample(divergence)
 
-    def sample(self, observation: Observation, generator: Generators) -> Tensor:
+    def sample(self, observation: Observation, generator: Generators, anchor: Anchor | None) -> Tensor:
         batch = self.inputs(observation.images, observation)
         if self.sampler is None:
             predicted: Tensor = self.policy.model(batch)[0]
-            return predicted
+            return predicted if anchor is None else anchor.pull(predicted)
         condition, network = self._network(batch)
         shape = (len(observation), self.spec.horizon, self.spec.action_size)
-        return self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator)
+        return self.sampler.sample(network, Tokens.full(condition.unsqueeze(1)), shape, generator, anchor)
 
     def _network(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """The condition (B,D), encoded once, and LeRobot's denoiser as a head."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from provla.core.interfaces import Generators
 from provla.core.precision import deployed
-from provla.core.types import Observation, Spec
+from provla.core.types import Anchor, Observation, Spec
 from provla.policy.normalize import Normalizer
 
 
@@ -33,12 +34,16 @@ class Normalized(nn.Module):
     def reach(self) -> tuple[float, str]:
         raise NotImplementedError
 
-    def sample(self, observation: Observation, generator: Generators) -> Tensor:
-        """(B,H,A) normalised."""
+    def sample(self, observation: Observation, generator: Generators, anchor: Anchor | None) -> Tensor:
+        """(B,H,A) normalised, as the anchor's actions are."""
         raise NotImplementedError
 
     @deployed
-    def act(self, observation: Observation, generator: Generators = None) -> Tensor:
-        """(B,H,A) float32 in the robot's units; the sampler's noise comes from `generator` (one, or a list of B)."""
-        chunk: Tensor = self.action_norm.undo(self.sample(observation, generator).float())
+    def act(self, observation: Observation, generator: Generators = None, anchor: Anchor | None = None) -> Tensor:
+        """(B,H,A) float32 in the robot's units, as the anchor's actions are; the sampler's noise comes from `generator`
+        (one, or a list of B).
+        """
+        if anchor is not None:
+            anchor = replace(anchor, actions=self.action_norm(anchor.actions))
+        chunk: Tensor = self.action_norm.undo(self.sample(observation, generator, anchor).float())
         return chunk

@@ -14,7 +14,7 @@ from provla.backbone.tower import towers
 from provla.core.build import build, check_node
 from provla.core.checks import Width
 from provla.core.interfaces import Generators
-from provla.core.types import Batch, Observation, Spec, Tokens, fake_observation
+from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_observation
 from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
@@ -142,10 +142,11 @@ class ProVLA(Normalized):
 
     forward = loss  # what accelerate wraps
 
-    def sample(self, observation: Observation, generator: Generators) -> Tensor:
+    def sample(self, observation: Observation, generator: Generators, anchor: Anchor | None) -> Tensor:
         context = self._context(observation.images, observation)
         shape = (len(observation), self.spec.horizon, self.spec.action_size)
-        chunk: Tensor = self.scheduler.sample(self.head, context, shape, generator)
+        held = {} if anchor is None else {"anchor": anchor}  # a scheduler of one's own may know of none
+        chunk: Tensor = self.scheduler.sample(self.head, context, shape, generator, **held)
         return chunk
 
     def _context(self, images: Tensor, observation: Observation) -> Tokens:

@@ -17,7 +17,7 @@ from rich.table import Table
 from provla.core.build import build
 from provla.core.checks import check_values
 from provla.core.files import csv_text, write_text
-from provla.core.identity import Root, identity
+from provla.core.identity import PLAIN, Root, identity
 from provla.core.machine import environment, find_device, reproducible
 from provla.core.precision import describe_precision
 from provla.core.progress import console
@@ -31,6 +31,7 @@ from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
 from provla.policy.folder import find_policy, load_policy
 from provla.run.judging import Judgement
+from provla.run.setting import execution_of
 from provla.run.show import show
 from provla.trainer.loop import validate
 
@@ -57,24 +58,17 @@ def evaluate(
     folder: Path,
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Result:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
-    changes: keys to change, of `env`, of `scheduler`, and `root`: n_action_steps, eval_episodes. bases, trust: see
-    `load_policy`. Writes into `folder` and leaves the run's own folder alone.
+    changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes. bases,
+    trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
     """
     device = find_device(device_name)
     stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
-    run = stored.parent
-    if not (run / "config.json").is_file():
-        raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
-    try:
-        config = json.loads((run / "config.json").read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
-    check_stored(config, run / "config.json", trust)
-    _change(config, changes)
+    config = read_config(checkpoint, changes, trust)
     policy, spec = load_policy(
         stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust
     )
@@ -85,8 +79,25 @@ def evaluate(
         _judge(config, policy, spec, folder, device, result)
     result.status, result.made = "completed", environment(device)
     result.write(folder)
-    show(result, folder)
+    if not quiet:
+        show(result, folder)
     return result
+
+
+def read_config(checkpoint: Path, changes: Mapping[str, Mapping[str, Any]], trust: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the run whose policy is judged, with the changes; `ValueError` where it holds none, or one
+    that may not be trusted.
+    """
+    file = find_policy(checkpoint).parent / "config.json"
+    if not file.is_file():
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is not the folder of a run: it has no config.json")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
+    check_stored(config, file, trust)
+    _change(config, changes)
+    return config
 
 
 def _judge(
@@ -98,7 +109,9 @@ def _judge(
         check_suite(suite)
         check_fit(suite, spec)
         rehearse(suite, spec)
-        judged.play(policy, suite, spec, config["seed"], device, folder)
+        how = execution_of(config)
+        how.check(spec)
+        judged.play(policy, suite, spec, config["seed"], device, folder, how)
     else:
         source = build(config["dataset"], "dataset")
         data = source.load()
@@ -131,6 +144,8 @@ def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) ->
     if "eval_episodes" in root:
         env.setdefault("episodes_per_task", root["eval_episodes"])
     config["env"] = {**config["env"], **env}
+    how = changes.get("execution") or {}
+    config["execution"] = dict(how) if "_target_" in how else {**config.get("execution", PLAIN), **how}
     for node in (config, config["policy"]):
         if isinstance(node.get("scheduler"), Mapping):
             node["scheduler"] = {**node["scheduler"], **changes["scheduler"]}

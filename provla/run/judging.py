@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,24 @@ from provla.core.result import Objective, Result
 from provla.core.types import Spec, fake_observation
 from provla.env.rollout import Outcome, rollout, write_videos
 from provla.env.suite import option
+from provla.execution import Execution
 from provla.statistics.checks import wilson
 
 
 def summarize(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
-    """Per task and over all (`success_rate`): rate, its 95 % Wilson interval (low, high), episodes, successes."""
-    cells: dict[str, list[bool]] = {}
+    """Per task and over all (`success_rate`): rate, its 95 % Wilson interval (low, high), episodes, successes, and how
+    many failures ended how (`ended/<ending>`).
+    """
+    cells: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        cells.setdefault(outcome.episode.task, []).append(outcome.success)
-        cells.setdefault("success_rate", []).append(outcome.success)
+        cells.setdefault(outcome.episode.task, []).append(outcome)
+        cells.setdefault("success_rate", []).append(outcome)
     found = {}
-    for name, wins in cells.items():
-        low, high = wilson(sum(wins), len(wins))
-        found[name] = {
-            "rate": sum(wins) / len(wins),
-            "low": low,
-            "high": high,
-            "episodes": len(wins),
-            "successes": sum(wins),
-        }
+    for name, played in cells.items():
+        wins = sum(outcome.success for outcome in played)
+        low, high = wilson(wins, len(played))
+        found[name] = {"rate": wins / len(played), "low": low, "high": high, "episodes": len(played), "successes": wins}
+        found[name] |= Counter(f"ended/{o.ending}" for o in played if not o.success)
     return found
 
 
@@ -51,6 +51,7 @@ class Judgement:
 
     metrics: dict[str, float] = field(default_factory=dict)
     episodes: list[Outcome] = field(default_factory=list)
+    execution: dict[str, Any] | None = None  # how chunks were executed, with the delay in control steps
     videos: list[Path] = field(default_factory=list)
 
     @property
@@ -62,10 +63,15 @@ class Judgement:
         """Failures that were no failing at the task."""
         return sum(bool(outcome.reason) for outcome in self.episodes)
 
-    def play(self, policy: Any, suite: Any, spec: Spec, seed: int, device: torch.device, folder: Path) -> None:
-        """All of the suite's episodes, into episodes.csv and videos/."""
+    def play(
+        self, policy: Any, suite: Any, spec: Spec, seed: int, device: torch.device, folder: Path, how: Execution
+    ) -> None:
+        """All of the suite's episodes, into episodes.csv and videos/. how: chunks are executed."""
         if suite.episodes:
-            self.episodes = rollout(policy, suite, spec, seed, device)
+            if how.delay == "measured":
+                how = how.settled(spec, ms_per_chunk(policy, spec, device))
+            self.execution = {"kind": type(how).__name__, **asdict(how)}
+            self.episodes = rollout(policy, suite, spec, seed, device, how)
             self.metrics |= rates(self.success)
             self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")
@@ -73,7 +79,7 @@ class Judgement:
     def conclude(self, result: Result, objective: str, policy: Any, spec: Spec, device: torch.device) -> None:
         """Into a result: what was found, and how long a robot would wait for a chunk."""
         result.objective, result.metrics = objective_of(objective, self.metrics), self.metrics
-        result.success, result.faults = self.success, self.faults
+        result.success, result.faults, result.execution = self.success, self.faults, self.execution
         result.ms_per_chunk = ms_per_chunk(policy, spec, device)
 
 

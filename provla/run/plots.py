@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,4 +206,40 @@ def plot_dataset(
             axes.tick_params(labelsize=7)
         if len(names) > len(shown):
             bottom.suptitle(f"shown: the first {len(shown)} of {len(names)} joints", fontsize=8)
+        return save(figure, path)
+
+
+def plot_survival(rows: Sequence[Mapping[str, Any]], plain: float, path: Path) -> Path:
+    """Success under each factor with its 95 % interval, and the share that did the opposite; without any, a dashed
+    line.
+    """
+    found = sorted((row for row in rows if "success" in row), key=lambda row: row["success"])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.28 * max(3, len(found))))
+        for y, row in enumerate(found):
+            axes.plot([row["low"], row["high"]], [y, y], color=BLUE, lw=1.4)
+            axes.plot([row["success"]], [y], "o", color=BLUE, ms=5)
+            axes.plot([row["opposite"] / row["episodes"]], [y], "x", color=ORANGE, ms=5)
+        axes.axvline(plain, color=GREY, ls="--", lw=1)
+        axes.plot([], [], "o", color=BLUE, label="success")
+        axes.plot([], [], "x", color=ORANGE, label="the opposite")
+        axes.plot([], [], ls="--", color=GREY, label="success, unperturbed")
+        axes.set_yticks(range(len(found)), [f"{row['factor']} {row['level']}" for row in found])
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("share of episodes")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+        return save(figure, path)
+
+
+def plot_gallery(seen: Mapping[str, Array], path: Path) -> Path:
+    """Pictures with their captions, five in a row."""
+    columns = 5
+    rows = -(-len(seen) // columns)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, grid = plt.subplots(rows, columns, figsize=(1.7 * columns, 1.95 * rows), squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, (caption, picture) in zip(grid.flat, seen.items(), strict=False):
+            axes.imshow(picture)
+            axes.set_title(caption, fontsize=8)
         return save(figure, path)

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from provla.core.build import build, check_nodes
+from provla.core.identity import PLAIN
 from provla.core.progress import console
 from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
+from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
+from provla.execution import Execution
 from provla.pruner import NoPruner
 from provla.trainer.metrics import chunk_metrics, measured
 from provla.trainer.options import Trainer
@@ -27,6 +30,7 @@ class Parts:
 
     trainer: Trainer
     suite: Any
+    execution: Execution
     logger: Any
     pruner: NoPruner
     source: Any
@@ -51,7 +55,7 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
     check_steps(config["horizon"], config["n_action_steps"])
     check_nodes(config)
     found = {"suite": "env", "source": "dataset", "trainer": "trainer", "logger": "logger", "pruner": "pruner"}
-    parts = Parts(**{name: build(config[key], key) for name, key in found.items()})
+    parts = Parts(**{name: build(config[key], key) for name, key in found.items()}, execution=execution_of(config))
     for name, key, needs in (
         ("source", "dataset", ("load", "val_fraction", "split_seed")),
         ("trainer", "trainer", ("fit", "total_steps", "check_samples")),
@@ -66,6 +70,12 @@ def make_parts(config: Mapping[str, Any]) -> Parts:
     return parts
 
 
+def execution_of(config: Mapping[str, Any]) -> Execution:
+    """Of a run's configuration; that of an earlier version names none."""
+    found: Execution = build(config.get("execution", PLAIN), "execution", Execution)
+    return found
+
+
 def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
     """The data, held against everything that will use them. `ValueError` for what does not fit."""
     data: Demonstrations = parts.source.load()
@@ -78,12 +88,17 @@ def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
     spec = make_spec(config, data)
     if parts.simulated:
         check_fit(parts.suite, spec)
+        parts.execution.check(spec)
+        if config.get("perturb"):
+            chosen(config["perturb"], available(parts.suite))
         rehearse(parts.suite, spec)
     learn, held = (
         Sampler(data, episodes, spec.cameras, spec.horizon, spec.n_obs_steps)
         for episodes in data.split(parts.source.val_fraction, parts.source.split_seed)
     )
     check_objective(config["objective"], parts.suite, spec, bool(len(held)))
+    if config.get("perturb") and not parts.simulated:
+        raise ValueError(f"perturb={config['perturb']}: nothing is simulated (env=none), so nothing can be perturbed")
     if not len(held):
         check_unvalidated(config, parts.source.val_fraction, parts.simulated)
     parts.trainer.check_samples(len(learn))

@@ -47,13 +47,10 @@ def show(result: Result, folder: Path) -> None:
     """The short table a run ends with."""
     if result.success:
         table = Table(title="closed loop", title_justify="left")
-        for column, justify in (
-            ("task", "left"),
-            ("success", "right"),
-            ("95 % Wilson interval", "right"),
-            ("episodes", "right"),
-        ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        counted = [key for key in ("ended/opposite", "ended/unsafe") if any(key in c for c in result.success.values())]
+        table.add_column("task")
+        for column in ("success", "95 % Wilson interval", "episodes", *(key.partition("/")[2] for key in counted)):
+            table.add_column(column, justify="right")
         for name, cell in sorted(result.success.items(), key=lambda item: item[0] == "success_rate"):
             label = "all tasks" if name == "success_rate" else name
             table.add_row(
@@ -61,7 +58,7 @@ def show(result: Result, folder: Path) -> None:
                 f"{cell['rate']:.0%}",
                 f"{cell['low']:.0%} – {cell['high']:.0%}",
                 f"{cell['episodes']}",
-                end_section=False,
+                *(f"{cell.get(key, 0)}" for key in counted),
             )
         console.print(table)
         if result.faults:

@@ -36,17 +36,26 @@ from provla.logger.wandb import WANDB_RUN, download_checkpoint
 from provla.policy.folder import save_policy
 from provla.policy.matched import count_parameters, parameters_by_part
 from provla.run.evaluate import evaluate_steps
-from provla.run.judging import Judgement, episode_rows
+from provla.run.judging import Judgement, episode_rows, ms_per_chunk
 from provla.run.pictures import plot_run
 from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
 from provla.run.show import announce, run_name, show, tags
+from provla.run.survival import survive
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import PRUNED, Fit, seed_everything
 from provla.trainer.loop import validate
 from provla.trainer.options import Trainer
 
-FOLDERS = ("checkpoints", "policy", "plots", "videos", "steps", "bad_batches")  # what a run writes beside its files
+FOLDERS = (
+    "checkpoints",
+    "policy",
+    "plots",
+    "videos",
+    "steps",
+    "perturb",
+    "bad_batches",
+)  # what a run writes beside its files
 
 
 def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], minutes: float | None = None) -> float:
@@ -168,6 +177,8 @@ def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: to
     rows = setting.learn.rows
     policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
     result.flops_per_sample = rehearse_policy(policy, setting.spec, device)
+    if parts.simulated and parts.execution.delay == "measured":  # rather now than after the training
+        parts.execution.settled(setting.spec, ms_per_chunk(policy, setting.spec, device)).check(setting.spec)
     result.parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     result.precision, result.judged = describe_precision(policy), parts.trainer.keep
     result.quantization = {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()}
@@ -243,10 +254,11 @@ def _judge(
         row = {f"val/{key}": value for key, value in judged.metrics.items()}
         fit.history.append({"step": fit.step, **row})
         parts.logger.log(fit.step, row)
-    judged.play(policy, parts.suite, setting.spec, config["seed"], device, folder)
+    judged.play(policy, parts.suite, setting.spec, config["seed"], device, folder, parts.execution)
     plots, chunks = plot_run(policy, fit, setting.held, setting.data, folder / "plots", device)
     judged.conclude(result, config["objective"], policy, setting.spec, device)
     result.trained_by, result.sampler_steps = training.by, _judge_steps(config, folder)
+    result.perturb = _judge_under(config, folder)
     parts.logger.media(plots, judged.videos)
     parts.logger.table("chunks", chunks)
     parts.logger.table("episodes", episode_rows(judged.episodes))
@@ -269,6 +281,14 @@ def _judge_steps(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
         folder, config["device"], changes, folder / "steps", None, modules(config), config["sampler_steps"]
     )
     return judged.steps or []
+
+
+def _judge_under(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]] | None:
+    """What is left of success under each factor of `perturb`."""
+    if not config.get("perturb"):
+        return None
+    changes: dict[str, dict[str, Any]] = {"env": {}, "scheduler": {}}
+    return survive(folder, config["device"], changes, folder, None, modules(config), config["perturb"])
 
 
 def _offline(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from provla.core.checks import Steps
 from provla.core.interfaces import Generators, Head
-from provla.core.types import Tokens
+from provla.core.types import Anchor, Tokens
 from provla.scheduler.parts import draw, first_noise, in_float32, squared
 
 
@@ -98,7 +98,14 @@ class Diffusion(nn.Module):
         targets = {"epsilon": noise, "sample": actions, "v_prediction": signal * noise - spread * actions}
         return squared(prediction, targets[self._scheduler.config.prediction_type], is_pad)
 
-    def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
+    def sample(
+        self,
+        head: Head,
+        context: Tokens,
+        shape: tuple[int, int, int],
+        generator: Generators = None,
+        anchor: Anchor | None = None,
+    ) -> Tensor:
         """(B,H,A) float32 of the given shape; all noise comes from the generator, or row by row from a list of B
         generators.
         """
@@ -106,5 +113,18 @@ class Diffusion(nn.Module):
         head, x = in_float32(head), first_noise(context, shape, generator)
         for t in self._scheduler.timesteps:
             prediction = head(x, t.to(x.device).expand(len(x)), context)
+            if anchor is not None:
+                prediction = self._pulled(prediction, x, t, anchor)
             x = self._scheduler.step(prediction, t, x, generator=generator).prev_sample
         return x
+
+    def _pulled(self, prediction: Tensor, x: Tensor, t: Tensor, anchor: Anchor) -> Tensor:
+        """The prediction whose clean chunk is nearer to the anchor; x: the noisy one at step t."""
+        kind, alpha = self._scheduler.config.prediction_type, float(self._scheduler.alphas_cumprod[int(t)])
+        signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+        if kind == "sample":
+            return anchor.pull(prediction)
+        clean = (x - spread * prediction) / signal if kind == "epsilon" else signal * x - spread * prediction
+        clean = anchor.pull(clean.clamp(-self.limit, self.limit))
+        held: Tensor = (x - signal * clean) / spread if kind == "epsilon" else (signal * x - clean) / spread
+        return held

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from provla.core.checks import Steps
 from provla.core.interfaces import Generators, Head
-from provla.core.types import Tokens
+from provla.core.types import Anchor, Tokens
 from provla.scheduler.parts import draw, first_noise, in_float32, squared
 
 
@@ -48,12 +48,20 @@ class Flow(nn.Module):
         prediction = head((1 - share) * noise + share * actions, self.SCALE * t, context)
         return squared(prediction, actions - noise, is_pad)
 
-    def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
+    def sample(
+        self,
+        head: Head,
+        context: Tokens,
+        shape: tuple[int, int, int],
+        generator: Generators = None,
+        anchor: Anchor | None = None,
+    ) -> Tensor:
         """(B,H,A) of the given shape; the noise comes from the generator, or row by row from a list of B generators."""
         head, x, step = in_float32(head), first_noise(context, shape, generator), 1 / self.num_inference_steps
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            return head(x, torch.full((len(x),), self.SCALE * t, device=x.device), context)
+            found = head(x, torch.full((len(x),), self.SCALE * t, device=x.device), context)
+            return found if anchor is None else (anchor.pull(x + (1 - t) * found) - x) / (1 - t)
 
         for i in range(self.num_inference_steps):
             t = i * step

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from provla.core.interfaces import Generators, Head
-from provla.core.types import Tokens
-from provla.scheduler.parts import masked_mean
+from provla.core.types import Anchor, Tokens
+from provla.scheduler.parts import in_float32, masked_mean, pulled
 
 
 class L1(nn.Module):
@@ -30,7 +30,14 @@ class L1(nn.Module):
         prediction = head(torch.zeros_like(actions), actions.new_zeros(len(actions)), context)
         return masked_mean((prediction.float() - actions.float()).abs(), is_pad)
 
-    def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
+    def sample(
+        self,
+        head: Head,
+        context: Tokens,
+        shape: tuple[int, int, int],
+        generator: Generators = None,
+        anchor: Anchor | None = None,
+    ) -> Tensor:
         """(B,H,A) of the given shape."""
         start = torch.zeros(shape, device=context.features.device)
-        return head(start, start.new_zeros(shape[0]), context).float()
+        return pulled(in_float32(head)(start, start.new_zeros(shape[0]), context), anchor)

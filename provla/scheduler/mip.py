@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from provla.core.checks import Inside
 from provla.core.interfaces import Generators, Head
-from provla.core.types import Tokens
-from provla.scheduler.parts import draw, in_float32, squared
+from provla.core.types import Anchor, Tokens
+from provla.scheduler.parts import draw, in_float32, pulled, squared
 
 
 class MIP(nn.Module):
@@ -44,8 +44,16 @@ class MIP(nn.Module):
         early, late = self._weights
         return (early * squared(first, actions, is_pad) + late * squared(second, actions, is_pad)) / (early + late)
 
-    def sample(self, head: Head, context: Tokens, shape: tuple[int, int, int], generator: Generators = None) -> Tensor:
+    def sample(
+        self,
+        head: Head,
+        context: Tokens,
+        shape: tuple[int, int, int],
+        generator: Generators = None,
+        anchor: Anchor | None = None,
+    ) -> Tensor:
         """(B,H,A) of the given shape."""
         head, start = in_float32(head), torch.zeros(shape, device=context.features.device)
         zero = start.new_zeros(shape[0])
-        return head(self._t * head(start, zero, context), zero + self.SCALE * self._t, context)
+        first = pulled(head(start, zero, context), anchor)
+        return pulled(head(self._t * first, zero + self.SCALE * self._t, context), anchor)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from provla.core.interfaces import Generators, Head
-from provla.core.types import Tokens
+from provla.core.types import Anchor, Tokens
 
 
 def masked_mean(error: Tensor, is_pad: Tensor) -> Tensor:
@@ -31,6 +31,11 @@ def first_noise(context: Tokens, shape: tuple[int, int, int], generator: Generat
 
     drawn: Tensor = randn_tensor(shape, generator, context.features.device, torch.float32)
     return drawn
+
+
+def pulled(clean: Tensor, anchor: Anchor | None) -> Tensor:
+    """A predicted clean chunk (B,H,A), pulled to the anchor where there is one."""
+    return clean if anchor is None else anchor.pull(clean)
 
 
 def in_float32(head: Head) -> Head:

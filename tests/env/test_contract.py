@@ -56,35 +56,35 @@ def suite(kind: type, **changes: Any) -> Any:
 
 
 def played(world: type, chunk: float = 1.0, limit: int = 20, **options: Any) -> Any:
-    it = Chunked(world(), Sizes(("top",), 1, 4), limit, **options)
+    it = Chunked(world(), Sizes(("top",), 1), limit, **options)
     seen = it.begin(0)
-    while not seen.over:
+    while not seen.ending:
         seen = it.execute(np.full((4, 1), chunk, np.float32))
     return seen
 
 
 def test_success_is_a_yes_or_a_score_that_is_enough() -> None:
-    assert played(Walk).success
-    assert not played(Walk, 0.0).success
+    assert played(Walk).ending == "success"
+    assert played(Walk, 0.0).ending == "timeout"
     far = played(Scored, success_score=0.5)
-    assert far.success
+    assert far.ending == "success"
     assert far.score is not None
     assert 0.5 <= far.score < 0.8
     back = played(Scored, -1.0, limit=1000)
-    assert not back.success
+    assert back.ending == "over"
     assert back.steps < 20  # it was over
     assert back.score is not None
     assert back.score <= 0
 
 
 def test_actions_are_brought_within_their_bounds() -> None:
-    it = Chunked(Walk(), Sizes(("top",), 2, 4), 20)
+    it = Chunked(Walk(), Sizes(("top",), 2), 20)
     it.begin(0)
     assert it.execute(np.full((4, 1), 7, np.float32)).state[-1, 1] == 1
 
 
 def test_a_frame_for_people_is_the_first_picture_where_there_is_none() -> None:
-    it = Chunked(Walk(), Sizes(("top",), 1, 4), 20)
+    it = Chunked(Walk(), Sizes(("top",), 1), 20)
     assert it.begin(0, film=2).frames[0].shape == (16, 24, 3)
     assert len(it.execute(np.zeros((4, 1), np.float32)).frames) == 2
 

@@ -103,7 +103,7 @@ def test_the_picture_is_that_of_lerobot() -> None:
 
 def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
     plain = MetaworldTask("window-open", ["corner2"], 32)
-    chunked = Chunked(MetaworldTask("window-open", ["corner2"], 32), Sizes(("corner2",), 2, 5), 12)
+    chunked = Chunked(MetaworldTask("window-open", ["corner2"], 32), Sizes(("corner2",), 2), 12)
     first = chunked.begin(2)
     plain.reset(2)
     assert first.images.shape == (2, 1, 32, 32, 3)
@@ -116,10 +116,10 @@ def test_chunks_execute_every_action_and_show_the_last_observations() -> None:
     image = plain.images()["corner2"]
     seen = chunked.execute(actions[:5])
     np.testing.assert_array_equal(seen.state, np.stack(states[3:5]))
-    assert (seen.success, seen.over, seen.steps) == (False, False, 5)
+    assert (seen.ending, seen.steps) == (None, 5)
     chunked.execute(actions[5:10])
     seen = chunked.execute(actions[10:15])
-    assert (seen.success, seen.over, seen.steps) == (False, True, 12)
+    assert (seen.ending, seen.steps) == ("timeout", 12)
     np.testing.assert_array_equal(chunked.world.images()["corner2"], image)  # nothing ran after the limit
     chunked.close()
     plain.close()

@@ -202,7 +202,7 @@ def filmed(tmp_path: Path) -> Path:
         films = [
             Outcome(
                 Episode(task, "x", i, True),
-                bool(i),
+                "success" if i else "timeout",
                 8,
                 [np.full((32, 32, 3), 20 * t + 60 * i, np.uint8) for t in range(8)],
             )

@@ -1,0 +1,126 @@
+"""A trained policy judged under perturbations, one at a time, on the same episodes as without."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from provla.core.build import build
+from provla.core.files import csv_text, write_text
+from provla.core.progress import console
+from provla.core.result import Result
+from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
+from provla.run.evaluate import evaluate, read_config
+from provla.statistics.checks import wilson
+
+FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor and level
+
+
+def survive(
+    checkpoint: Path,
+    device: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    bases: Mapping[str, str] | None,
+    trust: Sequence[str],
+    asked: str | Sequence[str] | Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Rows {factor, level, …} of what was found under each factor: success with its Wilson interval, endings, and the
+    paired difference from the episodes in `folder`, which were played without. Into perturb/, perturb.csv and plots/.
+
+    changes, bases, trust: see `evaluate`. asked: see `env.perturb.chosen`. `ValueError` for what these worlds do not
+    have.
+    """
+    from provla.run.plots import plot_survival
+
+    config = read_config(checkpoint, changes, trust)
+    suite = build(config["env"], "env")
+    levels = chosen(asked, available(suite))
+    plain, rows = read_outcomes(folder / "episodes.csv"), []
+    for factor, level in levels.items():
+        console.print(f"{factor}, level {level}: {amount(factor, level)}")
+        under = {**changes, "env": {**changes["env"], "perturb": {factor: level}, "videos_per_task": 0}}
+        place = folder / FOLDER / f"{factor}_{level}"
+        try:
+            result = evaluate(checkpoint, device, under, place, bases, trust, quiet=True)
+        except ValueError as error:
+            if factor not in WORDS:
+                raise
+            rows.append({"factor": factor, "level": level, "note": str(error)})  # it reads no other sentences
+            continue
+        rows.append({"factor": factor, "level": level, **_row(result, plain, read_outcomes(place / "episodes.csv"))})
+    write_text(folder / "perturb.csv", csv_text(rows, list(dict.fromkeys(key for row in rows for key in row))))
+    rate = float(np.mean([won for won, _ in plain.values()]))
+    plot_survival(rows, rate, folder / "plots" / "perturb.png")
+    picture(suite, levels, folder / "plots" / "perturbed.png")
+    _show(rows, rate)
+    return rows
+
+
+def amount(factor: str, level: int) -> str:
+    """A level in words."""
+    found = FACTORS[factor]
+    return found.unit if len(found.amounts) == 1 else f"{found.amounts[level - 1]:g} {found.unit}"
+
+
+def read_outcomes(path: Path) -> dict[tuple[str, int], tuple[bool, str]]:
+    """(task, episode seed) → success and ending of an episodes.csv."""
+    with path.open(newline="") as file:
+        return {
+            (row["task"], int(row["episode_seed"])): (row["success"] == "1", row["ending"])
+            for row in csv.DictReader(file)
+        }
+
+
+def _row(result: Result, plain: Mapping[Any, Any], found: Mapping[Any, Any]) -> dict[str, Any]:
+    won = [success for success, _ in found.values()]
+    low, high = wilson(sum(won), len(won))
+    row: dict[str, Any] = {"success": float(np.mean(won)), "low": low, "high": high, "episodes": len(won)}
+    change = np.array([float(found[key][0]) - float(plain[key][0]) for key in found if key in plain])
+    if len(change):
+        # Of the mean change over pairs of episodes: this policy's, no claim about other trainings.
+        half = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
+        row |= {"difference": float(change.mean()), "difference_low": change.mean() - half}
+        row |= {"difference_high": change.mean() + half}
+    endings = [ending for _, ending in found.values()]
+    return row | {ending: endings.count(ending) for ending in ("opposite", "unsafe", "timeout", "fault")}
+
+
+def _show(rows: Sequence[Mapping[str, Any]], plain: float) -> None:
+    table = Table(title=f"what it survives (without: {plain:.0%})", title_justify="left")
+    for column in ("factor", "level", "success", "difference", "opposite"):
+        table.add_column(column, justify="left" if column == "factor" else "right")
+    for row in sorted(rows, key=lambda row: row.get("success", 2.0)):
+        if "note" in row:
+            table.add_row(row["factor"], "", row["note"], "", "")
+            continue
+        change, low, high = (100 * row[key] for key in ("difference", "difference_low", "difference_high"))
+        difference = f"{change:+.0f} ({low:+.0f} to {high:+.0f})"
+        table.add_row(row["factor"], str(row["level"]), f"{row['success']:.0%}", difference, str(row["opposite"]))
+    console.print(table)
+
+
+def picture(suite: Any, levels: Mapping[str, int], path: Path) -> None:
+    """One episode under each factor, as a policy sees it a few steps on: what was asked of it."""
+    from provla.run.plots import plot_gallery
+
+    first = suite.episodes[0]
+    seen: dict[str, NDArray[Any]] = {}
+    for factor, level in {"": 0, **levels}.items():
+        if factor in WORDS:
+            continue
+        world = perturbed(suite.make(first.task), {factor: level} if factor else None)
+        world.reset(first.seed)
+        for _ in range(8):
+            world.step(world.embodiment.action.clip(world.expert() if hasattr(world, "expert") else 0.0))
+        name = next(iter(world.embodiment.cameras))
+        seen[f"{factor} {level}" if factor else "as demonstrated"] = world.images()[name]
+        if hasattr(world, "close"):
+            world.close()
+    plot_gallery(seen, path)
