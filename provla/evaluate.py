@@ -12,6 +12,7 @@ if starting(__name__):
     early()  # before the imports that take long
 
 from provla.command.entry import command
+from provla.core.files import ROOT
 
 KEYS = (
     "checkpoint",
@@ -99,7 +100,19 @@ def check_env(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> 
 
 def main() -> None:
     """One command with two faces: a run's policy, or a world."""
-    (check_env if "check=env" in sys.argv[1:] else judge)()
+    if "check=env" in sys.argv[1:]:
+        sys.argv += _own_data(sys.argv[1:])
+        check_env()
+    else:
+        judge()
+
+
+def _own_data(arguments: list[str]) -> list[str]:
+    """`dataset=<name>` for a shipped world with data of its name, from which it takes its tasks and cameras."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    name = given.get("env", "none")
+    own = "dataset" not in given and (ROOT / "conf" / "dataset" / f"{name}.yaml").is_file()
+    return [f"dataset={name}"] if own else []
 
 
 if __name__ == "__main__":

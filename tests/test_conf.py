@@ -26,6 +26,7 @@ NEEDS = {  # what an option leaves to its user
     ("dataset", "lerobot"): ["dataset.root=x"],
     ("dataset", "recorded"): WORLD,
     ("env", "world"): WORLD,
+    ("env", "ogbench_scene"): ["dataset=ogbench_scene"],  # its tasks
     ("env", "gym"): ["env.id=CartPole-v1", "env.instruction=Balance the pole"],
 }
 POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy")

@@ -3,6 +3,7 @@
 LeRobotSource: any LeRobot v3 data set, from a folder or the Hub.
 MetaworldSource: demonstrations of Meta-World's scripted experts, recorded on first use.
 TwinsSource: those of twins, whose sentences alone tell what is to be done.
+OgbenchSource: those of OGBench's oracles in its scene.
 RecordedSource: those of the scripted expert of a world of your own.
 FakeSource: random pixels and smooth motions, in memory.
 Demonstrations: what the `load` of a source of your own returns.
@@ -16,6 +17,7 @@ __getattr__ = lazy(
         "LeRobotSource": "lerobot",
         "MetaworldSource": "metaworld",
         "TwinsSource": "metaworld",
+        "OgbenchSource": "ogbench",
         "RecordedSource": "recorded",
         "FakeSource": "fake",
         "Demonstrations": "demonstrations",

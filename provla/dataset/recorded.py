@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from provla.core.build import check_node
-from provla.core.checks import Count, Depth, Extent, Fraction, Name, Names, NonNegative, Seed, Steps
+from provla.core.checks import Count, Depth, Edge, Extent, Fraction, Name, Names, NonNegative, Seed, Steps
 from provla.core.types import JointGroups
 from provla.core.world import Embodiment
 from provla.dataset.inspection import Inspection
 from provla.dataset.lerobot import LeRobotSource
 from provla.dataset.recording import Recording, record
+from provla.env.mujoco import require_opengl
 from provla.env.world import Maker
 
 
@@ -68,6 +69,38 @@ class WorldRecording(Recording):
 
     def make(self, task: str) -> Any:
         return self._maker.make(task)
+
+
+@dataclass(frozen=True)
+class ShippedRecording(Recording):
+    """The scripted experts of a simulation that comes with provla; see `Recording`. version: counts up when what is
+    recorded changes otherwise than by the other fields.
+    """
+
+    tasks: tuple[str, ...]
+    episodes_per_task: int
+    cameras: tuple[str, ...]
+    image_size: int
+    seed: int
+    noise: float
+    noise_correlation: float
+    crf: int
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.image_size < 16 or self.image_size % 2:
+            raise ValueError(
+                f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)"
+            )
+
+    @staticmethod
+    def known(asked: str | Sequence[str]) -> tuple[str, ...]:
+        """The tasks that names stand for; `ValueError` for unknown ones."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        super().check()
+        require_opengl()
 
 
 class RecordedSource(LeRobotSource):
@@ -135,3 +168,40 @@ class RecordedSource(LeRobotSource):
     def record(self) -> Path:
         """The folder of the recording, made now if there is none."""
         return record(self.recording, self.data_dir / "datasets", self.workers)
+
+
+class ShippedSource(RecordedSource):
+    """Demonstrations of a simulation that comes with provla, recorded on first use and found again by their
+    parameters. Keys: see `Recording` and `RecordedSource`.
+    """
+
+    recording_of: ClassVar[type[ShippedRecording]]
+
+    def __init__(
+        self,
+        data_dir: Name,
+        val_fraction: Fraction,
+        split_seed: Seed,
+        tasks: Names | Name,
+        episodes_per_task: Count,
+        cameras: Names,
+        image_size: Edge,
+        seed: Seed,
+        noise: NonNegative,
+        noise_correlation: Fraction,
+        crf: Annotated[int, Ge(0), Le(51)],
+        workers: Depth,
+        joint_groups: JointGroups = None,
+        bad_episodes: Literal["fail", "skip"] = "fail",
+    ) -> None:
+        recording = self.recording_of(
+            self.recording_of.known(tasks),
+            episodes_per_task,
+            tuple(cameras),
+            image_size,
+            seed,
+            noise,
+            noise_correlation,
+            crf,
+        )
+        self._setup(recording, data_dir, val_fraction, split_seed, workers, cameras, joint_groups, bad_episodes)

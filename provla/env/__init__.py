@@ -3,6 +3,7 @@
 NoSuite: no closed-loop episodes.
 MetaworldSuite: tasks of Meta-World.
 TwinsSuite: three scenes of Meta-World, each under two sentences.
+OgbenchSuite: many goals in one scene of OGBench's.
 WorldSuite: worlds of a class of your own.
 GymSuite: any gymnasium environment with pictures and a state.
 Embodiment, Vector: what a world of your own says of its cameras, state and actions.
@@ -19,6 +20,7 @@ __getattr__ = lazy(
         "NoSuite": "none",
         "MetaworldSuite": "metaworld",
         "TwinsSuite": "twins",
+        "OgbenchSuite": "ogbench",
         "WorldSuite": "world",
         "GymSuite": "gym",
         "TaskSuite": "suite",
