@@ -32,6 +32,20 @@ NEAR = 0.02  # metres from there, or from shut, at which they count as open or s
 ASIDE = 0.07  # metres by which the cube has to be moved; the expert is told to move it by SHIFT
 SHIFT = 0.09
 RIM = 0.15  # height of the drawer's walls, in metres: the expert lets go of the cube there
+# Where an episode begins, in metres and radians. The drawer: open enough for the gripper to let go of the cube in it,
+# and shut enough for opening it to be a task. The cube: where no handle stops the hand that holds it, wherever it goes.
+# Yaws: so that which way to turn is the same in every episode.
+START = {
+    "hand_x": (0.375, 0.475),
+    "hand_y": (-0.05, 0.05),
+    "hand_z": (0.235, 0.315),
+    "hand_yaw": (np.pi / 4 - 0.3, np.pi / 4 + 0.3),
+    "drawer": (0.09, 0.11),
+    "window": (0.08, 0.12),
+    "cube_x": (0.40, 0.44),
+    "cube_y": (-0.02, 0.06),
+    "cube_yaw": (np.pi / 4 - 0.45, np.pi / 4 + 0.45),
+}
 RAISED = 0.25  # height of the hand, in metres, from which the expert takes up what is second
 
 
@@ -166,6 +180,8 @@ class OgbenchScene:
     table.
     """
 
+    beyond = 0.0  # how far outside the range of initial states an episode begins, in widths of the range
+
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
         self.task, self.cameras = task, tuple(cameras)
         self.steps = ogbench_steps(task)
@@ -181,7 +197,7 @@ class OgbenchScene:
         for part in ("black", "pad_gray"):
             self._sim.model.material(f"ur5e/robotiq/{part}").rgba = self._sim._colors["purple"]
         self._image_size, self._video_size = image_size, video_size
-        self._eyes = Eyes(self._sim.model, self._sim.data)
+        self.eyes = Eyes(self._sim.model, self._sim.data)
 
     def reset(self, seed: int) -> None:
         import mujoco
@@ -189,19 +205,17 @@ class OgbenchScene:
 
         sim, model, data = self._sim, self._sim.model, self._sim.data
         rng = np.random.default_rng(seed)
+        at = dict(zip(START, self._drawn(rng), strict=True))
         mujoco.mj_resetData(model, data)
         hand = lie.SE3.from_rotation_and_translation(
-            lie.SO3.from_z_radians(np.pi / 4 + rng.uniform(-0.3, 0.3)) @ sim._effector_down_rotation,
-            rng.uniform([0.375, -0.05, 0.235], [0.475, 0.05, 0.315]),
+            lie.SO3.from_z_radians(at["hand_yaw"]) @ sim._effector_down_rotation,
+            np.array([at["hand_x"], at["hand_y"], at["hand_z"]]),
         )
         arm = hand @ sim._T_pa
         data.qpos[sim._arm_joint_ids] = sim._ik.solve(arm.translation(), arm.rotation().wxyz, sim._home_qpos)
-        # Open enough for the gripper to let go of the cube in it, and shut enough for opening it to be a task.
-        data.joint("drawer_slide").qpos[0] = -rng.uniform(0.09, 0.11)
-        data.joint("window_slide").qpos[0] = rng.uniform(0.08, 0.12)
-        # Where the hand that holds it is stopped by no handle, wherever it goes.
-        place, turn = rng.uniform([0.40, -0.02], [0.46, 0.06]), np.pi / 4 + rng.uniform(-0.45, 0.45)
-        data.joint("object_joint_0").qpos[:] = [*place, 0.02, *lie.SO3.from_z_radians(turn).wxyz]
+        data.joint("drawer_slide").qpos[0], data.joint("window_slide").qpos[0] = -at["drawer"], at["window"]
+        turned = lie.SO3.from_z_radians(at["cube_yaw"]).wxyz
+        data.joint("object_joint_0").qpos[:] = [at["cube_x"], at["cube_y"], 0.02, *turned]
         data.mocap_pos[:] = [0, 0, -0.3]  # the target's ghost, which is not drawn, out of the way
         sim._cur_button_states = np.ones(2, dtype=int)  # 1: nothing is locked
         sim._apply_button_states()
@@ -211,6 +225,16 @@ class OgbenchScene:
         self._cube = data.joint("object_joint_0").qpos[:3].copy()
         self._oracle_seed = int(rng.integers(2**32))
         self._oracle: tuple[str, Any] | None = None
+
+    def _drawn(self, rng: np.random.Generator) -> Array:
+        """One of `START`'s states; or one of which a number lies beyond its range."""
+        low, high = np.array(list(START.values())).T
+        found: Array = rng.uniform(low, high)
+        if self.beyond:
+            one, past = rng.integers(len(found)), rng.uniform(0, self.beyond)
+            end, way = (high, 1) if rng.random() < 0.5 else (low, -1)
+            found[one] = (end + way * past * (high - low))[one]
+        return found
 
     def step(self, action: Array) -> None:
         self._sim.step(np.clip(action, -1, 1))
@@ -262,10 +286,10 @@ class OgbenchScene:
         return found
 
     def images(self) -> dict[str, Array]:
-        return {camera: self._eyes.see(camera, (self._image_size,) * 2) for camera in self.cameras}
+        return {camera: self.eyes.see(camera, (self._image_size,) * 2) for camera in self.cameras}
 
     def frame(self) -> Array:
-        return self._eyes.see(self.cameras[0], (self._video_size,) * 2)
+        return self.eyes.see(self.cameras[0], (self._video_size,) * 2)
 
     def expert(self) -> Array:
         """OGBench's Markovian oracle for the step at hand, (5,) float32 in [-1, 1]. It reads the simulator's full
@@ -318,7 +342,7 @@ class OgbenchScene:
         return told
 
     def close(self) -> None:
-        self._eyes.close()
+        self.eyes.close()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -335,6 +359,17 @@ class OgbenchSuite(TaskSuite):
     @property
     def sentences(self) -> dict[str, str]:
         return {task: ogbench_instruction(task) for task in ogbench_tasks(self.tasks)}
+
+    @property
+    def opposites(self) -> dict[str, str]:
+        """Task → the sentence that asks for its opposite; empty where one of them has none."""
+        found = {task: GOALS[task].opposite for task in self.sentences if task in GOALS}
+        return {task: GOALS[other].sentence for task, other in found.items()} if all(found.values()) and found else {}
+
+    @property
+    def objects(self) -> dict[str, str]:
+        """Task → the object that it begins with."""
+        return {task: task.partition("-")[0] for task in self.sentences}
 
     @property
     def embodiment(self) -> Embodiment:
