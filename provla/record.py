@@ -12,6 +12,8 @@ if starting(__name__):
 
 from provla.command.entry import command
 
+RECORDED = ("metaworld_twins", "metaworld", "metaworld_five", "ogbench_scene", "aloha_sim", "recorded")
+
 
 @command("record")
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
@@ -21,9 +23,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
     source = build(config["dataset"], "dataset")
     if not hasattr(source, "record"):
-        raise ValueError(
-            f"dataset={choices['dataset']} is not recorded here; valid: metaworld, ogbench_scene, recorded"
-        )
+        raise ValueError(f"dataset={choices['dataset']} is not recorded here; valid: {', '.join(RECORDED)}")
     console.print(f"recorded in {source.record()}")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
 from provla.env.mujoco import Eyes, require_opengl, unstable
+from provla.env.perturb import outside
 from provla.env.suite import TaskSuite
 
 Array = NDArray[Any]
@@ -137,7 +138,8 @@ class MetaworldTask:
         self._sim.seed(seed)
         self._sim.__dict__.pop("_get_state_rand_vec", None)
         if self.beyond:
-            self._sim._get_state_rand_vec = lambda: self._outside(self._sim._random_reset_space)
+            space, draw = self._sim._random_reset_space, self._sim.np_random
+            self._sim._get_state_rand_vec = lambda: outside(draw, space.low, space.high, self.beyond)
         self._sim.reset()
         self._place()
         # Some tasks move their objects after the simulator last looked: without this, the first picture and the first
@@ -147,15 +149,6 @@ class MetaworldTask:
         self._sim._prev_obs = now
         self.full_state = np.hstack([now, now, np.zeros(3)])
         self._success, self._expert = False, None
-
-    def _outside(self, space: Any) -> Array:
-        """A state like those of the range, but beyond one of its ends in one number that varies."""
-        draw, low, high = self._sim.np_random, np.array(space.low), np.array(space.high)
-        found: Array = draw.uniform(low, high)
-        at = draw.choice(np.flatnonzero(high > low))
-        past = draw.uniform(0, self.beyond) * (high - low)[at]
-        found[at] = high[at] + past if draw.random() < 0.5 else low[at] - past
-        return found
 
     def _place(self) -> None:
         """What a reset does beyond the simulator's own."""

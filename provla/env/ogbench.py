@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
 from provla.env.mujoco import Eyes, require_opengl, unstable
+from provla.env.perturb import outside
 from provla.env.suite import TaskSuite
 
 Array = NDArray[Any]
@@ -180,7 +181,7 @@ class OgbenchScene:
     table.
     """
 
-    beyond = 0.0  # how far outside the range of initial states an episode begins, in widths of the range
+    beyond = 0.0  # see `interfaces.World`: of one of `START`
 
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
         self.task, self.cameras = task, tuple(cameras)
@@ -205,7 +206,9 @@ class OgbenchScene:
 
         sim, model, data = self._sim, self._sim.model, self._sim.data
         rng = np.random.default_rng(seed)
-        at = dict(zip(START, self._drawn(rng), strict=True))
+        low, high = np.array(list(START.values())).T
+        drawn = outside(rng, low, high, self.beyond) if self.beyond else rng.uniform(low, high)
+        at = dict(zip(START, drawn, strict=True))
         mujoco.mj_resetData(model, data)
         hand = lie.SE3.from_rotation_and_translation(
             lie.SO3.from_z_radians(at["hand_yaw"]) @ sim._effector_down_rotation,
@@ -225,16 +228,6 @@ class OgbenchScene:
         self._cube = data.joint("object_joint_0").qpos[:3].copy()
         self._oracle_seed = int(rng.integers(2**32))
         self._oracle: tuple[str, Any] | None = None
-
-    def _drawn(self, rng: np.random.Generator) -> Array:
-        """One of `START`'s states; or one of which a number lies beyond its range."""
-        low, high = np.array(list(START.values())).T
-        found: Array = rng.uniform(low, high)
-        if self.beyond:
-            one, past = rng.integers(len(found)), rng.uniform(0, self.beyond)
-            end, way = (high, 1) if rng.random() < 0.5 else (low, -1)
-            found[one] = (end + way * past * (high - low))[one]
-        return found
 
     def step(self, action: Array) -> None:
         self._sim.step(np.clip(action, -1, 1))

@@ -110,7 +110,10 @@ def available(suite: Any) -> list[str]:
         "beyond": hasattr(world, "beyond"),
     }
     close(world)
-    has |= {name: bool(getattr(suite, name, None)) for name in ("paraphrases", "objects", "opposites")}
+    tasks = {episode.task for episode in suite.episodes}
+    for name in ("paraphrases", "objects", "opposites"):
+        has[name] = tasks <= set(getattr(suite, name, None) or ())
+    has["objects"] &= len({suite.objects[task] for task in tasks}) > 1 if has["objects"] else False
     return [
         name for name, factor in FACTORS.items() if has[factor.needs] and (name != "empty" or hasattr(suite, "perturb"))
     ]
@@ -194,6 +197,18 @@ class Perturbed:
             grain = self._drawn(f"noise{camera}").normal(0, self.amounts["noise"], picture.shape)
             picture = (picture + grain).round().clip(0, 255).astype(np.uint8)
         return picture
+
+
+def outside(draw: np.random.Generator, low: Any, high: Any, beyond: float) -> Array:
+    """Numbers like those drawn evenly from low to high, but for one of them, which lies up to `beyond` widths past one
+    of its ends.
+    """
+    low, high = np.asarray(low, float), np.asarray(high, float)
+    found: Array = draw.uniform(low, high)
+    at = draw.choice(np.flatnonzero(high > low))
+    past = draw.uniform(0, beyond) * (high - low)[at]
+    found[at] = high[at] + past if draw.random() < 0.5 else low[at] - past
+    return found
 
 
 def step_of(world: Any) -> Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 from provla.study import pictures, search_pictures
 from provla.study.findings import WORDS, Verdict
 from provla.study.study import data_of, machine_of
+from provla.study.survival import survival_table
 from provla.study.tables import (
     FEW_TRIALS,
     Cell,
@@ -17,6 +18,7 @@ from provla.study.tables import (
     arms_table,
     cells_table,
     costs_table,
+    endings_table,
     number,
     p_value,
     runs_table,
@@ -59,6 +61,7 @@ def compose_report(verdict: Verdict, command: str) -> Report:
         tables.append(Table("importance", "What mattered", ["parameter", "importance"], rows, note))
     if study.tasks and not searching:
         tables.append(tasks_table(verdict))
+        tables += [table for table in (endings_table(verdict), survival_table(verdict)) if table]
     if verdict.effects:
         rows = [
             [

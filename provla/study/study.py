@@ -21,14 +21,17 @@ Episode = tuple[str, int]  # task, episode seed
 
 @dataclass
 class Run:
-    """One job of a study. episodes: (task, episode seed) → success, or a score, in that order. problem: why a run that
-    should count does not.
+    """One job of a study. episodes: (task, episode seed) → success, or a score, in that order. endings: how many ended
+    how; empty where nobody wrote it down. under: `<factor> <level>` → the same episodes, perturbed. problem: why a run
+    that should count does not.
     """
 
     job: Job
     result: Result
     folder: Path
     episodes: dict[Episode, float] = field(default_factory=dict)
+    endings: Counter[str] = field(default_factory=Counter)
+    under: dict[str, dict[Episode, float]] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -114,7 +117,8 @@ def recorded_here(folder: Path) -> bool:
         target = json.loads((folder / "config.json").read_text())["dataset"]["_target_"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return str(target).rpartition(".")[2] in ("MetaworldSource", "TwinsSource", "OgbenchSource", "RecordedSource")
+    room, _, name = str(target).rpartition(".")
+    return room == "provla.dataset" and name not in ("LeRobotSource", "FakeSource")
 
 
 def machine_of(run: Run) -> str:
@@ -163,7 +167,11 @@ def _load_run(folder: Path, job: Job) -> Run:
         run.problem = "result.json has no objective"
     if result.success:
         try:
-            run.episodes = read_episodes(run.folder / "episodes.csv")
+            run.episodes, run.endings = read_episodes(run.folder / "episodes.csv")
+            for row in result.perturb or []:
+                if "note" not in row:
+                    place = run.folder / "perturb" / f"{row['factor']}_{row['level']}"
+                    run.under[f"{row['factor']} {row['level']}"] = read_episodes(place / "episodes.csv")[0]
             if len(run.episodes) != (counted := result.success["success_rate"]["episodes"]):
                 run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {counted}"
         except (OSError, KeyError, ValueError, TypeError) as error:
@@ -171,18 +179,20 @@ def _load_run(folder: Path, job: Job) -> Run:
     return run
 
 
-def read_episodes(path: Path) -> dict[Episode, float]:
-    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows. `ValueError` for an
-    episode that stands there twice.
+def read_episodes(path: Path) -> tuple[dict[Episode, float], Counter[str]]:
+    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows; and how many ended
+    how. `ValueError` for an episode that stands there twice.
     """
     found: dict[Episode, float] = {}
+    endings: Counter[str] = Counter()
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             episode = row["task"], int(row["episode_seed"])
             if episode in found:
                 raise ValueError(f"{episode[0]}, episode seed {episode[1]} stands there twice")
             found[episode] = float(row["success"] == "1")
-    return dict(sorted(found.items()))
+            endings.update([row["ending"]] if row.get("ending") else [])
+    return dict(sorted(found.items())), endings
 
 
 def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:

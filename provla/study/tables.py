@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from provla.core.world import Ending
 from provla.study.findings import COSTS, UNKNOWN, Comparison, Rate, Verdict
 from provla.study.study import Run, points
 from provla.study.trials import Trial, load_trials
@@ -140,6 +142,23 @@ def tasks_table(verdict: Verdict) -> Table:
         rows,
         "All trainings together, with Wilson's 95 % interval: what these checkpoints do, no claim about others.",
     )
+
+
+def endings_table(verdict: Verdict) -> Table | None:
+    """How the episodes of all trainings ended; None where no run wrote it down."""
+    ended = {arm.name: sum((run.endings for run in verdict.study.of(arm.name)), Counter()) for arm in verdict.arms}
+    kinds = [kind for kind in get_args(Ending) if any(kind in own for own in ended.values())]
+    if not kinds:
+        return None
+    rows = [
+        [text(name), *((own[kind], f"{own[kind]} ({own[kind] / max(1, own.total()):.0%})") for kind in kinds)]
+        for name, own in ended.items()
+    ]
+    note = (
+        "Opposite: what was done is the opposite of what was said. Unsafe: the robot, or the physics, left what it may "
+        "do. Timeout: the last allowed control step."
+    )
+    return Table("endings", "How episodes ended", ["arm", *kinds], rows, note)
 
 
 def costs_table(verdict: Verdict) -> Table:
