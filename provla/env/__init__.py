@@ -4,6 +4,7 @@ NoSuite: no closed-loop episodes.
 MetaworldSuite: tasks of Meta-World.
 TwinsSuite: three scenes of Meta-World, each under two sentences.
 OgbenchSuite: many goals in one scene of OGBench's.
+AlohaSuite: two arms, in gym-aloha's tasks.
 WorldSuite: worlds of a class of your own.
 GymSuite: any gymnasium environment with pictures and a state.
 Embodiment, Vector: what a world of your own says of its cameras, state and actions.
@@ -21,6 +22,7 @@ __getattr__ = lazy(
         "MetaworldSuite": "metaworld",
         "TwinsSuite": "twins",
         "OgbenchSuite": "ogbench",
+        "AlohaSuite": "aloha",
         "WorldSuite": "world",
         "GymSuite": "gym",
         "TaskSuite": "suite",
