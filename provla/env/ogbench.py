@@ -355,9 +355,9 @@ class OgbenchSuite(TaskSuite):
 
     @property
     def opposites(self) -> dict[str, str]:
-        """Task → the sentence that asks for its opposite; empty where one of them has none."""
+        """Task → the sentence that asks for its opposite, where it has one."""
         found = {task: GOALS[task].opposite for task in self.sentences if task in GOALS}
-        return {task: GOALS[other].sentence for task, other in found.items()} if all(found.values()) and found else {}
+        return {task: GOALS[other].sentence for task, other in found.items() if other}
 
     @property
     def objects(self) -> dict[str, str]:
