@@ -27,6 +27,7 @@ NEEDS = {  # what an option leaves to its user
     ("dataset", "recorded"): WORLD,
     ("env", "world"): WORLD,
     ("env", "ogbench_scene"): ["dataset=ogbench_scene"],  # its tasks
+    ("env", "aloha_sim"): ["dataset=aloha_sim"],
     ("env", "gym"): ["env.id=CartPole-v1", "env.instruction=Balance the pole"],
 }
 POLICY_GROUPS = ("augmentation", "vision", "text", "adapter", "quant", "fusion", "head", "scheduler", "policy")
@@ -72,7 +73,8 @@ def test_quant_chooses_lora_and_refuses_full() -> None:
 
 def test_data_sets_without_simulation_choose_env_none() -> None:
     assert compose("dataset=lerobot", "dataset.root=x")["env"]["_target_"] == "provla.env.NoSuite"
-    assert compose()["env"]["_target_"] == "provla.env.MetaworldSuite"
+    assert compose()["env"]["_target_"] == "provla.env.TwinsSuite"
+    assert compose("dataset=metaworld_five")["env"]["_target_"] == "provla.env.MetaworldSuite"
 
 
 def test_keys_that_nothing_reads_are_errors(spec: Spec) -> None:

@@ -15,6 +15,8 @@ from provla.env.ogbench import OgbenchScene, ogbench_embodiment, ogbench_instruc
 class OgbenchRecording(ShippedRecording):
     """OGBench's oracles; see `ShippedRecording`."""
 
+    version: int = 2
+
     kind: ClassVar[str] = "ogbench_scene"
     robot: ClassVar[str] = "ur5e"
     max_steps = 200  # no field, so no part of its name; the oracles need 17 to 50, and 40 to 90 for two steps

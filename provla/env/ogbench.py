@@ -33,7 +33,20 @@ NEAR = 0.02  # metres from there, or from shut, at which they count as open or s
 ASIDE = 0.07  # metres by which the cube has to be moved; the expert is told to move it by SHIFT
 SHIFT = 0.09
 RIM = 0.15  # height of the drawer's walls, in metres: the expert lets go of the cube there
-PLACES = ([0.40, -0.02], [0.46, 0.06])  # of the cube, in metres: from, to
+# Where an episode begins, in metres and radians. The drawer: open enough for the gripper to let go of the cube in it,
+# and shut enough for opening it to be a task. The cube: where no handle stops the hand that holds it, wherever it goes.
+# Yaws: so that which way to turn is the same in every episode.
+START = {
+    "hand_x": (0.375, 0.475),
+    "hand_y": (-0.05, 0.05),
+    "hand_z": (0.235, 0.315),
+    "hand_yaw": (np.pi / 4 - 0.3, np.pi / 4 + 0.3),
+    "drawer": (0.09, 0.11),
+    "window": (0.08, 0.12),
+    "cube_x": (0.40, 0.44),
+    "cube_y": (-0.02, 0.06),
+    "cube_yaw": (np.pi / 4 - 0.45, np.pi / 4 + 0.45),
+}
 RAISED = 0.25  # height of the hand, in metres, from which the expert takes up what is second
 
 
@@ -168,7 +181,7 @@ class OgbenchScene:
     table.
     """
 
-    beyond = 0.0  # see `interfaces.World`: of the cube's place
+    beyond = 0.0  # see `interfaces.World`: of one of `START`
 
     def __init__(self, task: str, cameras: Sequence[str], image_size: int, video_size: int = 240) -> None:
         self.task, self.cameras = task, tuple(cameras)
@@ -193,21 +206,19 @@ class OgbenchScene:
 
         sim, model, data = self._sim, self._sim.model, self._sim.data
         rng = np.random.default_rng(seed)
+        low, high = np.array(list(START.values())).T
+        drawn = outside(rng, low, high, self.beyond) if self.beyond else rng.uniform(low, high)
+        at = dict(zip(START, drawn, strict=True))
         mujoco.mj_resetData(model, data)
         hand = lie.SE3.from_rotation_and_translation(
-            lie.SO3.from_z_radians(np.pi / 4 + rng.uniform(-0.3, 0.3)) @ sim._effector_down_rotation,
-            rng.uniform([0.375, -0.05, 0.235], [0.475, 0.05, 0.315]),
+            lie.SO3.from_z_radians(at["hand_yaw"]) @ sim._effector_down_rotation,
+            np.array([at["hand_x"], at["hand_y"], at["hand_z"]]),
         )
         arm = hand @ sim._T_pa
         data.qpos[sim._arm_joint_ids] = sim._ik.solve(arm.translation(), arm.rotation().wxyz, sim._home_qpos)
-        # Open enough for the gripper to let go of the cube in it, and shut enough for opening it to be a task.
-        data.joint("drawer_slide").qpos[0] = -rng.uniform(0.09, 0.11)
-        data.joint("window_slide").qpos[0] = rng.uniform(0.08, 0.12)
-        # Where the hand that holds it is stopped by no handle, wherever it goes.
-        place, turn = rng.uniform(*PLACES), np.pi / 4 + rng.uniform(-0.45, 0.45)
-        if self.beyond:
-            place = outside(rng, PLACES[0], PLACES[1], self.beyond)
-        data.joint("object_joint_0").qpos[:] = [*place, 0.02, *lie.SO3.from_z_radians(turn).wxyz]
+        data.joint("drawer_slide").qpos[0], data.joint("window_slide").qpos[0] = -at["drawer"], at["window"]
+        turned = lie.SO3.from_z_radians(at["cube_yaw"]).wxyz
+        data.joint("object_joint_0").qpos[:] = [at["cube_x"], at["cube_y"], 0.02, *turned]
         data.mocap_pos[:] = [0, 0, -0.3]  # the target's ghost, which is not drawn, out of the way
         sim._cur_button_states = np.ones(2, dtype=int)  # 1: nothing is locked
         sim._apply_button_states()
@@ -344,11 +355,13 @@ class OgbenchSuite(TaskSuite):
 
     @property
     def opposites(self) -> dict[str, str]:
-        goals = {task: GOALS[task].opposite for task in self.sentences if task in GOALS}
-        return {task: GOALS[other].sentence for task, other in goals.items() if other}
+        """Task → the sentence that asks for its opposite, where it has one."""
+        found = {task: GOALS[task].opposite for task in self.sentences if task in GOALS}
+        return {task: GOALS[other].sentence for task, other in found.items() if other}
 
     @property
     def objects(self) -> dict[str, str]:
+        """Task → the object that it begins with."""
         return {task: task.partition("-")[0] for task in self.sentences}
 
     @property

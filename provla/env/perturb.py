@@ -112,8 +112,8 @@ def available(suite: Any) -> list[str]:
     close(world)
     tasks = {episode.task for episode in suite.episodes}
     for name in ("paraphrases", "objects", "opposites"):
-        has[name] = tasks <= set(getattr(suite, name, None) or ())
-    has["objects"] &= len({suite.objects[task] for task in tasks}) > 1 if has["objects"] else False
+        has[name] = bool(tasks & set(getattr(suite, name, None) or ()))
+    has["objects"] = has["objects"] and len({suite.objects.get(task) for task in tasks}) > 1
     return [
         name for name, factor in FACTORS.items() if has[factor.needs] and (name != "empty" or hasattr(suite, "perturb"))
     ]
@@ -223,7 +223,9 @@ def step_of(world: Any) -> Array:
 
 
 def reworded(name: str, sentences: Mapping[str, str], suite: Any) -> dict[str, list[str]]:
-    """Task → what is said of it under a factor of words. `ValueError` where nothing is known to say."""
+    """Task → what is said of it under a factor of words, without the tasks of which nothing is known to say: they are
+    not played. `ValueError` where that is all of them.
+    """
     if name == "empty":
         return {task: [""] for task in sentences}
     told: Callable[[str], Iterable[str]] = {
@@ -231,9 +233,9 @@ def reworded(name: str, sentences: Mapping[str, str], suite: Any) -> dict[str, l
         "opposite": lambda task: [text] if (text := (suite.opposites or {}).get(task)) else (),
         "other_object": lambda task: _other(task, sentences, suite.objects),
     }[name]
-    found = {task: list(told(task)) for task in sentences}
-    if missing := [task for task, texts in found.items() if not texts]:
-        raise ValueError(f"env.perturb.{name}: {missing[0]} has none; it needs {NEEDS[FACTORS[name].needs]}")
+    found = {task: texts for task in sentences if (texts := list(told(task)))}
+    if not found:
+        raise ValueError(f"env.perturb.{name} needs {NEEDS[FACTORS[name].needs]}; {', '.join(sentences)} have none")
     return found
 
 

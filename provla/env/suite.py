@@ -66,7 +66,8 @@ class TaskSuite:
     videos_per_task: episodes filmed, with a frame every video_stride control steps. instructions: task → what is said
     instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
     execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per
-    thread that torch has. perturb: factor → level (see `perturb`). paraphrases: task → other words for the same.
+    thread that torch has. perturb: factor → level (see `perturb`); under one of words, tasks
+    of which nothing is known to say are not played. paraphrases: task → other words for the same.
     """
 
     episodes_per_task: Steps

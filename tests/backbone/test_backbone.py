@@ -430,7 +430,7 @@ def test_attention_pooling_is_not_quantised(spec: Spec, backbones: Path) -> None
 
 def test_minilm_s_weights_are_those_that_were_looked_at(tmp_path: Path) -> None:
     """Another hash, a missing file, or code beside them: the tests that use them are skipped with the reason."""
-    from rewording import MINILM, minilm
+    from words import MINILM, minilm
 
     with pytest.raises(ValueError, match="are not here"):
         minilm(tmp_path / "nowhere")
@@ -452,13 +452,24 @@ def test_minilm_s_weights_are_those_that_were_looked_at(tmp_path: Path) -> None:
         minilm(tmp_path)
 
 
+WORDINGS = {
+    "Open a drawer": ["Pull the drawer open", "Slide the drawer out", "Get the drawer to open"],
+    "Push and close a drawer": ["Shut the drawer", "Slide the drawer back in", "Close that drawer with a push"],
+    "Press a button from the top": [
+        "Push the button down from above",
+        "Hit the button on its top",
+        "Press down on the button",
+    ],
+    "Push and open a window": ["Slide the window open", "Open up the window with a push", "Get the window to open"],
+    "Push and close a window": ["Shut the window", "Slide the window closed", "Close that window with a push"],
+}
+
+
 def test_minilm_s_real_weights_understand_other_words(spec: Spec) -> None:
     """Five actions learned from five sentences are found again from sentences that no training has shown."""
-    from rewording import WORDINGS, minilm
+    from words import minilm
 
-    from provla.env.metaworld import metaworld_instruction
-
-    said = [metaworld_instruction(task) for task in WORDINGS]
+    said = list(WORDINGS)
     sizes = replace(spec, cameras=("front",), instructions=tuple(said), n_obs_steps=1)
     try:
         weights = minilm()

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def suite(**changes: Any) -> MetaworldSuite:
     node = (
-        compose("dataset.image_size=32")["env"]
+        compose("dataset=metaworld_five", "dataset.image_size=32")["env"]
         | {"tasks": ["drawer-close", "window-open"], "episodes_per_task": 3, "num_envs": 3, "video_size": 64}
         | changes
     )
@@ -52,7 +52,7 @@ def spec(**changes: Any) -> Spec:
 
 
 def test_initial_state_depends_on_the_seed_alone() -> None:
-    for task in compose()["dataset"]["tasks"]:
+    for task in compose("dataset=metaworld_five")["dataset"]["tasks"]:
         fresh, used = MetaworldTask(task, ["corner2"], 32), MetaworldTask(task, ["corner2"], 32)
         rng = np.random.default_rng(0)
         for seed in (5, 6):
@@ -71,7 +71,7 @@ def test_initial_state_depends_on_the_seed_alone() -> None:
 
 
 def test_experts_succeed_on_every_default_task() -> None:
-    for task in compose()["dataset"]["tasks"]:
+    for task in compose("dataset=metaworld_five")["dataset"]["tasks"]:
         world = MetaworldTask(task, ["corner2"], 16)
         world.reset(1)
         for _ in range(150):
@@ -291,7 +291,7 @@ def children() -> list[str]:
 
 
 def test_rollout_plays_meta_world(tmp_path: Path) -> None:
-    node = compose("dataset.image_size=32")["env"] | {
+    node = compose("dataset=metaworld_five", "dataset.image_size=32")["env"] | {
         "tasks": ["drawer-close", "window-open"],
         "episodes_per_task": 2,
         "num_envs": 3,
@@ -329,7 +329,7 @@ def test_policies_of_other_sizes_are_refused() -> None:
     [
         ({"tasks": []}, r"env.tasks=\[\]: expected a list of names \(at least one\)"),
         ({"episodes_per_task": 0}, "env.episodes_per_task=0"),
-        ({"tasks": ["cook"]}, "unknown Meta-World task 'cook'"),
+        ({"tasks": ["cook"]}, "Meta-World has no task 'cook'"),
     ],
 )
 def test_bad_suites_are_named(changes: dict[str, Any], message: str) -> None:

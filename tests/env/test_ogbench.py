@@ -71,7 +71,7 @@ def start(task: str, seed: int) -> list[Array]:
 def test_every_goal_has_the_same_start_and_is_not_reached_there() -> None:
     tasks = [*GOALS, "drawer-open-then-button-left"]
     actions = np.random.default_rng(0).uniform(-1, 1, (30, 5))
-    for used, seed in zip(tasks, (100000, 100001, 7), strict=False):
+    for used, seed in zip(tasks, (100000, 7), strict=False):
         replayed(list(actions), used, 1)
         first = start(tasks[-1], seed)
         for task in tasks:
@@ -81,6 +81,22 @@ def test_every_goal_has_the_same_start_and_is_not_reached_there() -> None:
             assert not any(goal.done(found._scene()) for goal in GOALS.values())
             assert (found.success(), found.over()) == (False, "")
         assert not np.array_equal(start(tasks[0], seed + 1)[0], first[0])
+
+
+def test_what_begins_beyond_the_range_is_still_to_be_done() -> None:
+    found, usual = world("window-open"), start("window-open", 3)
+    try:
+        found.beyond = 1.0
+        for seed in range(30):
+            found.reset(seed)
+            found.step(np.zeros(5))
+            assert not any(goal.done(found._scene()) for goal in GOALS.values())
+            assert found.over() == ""
+            assert not np.array_equal(found.state(), usual[0])
+    finally:
+        found.beyond = 0.0
+    for mine, theirs in zip(start("window-open", 3), usual, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("task", GOALS)
@@ -138,6 +154,9 @@ def test_the_options_offer_every_goal() -> None:
     assert list(suite.sentences) == [*GOALS]
     held_out = build(config["env"] | {"tasks": "two_steps"}, "env")
     assert list(held_out.sentences) == [*TWO_STEPS]
+    assert {*suite.paraphrases} == {*GOALS}
+    twins = build(config["env"] | {"tasks": [*GOALS][:-1], "perturb": {"opposite": 1}}, "env")
+    assert twins.episodes[0].instruction == "close the drawer"
     assert _own_data(["check=env", "env=ogbench_scene"]) == ["dataset=ogbench_scene"]
     assert _own_data(["check=env", "env=ogbench_scene", "dataset=fake"]) == _own_data(["env=none"]) == []
     with pytest.raises(ValueError, match="no camera 'eye' in this simulation; valid: front, front_pixels"):

@@ -151,7 +151,10 @@ def test_what_worlds_have() -> None:
         ("env.perturb={nois:1}", "env.perturb: 'nois' is no factor; did you mean noise"),
         ("env.perturb={noise:4}", "env.perturb.noise=4: expected a level from 0 (none) to 3"),
         ("env.perturb={empty:2}", "env.perturb.empty=2: expected a level from 0 (none) to 1"),
-        ("dataset=metaworld_five env.perturb={opposite:1}", "env.perturb.opposite: drawer-open has none"),
+        (
+            "dataset=metaworld_five env.perturb={opposite:1}",
+            "env.perturb.opposite needs tasks that are each other's opposite",
+        ),
     ],
 )
 def test_bad_perturbations_are_named(override: str, message: str, command: Command) -> None:
