@@ -22,7 +22,7 @@ from provla.core.files import ROOT
 
 PACKAGES = (
     *("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot"),
-    *("metaworld", "ogbench", "mujoco", "numpy"),
+    *("metaworld", "ogbench", "gym-aloha", "mujoco", "numpy"),
 )
 _deterministic: Any = torch.utils.deterministic
 

@@ -15,6 +15,8 @@ from provla.env.aloha import SCENES, AlohaTask, aloha_assets, aloha_embodiment, 
 class AlohaRecording(ShippedRecording):
     """The expert of `env.aloha_expert`; see `ShippedRecording`."""
 
+    version: int = 2
+
     kind: ClassVar[str] = "aloha_sim"
     robot: ClassVar[str] = "aloha"
     max_steps = 300  # no field, so no part of its name; the expert needs 190 to 210

@@ -70,8 +70,12 @@ def pick(arm: str, at: Array, z: float) -> list[Way]:
 
 
 def transfer(cube: Array) -> Plan:
-    """The right hand lifts the cube and stays; the left one takes it from above and below. cube: its pose (7,)."""
-    x, y, z = 0.05, 0.5, 0.25
+    """The right hand lifts the cube and stays; the left one takes it from above and below. cube: its pose (7,).
+
+    They meet halfway between where it lay and the middle: joints of the left arm that always did the same would have
+    tiny ranges, and normalised, their trembling would count as much as the way of others.
+    """
+    x, y, z = 0.05, 0.5 + (cube[1] - 0.5) / 2, 0.25
     right = [
         *pick("right", cube, 0.022),
         Way(136, x, y, z, 0, DOWN, 0),
