@@ -40,7 +40,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     from provla.core.checks import check_values
     from provla.core.identity import Root
     from provla.run.evaluate import evaluate, evaluate_steps
-    from provla.run.survival import survive
+    from provla.run.survival import factors, survive
 
     if unknown := [key for key in config if key not in (*KEYS, "check")]:
         raise ValueError(
@@ -62,15 +62,17 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
         config["bases"],
         config["trust"],
     )
+    # Before the first episode is played.
+    levels = factors(asked[0], asked[2], asked[5], config["perturb"]) if config["perturb"] else {}
     steps = scheduler.get("num_inference_steps")
     if isinstance(steps, list):
-        if config["perturb"]:
+        if levels:
             raise ValueError("perturb with several scheduler.num_inference_steps: give one of them at a time")
         result = evaluate_steps(*asked, steps=steps)
     else:
         result = evaluate(*asked)
-    if config["perturb"]:
-        result.perturb = survive(*asked, asked=config["perturb"])
+    if levels:
+        result.perturb = survive(*asked, levels=levels)
         result.write(folder)
     return result.objective.value if result.objective else None
 

@@ -123,3 +123,14 @@ class SelfDriving(MetaworldTask):
 class SelfDrivingSuite(MetaworldSuite):
     def make(self, task: str) -> SelfDriving:
         return SelfDriving(task, self.cameras, self.image_size, self.video_size)
+
+
+class Frames(list[dict[str, Any]]):
+    """What LeRobot's data set is to a recording."""
+
+    stored = 0
+
+    add_frame, clear_episode_buffer = list.append, list.clear
+
+    def save_episode(self) -> None:
+        self.stored += 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from provla.core.checks import check_values, shown, value_in
 from provla.core.files import write_json
@@ -130,3 +131,24 @@ def _objective(found: Any) -> Objective:
     if not isinstance(name, str) or not isinstance(value, int | float | None):
         raise ValueError(f"objective={shown(found)}: expected a name and a number")
     return Objective(name, value)
+
+
+class Played(NamedTuple):
+    """What became of an episode. ending: one of `world.Ending`; empty where an earlier version wrote none."""
+
+    success: bool
+    ending: str
+
+
+def read_episodes(path: Path) -> dict[tuple[str, int], Played]:
+    """(task, episode seed) → what became of it, of an episodes.csv, sorted, so that nothing depends on the order of the
+    rows. `ValueError` for an episode that stands there twice.
+    """
+    found: dict[tuple[str, int], Played] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            episode = row["task"], int(row["episode_seed"])
+            if episode in found:
+                raise ValueError(f"{episode[0]}, episode seed {episode[1]} stands there twice")
+            found[episode] = Played(row["success"] == "1", row.get("ending") or "")
+    return dict(sorted(found.items()))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from provla.core.world import Embodiment
 from provla.dataset.recorded import ShippedRecording, ShippedSource
-from provla.env.metaworld import MetaworldTask, metaworld_embodiment, metaworld_menu, metaworld_tasks
+from provla.env.metaworld import MetaworldTask, metaworld_embodiment, metaworld_instruction, metaworld_tasks
 from provla.env.twins import MetaworldTwin, twin_tasks
 
 
@@ -32,7 +32,7 @@ class MetaworldRecording(ShippedRecording):
 
     @property
     def sentences(self) -> dict[str, str]:
-        return {task: metaworld_menu()[task]["instruction"] for task in self.tasks}
+        return {task: metaworld_instruction(task) for task in self.tasks}
 
     def make(self, task: str) -> Any:
         return MetaworldTask(task, self.cameras, self.image_size)

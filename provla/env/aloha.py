@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
 from provla.env.aloha_expert import ARMS, PLANS, START, AlohaExpert
-from provla.env.mujoco import Eyes, require_opengl, unstable
+from provla.env.mujoco import Eyes, unstable
 from provla.env.perturb import outside
-from provla.env.suite import TaskSuite
+from provla.env.shipped import ShippedSuite, named_tasks
 
 Array = NDArray[Any]
 
@@ -115,15 +114,8 @@ SCENES = {  # instructions as in LeRobot's data sets of these tasks, so that pol
 
 
 def aloha_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
-    """asked, as a tuple; `ValueError` that names the key for an unknown task, or one that is named twice."""
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for task in names:
-        if task not in SCENES:
-            hint = did_you_mean(task, list(SCENES))
-            raise ValueError(f"{key}={asked}: gym-aloha has no task {task!r}{hint}; valid: {', '.join(SCENES)}")
-        if names.count(task) > 1:
-            raise ValueError(f"{key}={asked}: name {task} once")
-    return tuple(names)
+    """See `named_tasks`."""
+    return named_tasks(asked, key, "gym-aloha has no task {!r}".format, list(SCENES))
 
 
 def aloha_assets() -> Path:
@@ -277,15 +269,10 @@ class AlohaTask:
 
 
 @dataclass(kw_only=True, eq=False)
-class AlohaSuite(TaskSuite):
+class AlohaSuite(ShippedSuite):
     """`env=aloha_sim`. tasks: transfer_cube, insertion. cameras: top, left_wrist, right_wrist, angle, left_pillar,
-    right_pillar, front_close. Other keys: see `TaskSuite`.
+    right_pillar, front_close. Other keys: see `ShippedSuite`.
     """
-
-    tasks: Names | Name
-    cameras: Names
-    image_size: Edge
-    video_size: Edge
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -294,14 +281,6 @@ class AlohaSuite(TaskSuite):
     @property
     def embodiment(self) -> Embodiment:
         return aloha_embodiment(self.cameras, self.image_size)
-
-    def check(self) -> None:
-        """`ValueError` now rather than after the training: is there gym-aloha, OpenGL, is there such a camera?"""
-        require_opengl()
-        world = self.make(self.episodes[0].task)
-        world.reset(0)
-        world.images()
-        world.close()
 
     def make(self, task: str) -> AlohaTask:
         return AlohaTask(task, self.cameras, self.image_size, self.video_size)

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
-from provla.env.mujoco import Eyes, require_opengl, unstable
+from provla.env.mujoco import Eyes, unstable
 from provla.env.perturb import outside
-from provla.env.suite import TaskSuite
+from provla.env.shipped import ShippedSuite, named_tasks, object_of
 
 Array = NDArray[Any]
 
@@ -74,21 +73,13 @@ def metaworld_groups() -> dict[str, tuple[str, ...]]:
 
 
 def metaworld_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
-    """The tasks that names of tasks and of groups stand for, in that order; `ValueError` that names the key for unknown
-    ones, or for a task that is there twice.
-    """
-    menu, groups = metaworld_menu(), metaworld_groups()
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in menu and name not in groups:
-            raise ValueError(
-                f"{key}={asked}: Meta-World has no task {name!r}{did_you_mean(name, [*menu, *groups])}; valid: "
-                f"{', '.join(sorted(menu))}, and the groups {', '.join(groups)}"
-            )
-    found = [task for name in names for task in groups.get(name, (name,))]
-    if twice := [task for task in found if found.count(task) > 1]:
-        raise ValueError(f"{key}={asked}: name {twice[0]} once")
-    return tuple(found)
+    """See `named_tasks`."""
+    return named_tasks(asked, key, "Meta-World has no task {!r}".format, sorted(metaworld_menu()), metaworld_groups())
+
+
+def metaworld_instruction(task: str) -> str:
+    """The sentence that asks for `task`."""
+    return metaworld_menu()[task]["instruction"]
 
 
 def metaworld_embodiment(cameras: Sequence[str], image_size: int) -> Embodiment:
@@ -116,7 +107,7 @@ class MetaworldTask:
         import metaworld.env_dict
 
         self.task, self.cameras = task, tuple(cameras)
-        self.instruction = metaworld_menu()[task]["instruction"]
+        self.instruction = metaworld_instruction(task)
         self.embodiment = metaworld_embodiment(cameras, image_size)
         self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of
@@ -191,35 +182,22 @@ class MetaworldTask:
 
 
 @dataclass(kw_only=True, eq=False)
-class MetaworldSuite(TaskSuite):
-    """`env=metaworld`. tasks: Meta-World's names without version, or groups of them (`metaworld_groups`). Other keys:
-    see `TaskSuite`.
+class MetaworldSuite(ShippedSuite):
+    """`env=metaworld`. tasks: Meta-World's names without version, or groups (`metaworld_groups`). Other keys: see
+    `ShippedSuite`.
     """
-
-    tasks: Names | Name
-    cameras: Names
-    image_size: Edge
-    video_size: Edge
 
     @property
     def sentences(self) -> dict[str, str]:
-        return {task: metaworld_menu()[task]["instruction"] for task in metaworld_tasks(self.tasks)}
+        return {task: metaworld_instruction(task) for task in metaworld_tasks(self.tasks)}
 
     @property
     def objects(self) -> dict[str, str]:
-        """Task → the object that it is about."""
-        return {task: task.partition("-")[0] for task in self.sentences}
+        return {task: object_of(task) for task in self.sentences}
 
     @property
     def embodiment(self) -> Embodiment:
         return metaworld_embodiment(self.cameras, self.image_size)
-
-    def check(self) -> None:
-        """`ValueError` now rather than after the training: is there OpenGL, is there such a camera?"""
-        require_opengl()
-        world = self.make(self.episodes[0].task)
-        world.images()
-        world.close()
 
     def make(self, task: str) -> MetaworldTask:
         return MetaworldTask(task, self.cameras, self.image_size, self.video_size)

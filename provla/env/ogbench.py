@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import Edge, Name, Names, did_you_mean
 from provla.core.world import Embodiment, Vector
-from provla.env.mujoco import Eyes, require_opengl, unstable
+from provla.env.mujoco import Eyes, unstable
 from provla.env.perturb import outside
-from provla.env.suite import TaskSuite
+from provla.env.shipped import ShippedSuite, named_tasks, object_of
 
 Array = NDArray[Any]
 
@@ -110,21 +109,8 @@ GROUPS = {"one_step": tuple(GOALS), "two_steps": tuple(TWO_STEPS)}
 
 
 def ogbench_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
-    """The goals that names of goals and of groups stand for, in that order; `ValueError` that names the key for unknown
-    ones, or for a goal that is there twice.
-    """
-    valid = [*GOALS, *TWO_STEPS, *GROUPS]
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in valid:
-            raise ValueError(
-                f"{key}={asked}: OGBench's scene has no goal {name!r}{did_you_mean(name, valid)}; valid: "
-                f"{', '.join(valid[: -len(GROUPS)])}, and the groups {', '.join(GROUPS)}"
-            )
-    found = [task for name in names for task in GROUPS.get(name, (name,))]
-    if twice := [task for task in found if found.count(task) > 1]:
-        raise ValueError(f"{key}={asked}: name {twice[0]} once")
-    return tuple(found)
+    """See `named_tasks`."""
+    return named_tasks(asked, key, "OGBench's scene has no goal {!r}".format, [*GOALS, *TWO_STEPS], GROUPS)
 
 
 def ogbench_steps(task: str) -> tuple[str, ...]:
@@ -339,15 +325,10 @@ class OgbenchScene:
 
 
 @dataclass(kw_only=True, eq=False)
-class OgbenchSuite(TaskSuite):
+class OgbenchSuite(ShippedSuite):
     """`env=ogbench_scene`. tasks: goals (`GOALS`), two, one after the other (`TWO_STEPS`), or groups of them
-    (`GROUPS`). Other keys: see `TaskSuite`.
+    (`GROUPS`). Other keys: see `ShippedSuite`.
     """
-
-    tasks: Names | Name
-    cameras: Names
-    image_size: Edge
-    video_size: Edge
 
     @property
     def sentences(self) -> dict[str, str]:
@@ -355,27 +336,16 @@ class OgbenchSuite(TaskSuite):
 
     @property
     def opposites(self) -> dict[str, str]:
-        """Task → the sentence that asks for its opposite, where it has one."""
         found = {task: GOALS[task].opposite for task in self.sentences if task in GOALS}
         return {task: GOALS[other].sentence for task, other in found.items() if other}
 
     @property
     def objects(self) -> dict[str, str]:
-        """Task → the object that it begins with."""
-        return {task: task.partition("-")[0] for task in self.sentences}
+        return {task: object_of(task) for task in self.sentences}
 
     @property
     def embodiment(self) -> Embodiment:
         return ogbench_embodiment(self.cameras, self.image_size)
-
-    def check(self) -> None:
-        """`ValueError` now rather than after the training: is OGBench here, is there OpenGL, is there such a camera?"""
-        require_ogbench()
-        require_opengl()
-        world = self.make(self.episodes[0].task)
-        world.reset(0)
-        world.images()
-        world.close()
 
     def make(self, task: str) -> OgbenchScene:
         return OgbenchScene(task, self.cameras, self.image_size, self.video_size)

@@ -101,7 +101,11 @@ NEEDS = {
 
 
 def available(suite: Any) -> list[str]:
-    """The factors that the worlds of a suite have what they need for; makes one of them."""
+    """The factors that the worlds of a suite have what they need for; makes one of them. `ValueError` for a suite that
+    takes none.
+    """
+    if not hasattr(suite, "perturb"):
+        raise ValueError(f"perturb: {type(suite).__name__} has no field perturb, so nothing can be perturbed")
     world = suite.make(suite.episodes[0].task)
     has = {
         "": True,
@@ -114,9 +118,7 @@ def available(suite: Any) -> list[str]:
     for name in ("paraphrases", "objects", "opposites"):
         has[name] = bool(tasks & set(getattr(suite, name, None) or ()))
     has["objects"] = has["objects"] and len({suite.objects.get(task) for task in tasks}) > 1
-    return [
-        name for name, factor in FACTORS.items() if has[factor.needs] and (name != "empty" or hasattr(suite, "perturb"))
-    ]
+    return [name for name, factor in FACTORS.items() if has[factor.needs]]
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -141,8 +143,6 @@ class Perturbed:
         self._seen: dict[str, Array] = {}
 
     def __getattr__(self, name: str) -> Any:
-        if name == "world":  # before __init__, when a copy is unpickled
-            raise AttributeError(name)
         return getattr(self.world, name)
 
     def reset(self, seed: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.core.checks import did_you_mean
-from provla.env.metaworld import MetaworldSuite, MetaworldTask, metaworld_menu
+from provla.env.metaworld import MetaworldSuite, MetaworldTask, metaworld_instruction, metaworld_menu
+from provla.env.shipped import named_tasks
 
 Array = NDArray[Any]
 
@@ -40,15 +40,11 @@ END = 0.75  # of the way from the middle to the stop
 
 
 def twin_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
-    """asked, where all of them are twins; `ValueError` that names the key for one that is none, or is named twice."""
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for task in names:
-        if task not in OF:
-            why = "has no twin" if task in metaworld_menu() else "is unknown"
-            raise ValueError(f"{key}={asked}: {task!r} {why}{did_you_mean(task, list(OF))}; valid: {', '.join(OF)}")
-        if names.count(task) > 1:
-            raise ValueError(f"{key}={asked}: name {task} once")
-    return tuple(names)
+    """See `named_tasks`."""
+    known = metaworld_menu()
+    return named_tasks(
+        asked, key, lambda name: f"{name!r} {'has no twin' if name in known else 'is unknown'}", list(OF)
+    )
 
 
 class MetaworldTwin(MetaworldTask):
@@ -88,16 +84,16 @@ class MetaworldTwin(MetaworldTask):
 
 @dataclass(kw_only=True, eq=False)
 class TwinsSuite(MetaworldSuite):
-    """`env=metaworld_twins`. tasks: of `FIXTURES`. Other keys: see `TaskSuite`."""
+    """`env=metaworld_twins`. tasks: of `FIXTURES`. Other keys: see `ShippedSuite`."""
 
     @property
     def sentences(self) -> dict[str, str]:
-        return {task: metaworld_menu()[task]["instruction"] for task in twin_tasks(self.tasks)}
+        return {task: metaworld_instruction(task) for task in twin_tasks(self.tasks)}
 
     @property
     def opposites(self) -> dict[str, str]:
         """Task → the sentence that asks for its opposite."""
-        return {task: metaworld_menu()[OPPOSITE[task]]["instruction"] for task in self.sentences}
+        return {task: metaworld_instruction(OPPOSITE[task]) for task in self.sentences}
 
     def make(self, task: str) -> MetaworldTwin:
         return MetaworldTwin(task, self.cameras, self.image_size, self.video_size)

@@ -98,7 +98,7 @@ def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
     )
     check_objective(config["objective"], parts.suite, spec, bool(len(held)))
     if config.get("perturb") and not parts.simulated:
-        raise ValueError(f"perturb={config['perturb']}: nothing is simulated (env=none), so nothing can be perturbed")
+        raise ValueError(f"perturb={config['perturb']}: this run has no simulation, so nothing can be perturbed")
     if not len(held):
         check_unvalidated(config, parts.source.val_fraction, parts.simulated)
     parts.trainer.check_samples(len(learn))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from rich.table import Table
 from provla.core.build import build
 from provla.core.files import csv_text, write_text
 from provla.core.progress import console
-from provla.core.result import Result
+from provla.core.result import Played, read_episodes
+from provla.env.chunk import close
 from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
+from provla.env.suite import plays
 from provla.run.evaluate import evaluate, read_config
 from provla.statistics.checks import wilson
 
@@ -29,38 +30,49 @@ def survive(
     folder: Path,
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
-    asked: str | Sequence[str] | Mapping[str, int],
+    levels: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """Rows {factor, level, …} of what was found under each factor: success with its Wilson interval, endings, and the
     paired difference from the episodes in `folder`, which were played without. Into perturb/, perturb.csv and plots/.
 
-    changes, bases, trust: see `evaluate`. asked: see `env.perturb.chosen`. `ValueError` for what these worlds do not
-    have.
+    changes, bases, trust: see `evaluate`. levels: see `factors`.
     """
     from provla.run.plots import plot_survival
 
-    config = read_config(checkpoint, changes, trust)
-    suite = build(config["env"], "env")
-    levels = chosen(asked, available(suite))
-    plain, rows = read_outcomes(folder / "episodes.csv"), []
+    plain, rows = read_episodes(folder / "episodes.csv"), []
     for factor, level in levels.items():
         console.print(f"{factor}, level {level}: {amount(factor, level)}")
         under = {**changes, "env": {**changes["env"], "perturb": {factor: level}, "videos_per_task": 0}}
         place = folder / FOLDER / f"{factor}_{level}"
         try:
-            result = evaluate(checkpoint, device, under, place, bases, trust, quiet=True)
+            evaluate(checkpoint, device, under, place, bases, trust, quiet=True)
         except ValueError as error:
             if factor not in WORDS:
                 raise
             rows.append({"factor": factor, "level": level, "note": str(error)})  # it reads no other sentences
             continue
-        rows.append({"factor": factor, "level": level, **_row(result, plain, read_outcomes(place / "episodes.csv"))})
+        rows.append({"factor": factor, "level": level, **_row(plain, read_episodes(place / "episodes.csv"))})
     write_text(folder / "perturb.csv", csv_text(rows, list(dict.fromkeys(key for row in rows for key in row))))
-    rate = float(np.mean([won for won, _ in plain.values()]))
+    rate = float(np.mean([one.success for one in plain.values()]))
     plot_survival(rows, rate, folder / "plots" / "perturb.png")
-    picture(suite, levels, folder / "plots" / "perturbed.png")
+    picture(build(read_config(checkpoint, changes, trust)["env"], "env"), levels, folder / "plots" / "perturbed.png")
     _show(rows, rate)
     return rows
+
+
+def factors(
+    checkpoint: Path,
+    changes: Mapping[str, Mapping[str, Any]],
+    trust: Sequence[str],
+    asked: str | Sequence[str] | Mapping[str, int],
+) -> dict[str, int]:
+    """Factor → level of what is asked for (see `env.perturb.chosen`). `ValueError` for what the run's worlds do not
+    have.
+    """
+    suite = build(read_config(checkpoint, changes, trust)["env"], "env")
+    if not plays(suite):
+        raise ValueError(f"perturb={asked}: this run has no simulation, so nothing can be perturbed")
+    return chosen(asked, available(suite))
 
 
 def amount(factor: str, level: int) -> str:
@@ -69,26 +81,17 @@ def amount(factor: str, level: int) -> str:
     return found.unit if len(found.amounts) == 1 else f"{found.amounts[level - 1]:g} {found.unit}"
 
 
-def read_outcomes(path: Path) -> dict[tuple[str, int], tuple[bool, str]]:
-    """(task, episode seed) → success and ending of an episodes.csv."""
-    with path.open(newline="") as file:
-        return {
-            (row["task"], int(row["episode_seed"])): (row["success"] == "1", row["ending"])
-            for row in csv.DictReader(file)
-        }
-
-
-def _row(result: Result, plain: Mapping[Any, Any], found: Mapping[Any, Any]) -> dict[str, Any]:
-    won = [success for success, _ in found.values()]
+def _row(plain: Mapping[Any, Played], found: Mapping[Any, Played]) -> dict[str, Any]:
+    won = [one.success for one in found.values()]
     low, high = wilson(sum(won), len(won))
     row: dict[str, Any] = {"success": float(np.mean(won)), "low": low, "high": high, "episodes": len(won)}
-    change = np.array([float(found[key][0]) - float(plain[key][0]) for key in found if key in plain])
+    change = np.array([float(found[key].success) - float(plain[key].success) for key in found if key in plain])
     if len(change):
         # Of the mean change over pairs of episodes: this policy's, no claim about other trainings.
         half = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
         row |= {"difference": float(change.mean()), "difference_low": change.mean() - half}
         row |= {"difference_high": change.mean() + half}
-    endings = [ending for _, ending in found.values()]
+    endings = [one.ending for one in found.values()]
     return row | {ending: endings.count(ending) for ending in ("opposite", "unsafe", "timeout", "fault")}
 
 
@@ -121,6 +124,5 @@ def picture(suite: Any, levels: Mapping[str, int], path: Path) -> None:
             world.step(world.embodiment.action.clip(world.expert() if hasattr(world, "expert") else 0.0))
         name = next(iter(world.embodiment.cameras))
         seen[f"{factor} {level}" if factor else "as demonstrated"] = world.images()[name]
-        if hasattr(world, "close"):
-            world.close()
+        close(world)
     plot_gallery(seen, path)

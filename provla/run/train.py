@@ -41,7 +41,7 @@ from provla.run.pictures import plot_run
 from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
 from provla.run.show import announce, run_name, show, tags
-from provla.run.survival import survive
+from provla.run.survival import factors, survive
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import PRUNED, Fit, seed_everything
 from provla.trainer.loop import validate
@@ -288,7 +288,8 @@ def _judge_under(config: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
     if not config.get("perturb"):
         return None
     changes: dict[str, dict[str, Any]] = {"env": {}, "scheduler": {}}
-    return survive(folder, config["device"], changes, folder, None, modules(config), config["perturb"])
+    levels = factors(folder, changes, modules(config), config["perturb"])
+    return survive(folder, config["device"], changes, folder, None, modules(config), levels)
 
 
 def _offline(

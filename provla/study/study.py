@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from provla.core.progress import console
-from provla.core.result import Result, Status, read_result
+from provla.core.result import Result, Status, read_episodes, read_result
 from provla.jobs.sweep import Job, Sweep, find_renamed, load_sweep
 
 Episode = tuple[str, int]  # task, episode seed
@@ -167,32 +167,19 @@ def _load_run(folder: Path, job: Job) -> Run:
         run.problem = "result.json has no objective"
     if result.success:
         try:
-            run.episodes, run.endings = read_episodes(run.folder / "episodes.csv")
+            played = read_episodes(run.folder / "episodes.csv")
+            run.episodes = {episode: float(one.success) for episode, one in played.items()}
+            run.endings = Counter(one.ending for one in played.values() if one.ending)
             for row in result.perturb or []:
                 if "note" not in row:
                     place = run.folder / "perturb" / f"{row['factor']}_{row['level']}"
-                    run.under[f"{row['factor']} {row['level']}"] = read_episodes(place / "episodes.csv")[0]
+                    under = read_episodes(place / "episodes.csv").items()
+                    run.under[f"{row['factor']} {row['level']}"] = {key: float(one.success) for key, one in under}
             if len(run.episodes) != (counted := result.success["success_rate"]["episodes"]):
                 run.problem = f"episodes.csv has {len(run.episodes)} episodes, result.json {counted}"
         except (OSError, KeyError, ValueError, TypeError) as error:
             run.problem = f"episodes.csv cannot be read: {error}"
     return run
-
-
-def read_episodes(path: Path) -> tuple[dict[Episode, float], Counter[str]]:
-    """(task, episode seed) → success, sorted, so that no verdict depends on the order of the rows; and how many ended
-    how. `ValueError` for an episode that stands there twice.
-    """
-    found: dict[Episode, float] = {}
-    endings: Counter[str] = Counter()
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            episode = row["task"], int(row["episode_seed"])
-            if episode in found:
-                raise ValueError(f"{episode[0]}, episode seed {episode[1]} stands there twice")
-            found[episode] = float(row["success"] == "1")
-            endings.update([row["ending"]] if row.get("ending") else [])
-    return dict(sorted(found.items())), endings
 
 
 def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:

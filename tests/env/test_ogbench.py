@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, compose
+from worlds import Frames
 
 from provla.core.build import build
 from provla.dataset.ogbench import OgbenchRecording
@@ -181,17 +182,6 @@ def test_nothing_of_ogbench_is_imported_before_a_world_is_made() -> None:
     code = "import sys, provla.dataset.ogbench; print({'ogbench', 'dm_control', 'mujoco'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "set()\n"
-
-
-class Frames(list[dict[str, Any]]):
-    """What LeRobot's data set is to a recording."""
-
-    stored = 0
-
-    add_frame, clear_episode_buffer = list.append, list.clear
-
-    def save_episode(self) -> None:
-        self.stored += 1
 
 
 def test_demonstrations_are_recorded() -> None:
