@@ -168,7 +168,7 @@ def test_studies_of_the_working_folder_come_first(command: Command, tmp_path: Pa
     assert "published: experiments/mine.md" in out
     assert not (ROOT / "experiments" / "mine.md").exists()
     code, _, err = command("report")
-    assert "fusion, hpo, mine, quant" in err
+    assert "fusion, hpo, language, metaworld_mt10, mine, quant" in err
 
 
 def test_the_shipped_studies_are_still_found(command: Command) -> None:

@@ -88,6 +88,7 @@ class ShippedRecording(Recording):
     version: int = 1
 
     def __post_init__(self) -> None:
+        self.known(self.tasks)
         if self.image_size < 16 or self.image_size % 2:
             raise ValueError(
                 f"dataset.image_size={self.image_size}: must be even and at least 16 (video encoders need it)"

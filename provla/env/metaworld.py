@@ -74,7 +74,7 @@ def metaworld_groups() -> dict[str, tuple[str, ...]]:
 
 def metaworld_tasks(asked: str | Sequence[str], key: str = "env.tasks") -> tuple[str, ...]:
     """See `named_tasks`."""
-    return named_tasks(asked, key, "Meta-World has no task {!r}".format, sorted(metaworld_menu()), metaworld_groups())
+    return named_tasks(asked, key, "unknown Meta-World task {!r}".format, sorted(metaworld_menu()), metaworld_groups())
 
 
 def metaworld_instruction(task: str) -> str:

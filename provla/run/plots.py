@@ -227,7 +227,7 @@ def plot_survival(rows: Sequence[Mapping[str, Any]], plain: float, path: Path) -
         axes.set_yticks(range(len(found)), [f"{row['factor']} {row['level']}" for row in found])
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("share of episodes")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         return save(figure, path)
 
 

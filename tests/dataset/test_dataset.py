@@ -97,7 +97,10 @@ def test_recording_is_found_again_and_depends_on_every_parameter(recording: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ("drawer-shut",)}, "unknown Meta-World task 'drawer-shut'; valid: assembly, "),
+        (
+            {"tasks": ("drawer-shut",)},
+            "unknown Meta-World task 'drawer-shut'; did you mean drawer-.*; valid: assembly, ",
+        ),
         ({"image_size": 33}, "dataset.image_size=33: must be even"),
         ({"cameras": ("corner9",)}, "no camera 'corner9' in this simulation; valid: topview, corner"),
     ],

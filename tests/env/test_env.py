@@ -329,7 +329,7 @@ def test_policies_of_other_sizes_are_refused() -> None:
     [
         ({"tasks": []}, r"env.tasks=\[\]: expected a list of names \(at least one\)"),
         ({"episodes_per_task": 0}, "env.episodes_per_task=0"),
-        ({"tasks": ["cook"]}, "Meta-World has no task 'cook'"),
+        ({"tasks": ["cook"]}, "unknown Meta-World task 'cook'"),
     ],
 )
 def test_bad_suites_are_named(changes: dict[str, Any], message: str) -> None:

@@ -160,7 +160,7 @@ def test_groups_are_those_of_the_field() -> None:
         ("dataset.tasks=[drawer-opne]", "'drawer-opne' is unknown; did you mean drawer-open"),
         ("dataset.tasks=[door-open]", "'door-open' has no twin"),
         ("dataset.tasks=[drawer-open,drawer-open]", "name drawer-open once"),
-        ("dataset=metaworld dataset.tasks=eazy", "Meta-World has no task 'eazy'; did you mean easy"),
+        ("dataset=metaworld dataset.tasks=eazy", "unknown Meta-World task 'eazy'; did you mean easy"),
         ("dataset=metaworld dataset.tasks=[easy,reach]", "name reach once"),
     ],
 )

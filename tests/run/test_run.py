@@ -43,6 +43,7 @@ def metaworld(recording: Path, tmp_path: Path) -> list[str]:
     ]
     return [
         *tiny,
+        "dataset=metaworld",
         *dataset,
         "eval_episodes=2",
         "env.num_envs=4",
@@ -260,7 +261,7 @@ def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_pat
     run = tmp_path / "run"
     assert command("train", *FAKE, f"hydra.run.dir={run}")[0] == 0
     config = json.loads((run / "config.json").read_text())
-    config["env"] = compose("dataset.image_size=32")["env"]
+    config["env"] = compose("dataset=metaworld_five", "dataset.image_size=32")["env"]
     (run / "config.json").write_text(json.dumps(config))
     code, _, err = command("evaluate", f"checkpoint={run}")
     assert code == 2
