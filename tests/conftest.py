@@ -44,8 +44,8 @@ FAKE = [
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # dm_control's logger takes whatever stderr is when it is imported for its own, and closes it where logging is set up
-    # anew: that would be the file into which pytest captures.
+    # dm_control's logger takes whatever stderr is when it is imported for its own, and closes it where logging is set
+    # up anew: that would be the file into which pytest captures.
     from absl import logging
 
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
