@@ -25,6 +25,7 @@ SCENE = (
     "distractors",
 )
 CLEAR = 0.12  # metres between a distractor and whatever moves
+REACH = 0.3  # metres: what a camera on an arm is there to see is held, or about to be
 
 
 def textured(model: Any) -> list[int]:
@@ -97,10 +98,11 @@ class View:
         return float(found), int(hit[0])
 
     def _looks_at(self, camera: str) -> float:
-        """How far away is what a camera looks at, in metres."""
+        """How far away is what a camera looks at, in metres: at the start, and of one that moves no more than REACH."""
         eye = self._data.camera(camera)
         found, _ = self._ray(np.array(eye.xpos), -np.array(eye.xmat).reshape(3, 3)[:, 2])
-        return found if found > 0 else 1.0
+        moves = self._model.body_weldid[self._model.cam_bodyid[eye.id]] != 0
+        return min(found if found > 0 else 1.0, REACH if moves else np.inf)
 
     def _move_camera(self, scene: Any, distance: float) -> None:
         if not (self._yaw or self._pitch or self._nearer):

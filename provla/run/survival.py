@@ -18,7 +18,7 @@ from provla.env.chunk import close
 from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
 from provla.env.suite import plays
 from provla.run.evaluate import evaluate, read_config
-from provla.statistics.checks import wilson
+from provla.statistics.checks import paired_interval, wilson
 
 FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor and level
 
@@ -85,12 +85,10 @@ def _row(plain: Mapping[Any, Played], found: Mapping[Any, Played]) -> dict[str, 
     won = [one.success for one in found.values()]
     low, high = wilson(sum(won), len(won))
     row: dict[str, Any] = {"success": float(np.mean(won)), "low": low, "high": high, "episodes": len(won)}
-    change = np.array([float(found[key].success) - float(plain[key].success) for key in found if key in plain])
-    if len(change):
-        # Of the mean change over pairs of episodes: this policy's, no claim about other trainings.
-        half = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
-        row |= {"difference": float(change.mean()), "difference_low": change.mean() - half}
-        row |= {"difference_high": change.mean() + half}
+    if pairs := [(found[key].success, plain[key].success) for key in found if key in plain]:
+        # This policy's on other episodes, no claim about other trainings.
+        interval = paired_interval(*np.array(pairs).T)
+        row |= dict(zip(("difference", "difference_low", "difference_high"), interval, strict=True))
     endings = [one.ending for one in found.values()]
     return row | {ending: endings.count(ending) for ending in ("opposite", "unsafe", "timeout", "fault")}
 

@@ -47,6 +47,26 @@ def mcnemar(arm: Array, baseline: Array) -> tuple[int, int, float]:
     return table[0][1], table[1][0], float(test(table, exact=True).pvalue)
 
 
+def paired_interval(arm: Array, baseline: Array, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Difference of two success rates on the same episodes and its interval, by Wilson's of both and their correlation
+    (Newcombe 1998, Statistics in Medicine 17:2635, method 10): it has a width where all succeed, and where all fail.
+    """
+    arm, baseline = np.asarray(arm, dtype=bool), np.asarray(baseline, dtype=bool)
+    n, rates = len(arm), (float(arm.mean()), float(baseline.mean()))
+    (low, high), (low_base, high_base) = (wilson(int(each.sum()), n, confidence) for each in (arm, baseline))
+    both, only, only_base, neither = (
+        int((a & b).sum()) for a, b in ((arm, baseline), (arm, ~baseline), (~arm, baseline), (~arm, ~baseline))
+    )
+    shared = both * neither - only * only_base
+    margins = (both + only) * (only_base + neither) * (both + only_base) * (only + neither)
+    phi = (max(shared - n / 2, 0.0) if shared > 0 else shared) / margins**0.5 if margins else 0.0
+    below, above, below_base, above_base = rates[0] - low, high - rates[0], rates[1] - low_base, high_base - rates[1]
+    down = below**2 - 2 * phi * below * above_base + above_base**2
+    up = above**2 - 2 * phi * above * below_base + below_base**2
+    middle = rates[0] - rates[1]
+    return middle, middle - down**0.5, middle + up**0.5
+
+
 def permutation(arm: Sequence[float], baseline: Sequence[float], paired: bool = False) -> float:
     """Two-sided p of a difference of means under every arrangement of the runs (Fisher 1935), by scipy; paired: of the
     signs. Never below two over the number of arrangements: 0.1 for three against three.

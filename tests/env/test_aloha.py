@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 from conftest import ROOT, compose
@@ -18,6 +19,8 @@ from provla.dataset.aloha import AlohaRecording
 from provla.dataset.recording import _demonstrate
 from provla.env import aloha
 from provla.env.aloha import HELD, JOINTS, SCENES, AlohaSuite, AlohaTask
+from provla.env.perturb import stream
+from provla.env.scene import View
 from provla.evaluate import _own_data
 
 Array = np.ndarray[Any, Any]
@@ -167,6 +170,23 @@ def test_every_camera_sees_the_cube_and_wrist_cameras_turn_with_the_hand() -> No
     assert red(pictures["left_wrist"]) > 200
     assert red(pictures["right_wrist"]) > 200
     assert found.frame().shape == (240, 240, 3)
+
+
+def test_a_camera_on_an_arm_is_turned_about_what_the_hand_would_hold() -> None:
+    found = world("transfer_cube")
+    found.reset(100003)
+    model, data = found.eyes.model, found.eyes.data
+    seen = View(model, data, CAMERAS, {"camera_yaw": 20.0}, lambda name: stream(0, name))
+    scene, option, eye = mujoco.MjvScene(model, 1000), mujoco.MjvOption(), mujoco.MjvCamera()
+    eye.type, moved = mujoco.mjtCamera.mjCAMERA_FIXED, {}
+    for camera in CAMERAS:
+        eye.fixedcamid = model.camera(camera).id
+        mujoco.mjv_updateScene(model, data, option, None, eye, mujoco.mjtCatBit.mjCAT_ALL, scene)
+        before = np.array(scene.camera[0].pos)
+        seen(scene, camera)
+        moved[camera] = float(np.linalg.norm(scene.camera[0].pos - before))
+    assert moved["top"] > 0.2
+    assert max(moved["left_wrist"], moved["right_wrist"]) <= 0.3 * 2 * np.sin(np.radians(10)) + 0.02  # an eye's width
 
 
 def red(picture: Array) -> float:

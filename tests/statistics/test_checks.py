@@ -28,6 +28,33 @@ def test_mean_interval_is_students() -> None:
     assert math.isnan(s.mean_interval([0.5])[1])
 
 
+def outcomes(both: int, only: int, only_base: int, neither: int) -> list[list[int]]:
+    pairs = [(1, 1)] * both + [(1, 0)] * only + [(0, 1)] * only_base + [(0, 0)] * neither
+    return [list(column) for column in zip(*pairs, strict=True)]
+
+
+def test_a_paired_interval_is_newcombes_and_has_a_width_at_the_ends() -> None:
+    # A worked example of the paper (table II, method 10).
+    assert s.paired_interval(*outcomes(36, 12, 2, 0)) == pytest.approx((0.2, 0.0569, 0.3404), abs=1e-4)
+    for all_alike in (outcomes(20, 0, 0, 0), outcomes(0, 0, 0, 20)):
+        middle, low, high = s.paired_interval(*all_alike)
+        assert (middle, low) == (0, -high)
+        assert high == pytest.approx(1 - s.wilson(20, 20)[0])
+    middle, low, high = s.paired_interval(*outcomes(0, 0, 20, 0))  # each episode was lost
+    assert (middle, low) == (-1, -1)
+    assert -0.8 < high < -0.7
+    ours, swapped = s.paired_interval(*outcomes(70, 20, 5, 25)), s.paired_interval(*outcomes(70, 5, 20, 25))
+    assert ours == pytest.approx((-swapped[0], -swapped[2], -swapped[1]))
+
+
+@pytest.mark.parametrize(("rates", "shared"), [((0.95, 0.8), 0.8), ((0.5, 0.4), 0.7), ((0.95, 0.5), 0.3)])
+def test_a_paired_interval_covers_the_difference_in_95_of_100(rates: tuple[float, float], shared: float) -> None:
+    drawn = np.random.default_rng(0).multivariate_normal([0, 0], [[1, shared], [shared, 1]], (1000, 120))
+    found = [s.paired_interval(*(each < stats.norm.ppf(rates)).T) for each in drawn]
+    hits = np.mean([low <= rates[0] - rates[1] <= high for _, low, high in found])
+    assert 0.935 < hits < 0.985
+
+
 def test_mcnemar_is_the_exact_binomial_of_the_discordant_pairs() -> None:
     arm = np.array([1] * 40 + [1] * 12 + [0] * 2 + [0] * 46)
     baseline = np.array([1] * 40 + [0] * 12 + [1] * 2 + [0] * 46)
