@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from typing import Any
 
 from provla.command.entry import ROOT
 
@@ -16,6 +17,7 @@ COLUMNS = (
     "low",
     "high",
     "episodes",
+    "opposite",
     "trajectory_mse",
     "trainable_parameters",
     "train_seconds",
@@ -24,6 +26,18 @@ COLUMNS = (
     "peak_memory_mb",
     "commit",
 )
+
+
+def trained(result: dict[str, Any]) -> dict[str, Any]:
+    """What a training says besides what a judgement does."""
+    return {
+        "trajectory_mse": round(result["metrics"]["trajectory_mse"], 4),
+        "trainable_parameters": result["parameters"]["trainable"],
+        "train_seconds": round(result["train_seconds"]),
+        "wall_seconds": round(result["wall_seconds"]),
+        "ms_per_chunk": round(result["ms_per_chunk"]),
+        "peak_memory_mb": round(result["peak_memory_mb"]),
+    }
 
 
 def main() -> None:
@@ -41,28 +55,27 @@ def main() -> None:
                 "low": round(cell["low"], 3),
                 "high": round(cell["high"], 3),
                 "episodes": cell["episodes"],
-                "trajectory_mse": round(result["metrics"]["trajectory_mse"], 4),
-                "trainable_parameters": result["parameters"]["trainable"],
-                "train_seconds": round(result["train_seconds"]),
-                "wall_seconds": round(result["wall_seconds"]),
-                "ms_per_chunk": round(result["ms_per_chunk"]),
-                "peak_memory_mb": round(result["peak_memory_mb"]),
+                "opposite": cell.get("ended/opposite", 0),
                 "commit": result["commit"],
             }
+            | (trained(result) if "train_steps" in result else {})
         )
     with (ROOT / "benchmarks" / "results.csv").open("w", newline="") as out:
         writer = csv.DictWriter(out, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    print(
-        "| run | success (95 % Wilson) | trajectory MSE | trainable parameters | training | ms per chunk "
-        "|\n|---|---|---|---|---|---|"
-    )
+    print("| run | success (95 % Wilson) | did the opposite | trajectory MSE | trainable | training | ms per chunk |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
+        rest = "| | | |"
+        if "train_seconds" in row:
+            rest = (
+                f"{row['trajectory_mse']:.3f} | {row['trainable_parameters'] / 1e6:.2f} M | {row['train_seconds']} s | "
+                f"{row['ms_per_chunk']} |"
+            )
         print(
             f"| {row['run']} | {row['success']:.0%} ({row['low']:.0%} – {row['high']:.0%}) | "
-            f"{row['trajectory_mse']:.3f} | {row['trainable_parameters'] / 1e6:.2f} M | {row['train_seconds']} s | "
-            f"{row['ms_per_chunk']} |"
+            f"{row['opposite'] / row['episodes']:.0%} | {rest}"
         )
 
 

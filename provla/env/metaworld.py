@@ -115,6 +115,8 @@ class MetaworldTask:
         self._sim._set_task_called = True
         self._sim._freeze_rand_vec = False
         self._sim.seeded_rand_vec = True
+        self._sim._partially_observable = False  # the goal: experts of half the tasks need it, and no policy sees it
+        self._sim.__dict__.pop("sawyer_observation_space", None)  # its bounds, to which what is seen is clipped
         if "corner2" in self.cameras:  # closer, as LeRobot has it; before the first reset, which places the cameras
             self._sim.model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
         self._image_size, self._video_size = image_size, video_size
@@ -138,7 +140,7 @@ class MetaworldTask:
         mujoco.mj_forward(self._sim.model, self._sim.data)
         now = self._sim._get_curr_obs_combined_no_goal()
         self._sim._prev_obs = now
-        self.full_state = np.hstack([now, now, np.zeros(3)])
+        self.full_state = np.hstack([now, now, self._sim._get_pos_goal()])
         self._success, self._expert = False, None
 
     def _place(self) -> None:
