@@ -194,3 +194,20 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(
     code, _, err = command("export", f"checkpoint={run}")
     assert code == 2
     assert "exists already; nothing was changed" in err
+
+
+def test_the_reference_experiment_drives_two_arms(command: Command, backbones: Path, tmp_path: Path) -> None:
+    """Recorded, trained and judged in closed loop in `aloha_sim`, with backbones of its kinds that are small."""
+    run = tmp_path / "run"
+    small = ["dataset.episodes_per_task=1", "dataset.val_fraction=0", "trainer.warmup_steps=1"]
+    small += ["trainer.max_steps=2", "trainer.patience=null", "scheduler.num_inference_steps=2", "eval_episodes=1"]
+    bases = [*local("siglip_base", backbones), *local("qwen2_5_0_5b", backbones)]
+    limits = ["env.max_episode_steps=24", "env.video_size=32", f"hydra.run.dir={run}"]
+    code, _, err = command("train", "experiments=reference", "dataset=aloha_sim", *bases, *small, *limits, "logger=csv")
+    assert code == 0, err
+    result = json.loads((run / "result.json").read_text())
+    assert result["success"]["success_rate"]["episodes"] == 1
+    (episode,) = (run / "episodes.csv").read_text().splitlines()[1:]
+    assert "timeout" in episode
+    spec = provla.load(run).spec
+    assert (spec.cameras, spec.action_size) == (("top", "left_wrist", "right_wrist"), 14)
