@@ -1,7 +1,7 @@
 """How fast worlds are, against their own rendering: python benchmarks/worlds.py [recording] [rollout] [processes]
 
 recording: frames per second that the same expert records, in provla's pictures and in those that the world's own
-library draws (reduced to the same size; shadows, reflections and multisampling as it has them), one process, in turns.
+library draws (reduced to the same size; shadows, reflections and multisampling as it has them), in turns.
 rollout: control steps per second with the default policy, not trained, in provla's worlds and in LeRobot's environment
 of the same world, which draws at every step; theirs in one process and in two, the faster counts.
 processes: the same episodes over 1 and 2 processes; their outcomes must be equal. Writes benchmarks/worlds.csv and
@@ -11,13 +11,16 @@ prints the README's table. Recordings and untrained policies are kept under outp
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +34,7 @@ import torch
 import provla
 from provla.command.entry import ROOT
 from provla.core.build import build
-from provla.dataset.recording import _create, _demonstrate
+from provla.dataset.recording import _create, _demonstrate, _hush
 from provla.env.rollout import Outcome, rollout
 from provla.env.suite import TaskSuite
 from provla.run.evaluate import read_config
@@ -95,20 +98,37 @@ class Own:
 
 
 def recording(world: str) -> dict[str, Any]:
-    """The same demonstrations, in turns."""
-    source = build(config_of(world)["dataset"] | {"data_dir": str(OUT / "data")}, "dataset")
-    recipe, task = source.recording, TASKS[world]
-    sides = [recipe.make(task), Own(world, recipe.make(task))]
-    rates: list[list[float]] = [[], []]
-    for number in range(ROUNDS + 1):  # the first warms up
-        for made, found in zip(sides, rates, strict=True):
-            with tempfile.TemporaryDirectory() as folder:
-                dataset = _create(recipe, Path(folder) / "one")
-                begun = time.perf_counter()
-                _demonstrate(recipe, made, task, number, dataset)
-                found.append(dataset.meta.total_frames / (time.perf_counter() - begun))
-                dataset.finalize()
+    """The same demonstrations, in turns, each side in a process of its own: libraries that draw take it for granted
+    that nobody else does.
+    """
+    config_of(world)
+    spawn, rates = multiprocessing.get_context("spawn"), ([], [])
+    with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as theirs:
+        for number in range(ROUNDS + 1):  # the first warms up
+            for side, own, found in ((ours, False, rates[0]), (theirs, True, rates[1])):
+                found.append(side.submit(demonstrated, world, own, number).result())
     return row("recording", world, "frames/s", "its own rendering", rates[0][1:], rates[1][1:])
+
+
+@cache
+def recorded_world(world: str, own: bool) -> tuple[Any, Any]:
+    """A recording's recipe and a world of it."""
+    _hush()
+    recipe = build(config_of(world)["dataset"] | {"data_dir": str(OUT / "data")}, "dataset").recording
+    made = recipe.make(TASKS[world])
+    return recipe, Own(world, made) if own else made
+
+
+def demonstrated(world: str, own: bool, number: int) -> float:
+    """Frames per second of one demonstration."""
+    recipe, made = recorded_world(world, own)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = _create(recipe, Path(folder) / "one")
+        begun = time.perf_counter()
+        _demonstrate(recipe, made, TASKS[world], number, dataset)
+        rate = dataset.meta.total_frames / (time.perf_counter() - begun)
+        dataset.finalize()
+    return float(rate)
 
 
 def suite_of(world: str, **changes: Any) -> TaskSuite:
