@@ -1,8 +1,8 @@
 """What lateness costs, by how chunks are executed: python benchmarks/execution.py outputs/<run>
 
 Judges one trained policy on the same episodes with whole chunks, averaged ones and continued ones, at delays of 0, 4
-and 8 control steps, without training. Judgements lie under outputs/execution and are kept; writes benchmarks/execution.csv
-and prints the README's table.
+and 8 control steps, without training. Judgements lie under outputs/execution and are kept; writes
+benchmarks/execution.csv and prints the README's table.
 """
 
 from __future__ import annotations

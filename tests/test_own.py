@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 import textwrap
@@ -54,14 +55,21 @@ def test_add_a_fusion(command: Command, tmp_path: Path) -> None:
     assert command("evaluate", f"checkpoint={mean}", "device=cpu", "trust=[my_ideas]")[0] == 0
 
 
-def test_add_a_world(command: Command, tmp_path: Path) -> None:
+@pytest.fixture
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the README's world is recorded once for all tests, and all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return f"data_dir={(base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'own'}"
+
+
+def test_add_a_world(command: Command, tmp_path: Path, shared: str) -> None:
     """Checked, recorded, learned from, driven: a world of pictures of 48×64, in thirty lines."""
     follow("Add a world", tmp_path)
     code, out, err = command("evaluate", "check=env", "env=point")
     assert code == 0, err
     assert "same seed, same episode, after other episodes" in out
     assert out.count("│ yes") == 11
-    small = ["dataset.episodes_per_task=2", "dataset.workers=1"]
+    small = ["dataset.episodes_per_task=2", "dataset.workers=1", shared]
     code, out, err = command("record", "env=point", "dataset=recorded", *small)
     assert code == 0, err
     code, out, err = command(
@@ -78,6 +86,50 @@ def test_add_a_world(command: Command, tmp_path: Path) -> None:
     code, _, err = command("analyze", "env=point", "dataset=recorded", *small)
     assert code == 0, err
     assert command("evaluate", "checkpoint=run", "trust=[my_worlds]", "eval_episodes=1")[0] == 0
+
+
+def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) -> None:
+    """Judged under factors beside the plain episodes, in every run of a study, and one policy under all there are."""
+    follow("Add a world", tmp_path)
+    asked = [
+        "env=point",
+        "dataset=recorded",
+        "dataset.episodes_per_task=2",
+        "dataset.workers=1",
+        "eval_episodes=2",
+        shared,
+    ]
+    axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb=[action_delay,empty]"]
+    quick = [option for option in QUICK if not option.startswith("fusion=")]
+    code, _, err = command("train", "-m", *asked, *quick, *axes, "hydra.sweep.dir=sweep")
+    assert code == 0, err
+    found = {file.parent: json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")}
+    run = next(run for run, told in found.items() if (told["choices"]["fusion"], told["seed"]) == ("concat_mlp", 0))
+    rows = json.loads((run / "result.json").read_text())["perturb"]
+    assert [(row["factor"], row["level"]) for row in rows] == [("action_delay", 2), ("empty", 1)]
+    plain, late = ([*csv.DictReader(file.open())] for file in [run / "episodes.csv", *run.glob("*/action_d*/*s.csv")])
+    assert [row["episode_seed"] for row in late] == [row["episode_seed"] for row in plain]
+    won, won_late = (np.mean([row["success"] == "1" for row in each]) for each in (plain, late))
+    assert (rows[0]["success"], rows[0]["difference"]) == (won_late, won_late - won)
+    assert rows[0]["difference_low"] < rows[0]["difference"] < rows[0]["difference_high"]
+
+    code, _, err = command("report", "folder=sweep")
+    assert code == 0, err
+    _, _, table = (tmp_path / "sweep" / "report" / "report.md").read_text().partition("What it survives<")
+    head, _, *lines = [line for line in table.splitlines() if line.startswith("|")][:5]
+    assert [cell.strip() for cell in head.split("|")[2:-1]] == ["concat_mlp", "film"]
+    assert [line.split("|")[1].strip() for line in lines] == ["none", "action_delay 2", "empty 1"]
+    assert all(re.search(r"\d+ %, [+−]?\d+ \(.* to .*\)", line.split("|")[3]) for line in lines[1:])
+
+    command("evaluate", f"checkpoint={run}", "perturb=all", "eval_episodes=1", "trust=[my_worlds]", "hydra.run.dir=all")
+    found = [row["factor"] for row in csv.DictReader((tmp_path / "all" / "perturb.csv").open())]
+    assert found == ["noise", "blur", "dropped_frames", "action_noise", "action_delay", "empty"]
+    assert (tmp_path / "all" / "plots" / "perturbed.png").stat().st_size > 1000
+    asked = f"checkpoint={run}", "trust=[my_worlds]", "hydra.run.dir=none"
+    code, _, err = command("evaluate", *asked, "perturb=[camera_yaw]")
+    assert code == 2
+    assert "camera_yaw needs a world that draws with provla's cameras" in err
+    assert not (tmp_path / "none" / "episodes.csv").exists()  # said before the first episode
 
 
 def test_a_world_that_is_changed_is_recorded_anew(tmp_path: Path) -> None:
