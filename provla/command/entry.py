@@ -35,6 +35,10 @@ from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.core.unread import check_read
 from provla.study.register import register
 
+# libgomp's own is 300,000 (10 ms): alone no faster, and where two trainings share their cores each of torch's thousand
+# waits in a step takes as long as the other's turn.
+SPINS = "1000"
+
 Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
@@ -110,7 +114,11 @@ class Command:
 
 
 def _prepare(studies: bool) -> None:
-    """What the configuration files refer to, for this process."""
+    """What the configuration files refer to, for this process; and how long torch's threads wait awake for each other,
+    which has to be said before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("places", _places, replace=True)
