@@ -421,14 +421,22 @@ def _records(path: Path) -> Iterator[Any]:
         yield record
 
 
-def test_the_configuration_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("said", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_the_configuration_is_shown_without_importing_anything_heavy(
+    said: dict[str, str], spins: str, tmp_path: Path
+) -> None:
+    """And how long torch's threads wait awake is said before torch could be imported."""
     code = (
-        "import sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', "
+        "import os, sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', "
         "run_name='__main__')\nexcept SystemExit: pass\nheavy = [m for m in ('torch', 'transformers', 'lerobot', "
-        "'numpy') if m in sys.modules]\nassert not heavy, heavy"
+        "'numpy') if m in sys.modules]\nassert not heavy, heavy\nprint('spins', os.environ.get('GOMP_SPINCOUNT'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=kept | said, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
+    assert f"spins {spins}" in done.stdout
     assert "_target_: provla.fusion.ConcatMLP" in done.stdout
 
 
