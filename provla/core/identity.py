@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown
 from provla.core.files import fingerprint
@@ -48,6 +48,7 @@ class Root:
     n_action_steps: Depth
     eval_episodes: Steps
     objective: Name
+    feature_cache: Literal["auto", "off"]
     sampler_steps: list[Steps]
     perturb: Name | list[Name] | Mapping[str, Natural]
     question: str | None
@@ -68,6 +69,7 @@ NEUTRAL = (
     "logger",
     "pruner",
     "objective",
+    "feature_cache",
     "sampler_steps",
     "perturb",
     *STUDY,
@@ -166,7 +168,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     check_study(config.get("study"))
     check_values(Root, config, "")
     # A run of an earlier version has none of these.
-    missing = [key for key in valid if key not in config and key not in ("rerun", "trust", "execution", "perturb")]
+    later = ("rerun", "trust", "execution", "perturb", "feature_cache")
+    missing = [key for key in valid if key not in config and key not in later]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")
 

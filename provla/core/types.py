@@ -36,11 +36,15 @@ class _Movable:
 
 @dataclass(frozen=True)
 class Observation(_Movable):
-    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions."""
+    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions.
+
+    features (B,T,C,…): what a frozen vision encoder has made of the images, where somebody knows it already.
+    """
 
     images: Tensor
     state: Tensor
     instruction: list[str]
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)

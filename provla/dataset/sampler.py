@@ -9,6 +9,7 @@ import torch
 
 from provla.core.types import Batch, Observation
 from provla.dataset.demonstrations import Array, Demonstrations
+from provla.dataset.features import Features
 
 
 class Sampler:
@@ -30,6 +31,7 @@ class Sampler:
         ]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._epoch: tuple[tuple[int, int], Array] | None = None
+        self.features: list[Features] | None = None  # of each camera's frames, where they are known
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,7 +49,10 @@ class Sampler:
         )
         return Batch(
             Observation(
-                torch.from_numpy(images), torch.from_numpy(self.data.state[behind]), list(self._instruction[rows])
+                torch.from_numpy(images),
+                torch.from_numpy(self.data.state[behind]),
+                list(self._instruction[rows]),
+                None if self.features is None else torch.stack([known[behind] for known in self.features], 2),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),

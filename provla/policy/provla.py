@@ -18,6 +18,7 @@ from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_obs
 from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
+from provla.policy.phrases import Phrases
 from provla.quant import Quant, QuantReport
 
 
@@ -74,6 +75,7 @@ class ProVLA(Normalized):
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
         }
+        self._phrases = Phrases(self.text)
         self.to(device)
         if compile:
             _repeatable_compiler()
@@ -151,11 +153,13 @@ class ProVLA(Normalized):
 
     def _context(self, images: Tensor, observation: Observation) -> Tokens:
         distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
-        words: Tokens = self.text(distinct)
+        words: Tokens = self._phrases(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
         rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
+        known = observation.features
+        seen = self.vision(images) if known is None else self.vision.assemble(known.flatten(0, 2), len(observation))
         context: Tokens = self.fusion(
-            self.vision(images),
+            seen,
             Tokens(words.features.index_select(0, rows), words.mask[rows]),
             self.state_norm(observation.state),
         )
