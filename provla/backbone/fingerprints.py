@@ -24,7 +24,7 @@ def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> st
     from transformers import __version__
 
     files = _files(name, revision)
-    key = {"files": files, "layout": content(model, bytes_too=False), "transformers": __version__}
+    key = {"files": files, "layout": content(model, False), "transformers": __version__}
     kept = data_home() / "fingerprints" / f"{fingerprint(key, 32)}.json"
     if files:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -48,12 +48,12 @@ def vectors_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def content(model: nn.Module, bytes_too: bool = True) -> str:
+def content(model: nn.Module, whole: bool = True) -> str:
     """sha256 over names, shapes, types and, unless told otherwise, bytes of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if bytes_too:
+        if whole:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -292,9 +292,9 @@ def test_a_base_is_hashed_once_per_set_of_files(
 ) -> None:
     folder = shutil.copytree(backbones / "siglip", tmp_path / "siglip")
     hashed: list[bool] = []
-    real = fingerprints._hash
+    real = fingerprints.content
     monkeypatch.setattr(
-        fingerprints, "_hash", lambda model, content=True: (hashed.append(content), real(model, content))[1]
+        fingerprints, "content", lambda model, whole=True: (hashed.append(whole), real(model, whole))[1]
     )
 
     def base(*overrides: str) -> str:
