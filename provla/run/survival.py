@@ -99,12 +99,15 @@ def _show(rows: Sequence[Mapping[str, Any]], plain: float) -> None:
         table.add_column(column, justify="left" if column == "factor" else "right")
     for row in sorted(rows, key=lambda row: row.get("success", 2.0)):
         if "note" in row:
-            table.add_row(row["factor"], "", row["note"], "", "")
+            table.add_row(row["factor"], str(row["level"]), "–", "", "")
             continue
         change, low, high = (100 * row[key] for key in ("difference", "difference_low", "difference_high"))
         difference = f"{change:+.0f} ({low:+.0f} to {high:+.0f})"
         table.add_row(row["factor"], str(row["level"]), f"{row['success']:.0%}", difference, str(row["opposite"]))
     console.print(table)
+    for row in rows:
+        if "note" in row:
+            console.print(f"{row['factor']}: {row['note']}", soft_wrap=True)
 
 
 def picture(suite: Any, levels: Mapping[str, int], path: Path) -> None:
