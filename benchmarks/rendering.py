@@ -1,10 +1,10 @@
-"""How fast worlds are, against their own rendering: python benchmarks/worlds.py [recording] [rollout] [processes]
+"""How fast worlds are, against their own rendering: python benchmarks/rendering.py [recording] [rollout] [processes]
 
 recording: frames per second that the same expert records, in provla's pictures and in those that the world's own
 library draws (reduced to the same size; shadows, reflections and multisampling as it has them), in turns.
 rollout: control steps per second with the default policy, not trained, in provla's worlds and in LeRobot's environment
 of the same world, which draws at every step; theirs in one process and in two, the faster counts.
-processes: the same episodes over 1 and 2 processes; their outcomes must be equal. Writes benchmarks/worlds.csv and
+processes: the same episodes over 1 and 2 processes; their outcomes must be equal. Writes benchmarks/rendering.csv and
 prints the README's table. Recordings and untrained policies are kept under outputs/worlds.
 """
 
@@ -39,7 +39,7 @@ from provla.env.rollout import Outcome, rollout
 from provla.env.suite import TaskSuite
 from provla.run.evaluate import read_config
 
-OUT, CSV = ROOT / "outputs" / "worlds", ROOT / "benchmarks" / "worlds.csv"
+OUT, CSV = ROOT / "outputs" / "worlds", ROOT / "benchmarks" / "rendering.csv"
 TASKS = {"metaworld_twins": "drawer-open", "ogbench_scene": "drawer-open", "aloha_sim": "transfer_cube"}
 ROUNDS, STEPS = int(os.environ.get("ROUNDS", "3")), 100
 Array = np.ndarray[Any, Any]
