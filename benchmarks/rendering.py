@@ -42,7 +42,7 @@ from provla.run.evaluate import read_config
 
 OUT, CSV = ROOT / "outputs" / "worlds", ROOT / "benchmarks" / "rendering.csv"
 TASKS = {"metaworld_twins": "drawer-open", "ogbench_scene": "drawer-open", "aloha_sim": "transfer_cube"}
-ROUNDS, STEPS = int(os.environ.get("ROUNDS", "3")), 100
+ROUNDS, STEPS = 3, 100
 Array = np.ndarray[Any, Any]
 
 
