@@ -126,9 +126,10 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
     assert found == ["noise", "blur", "dropped_frames", "action_noise", "action_delay", "empty"]
     assert (tmp_path / "all" / "plots" / "perturbed.png").stat().st_size > 1000
     asked = f"checkpoint={run}", "trust=[my_worlds]", "hydra.run.dir=none"
-    code, _, err = command("evaluate", *asked, "perturb=[camera_yaw]")
-    assert code == 2
-    assert "camera_yaw needs a world that draws with provla's cameras" in err
+    for levels in ("[camera_yaw]", "{camera_yaw:3,noise:1}"):
+        code, _, err = command("evaluate", *asked, f"perturb={levels}")
+        assert code == 2
+        assert "camera_yaw needs a world that draws with provla's cameras" in err
     assert not (tmp_path / "none" / "episodes.csv").exists()  # said before the first episode
 
 

@@ -238,7 +238,7 @@ def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequ
     key, _, value = argument.partition("=")
     if "." in key and key.partition(".")[0] in free and key not in lists:
         return f"++{argument}"
-    if key in lists and re.fullmatch(r"[^\[,]+(,[^,]+)+", value):
+    if key in lists and re.fullmatch(r"[^\[{,]+(,[^,]+)+", value):
         return f"{key}=[{value}]"
     if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
         return f"{key}='{value}'"
