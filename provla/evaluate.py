@@ -51,7 +51,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
         raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
     if not config["checkpoint"]:
         raise ValueError("checkpoint has no value; give checkpoint=…")
-    check_values(Root, {"perturb": config["perturb"] or []}, "")
+    check_values(Root, {"perturb": config["perturb"]}, "")
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (

@@ -99,7 +99,7 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
         "eval_episodes=2",
         shared,
     ]
-    axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb=[action_delay,empty]"]
+    axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb={action_delay:2,empty:1}"]
     quick = [option for option in QUICK if not option.startswith("fusion=")]
     code, _, err = command("train", "-m", *asked, *quick, *axes, "hydra.sweep.dir=sweep")
     assert code == 0, err

@@ -49,7 +49,7 @@ class Root:
     eval_episodes: Steps
     objective: Name
     sampler_steps: list[Steps]
-    perturb: Name | list[Name] | Mapping[str, Natural]
+    perturb: Name | list[Name] | Mapping[str, Natural] | None
     question: str | None
     arms: Mapping[str, Any] | None
     baseline: Any
