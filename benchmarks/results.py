@@ -59,9 +59,10 @@ def main() -> None:
                 "commit": result["commit"],
             }
             | (trained(result) if "train_steps" in result else {})
+            | {task: one["rate"] for task, one in result["success"].items() if task != "success_rate"}
         )
     with (ROOT / "benchmarks" / "results.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS)
+        writer = csv.DictWriter(out, list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])))
         writer.writeheader()
         writer.writerows(rows)
     print("| run | success (95 % Wilson) | did the opposite | trajectory MSE | trainable | training | ms per chunk |")

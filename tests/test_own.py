@@ -99,7 +99,7 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
         "eval_episodes=2",
         shared,
     ]
-    axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb=[action_delay,empty]"]
+    axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb={action_delay:2,empty:1}"]
     quick = [option for option in QUICK if not option.startswith("fusion=")]
     code, _, err = command("train", "-m", *asked, *quick, *axes, "hydra.sweep.dir=sweep")
     assert code == 0, err
@@ -126,9 +126,10 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
     assert found == ["noise", "blur", "dropped_frames", "action_noise", "action_delay", "empty"]
     assert (tmp_path / "all" / "plots" / "perturbed.png").stat().st_size > 1000
     asked = f"checkpoint={run}", "trust=[my_worlds]", "hydra.run.dir=none"
-    code, _, err = command("evaluate", *asked, "perturb=[camera_yaw]")
-    assert code == 2
-    assert "camera_yaw needs a world that draws with provla's cameras" in err
+    for levels in ("[camera_yaw]", "{camera_yaw:3,noise:1}"):
+        code, _, err = command("evaluate", *asked, f"perturb={levels}")
+        assert code == 2
+        assert "camera_yaw needs a world that draws with provla's cameras" in err
     assert not (tmp_path / "none" / "episodes.csv").exists()  # said before the first episode
 
 

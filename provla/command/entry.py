@@ -238,7 +238,7 @@ def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequ
     key, _, value = argument.partition("=")
     if "." in key and key.partition(".")[0] in free and key not in lists:
         return f"++{argument}"
-    if key in lists and re.fullmatch(r"[^\[,]+(,[^,]+)+", value):
+    if key in lists and re.fullmatch(r"[^\[{,]+(,[^,]+)+", value):
         return f"{key}=[{value}]"
     if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
         return f"{key}='{value}'"
@@ -319,6 +319,11 @@ def explain(error: Exception, name: str) -> str:
         return f"unknown option {group}={option}; valid: {options}"
     if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
         return f"unknown group {match[1]!r}"
+    if match := re.search(r"Error merging override \+*([^=\s]+)=(.*)", text, re.DOTALL):
+        return (
+            f"{match[1]}={match[2]} cannot be merged with what a configuration file gives for {match[1]} "
+            f"({str(error.__cause__ or error).splitlines()[0]}); to replace it: ~{match[1]} '+{match[1]}={match[2]}'"
+        )
     place = re.search(r"full_key: (\S+)", text)
     where = place[1] if place else "a key"
     if match := re.search(r"Missing mandatory value: (\S+)", text):

@@ -50,7 +50,7 @@ class Root:
     objective: Name
     feature_cache: Literal["auto", "off"]
     sampler_steps: list[Steps]
-    perturb: Name | list[Name] | Mapping[str, Natural]
+    perturb: Name | list[Name] | Mapping[str, Natural] | None
     question: str | None
     arms: Mapping[str, Any] | None
     baseline: Any

@@ -39,24 +39,26 @@ def mcnemar(arm: Array, baseline: Array) -> tuple[int, int, float]:
     """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
+    both, only, only_base, neither = _pairs(arm, baseline)
+    return only, only_base, float(test([[both, only], [only_base, neither]], exact=True).pvalue)
+
+
+def _pairs(arm: Array, baseline: Array) -> tuple[int, int, int, int]:
+    """Episodes that both succeeded in, the arm alone, the baseline alone, and neither."""
     arm, baseline = np.asarray(arm, dtype=bool), np.asarray(baseline, dtype=bool)
-    table = [
-        [int((arm & baseline).sum()), int((arm & ~baseline).sum())],
-        [int((~arm & baseline).sum()), int((~arm & ~baseline).sum())],
-    ]
-    return table[0][1], table[1][0], float(test(table, exact=True).pvalue)
+    split = (arm & baseline, arm & ~baseline, ~arm & baseline, ~arm & ~baseline)
+    both, only, only_base, neither = (int(part.sum()) for part in split)
+    return both, only, only_base, neither
 
 
 def paired_interval(arm: Array, baseline: Array, confidence: float = 0.95) -> tuple[float, float, float]:
     """Difference of two success rates on the same episodes and its interval, by Wilson's of both and their correlation
     (Newcombe 1998, Statistics in Medicine 17:2635, method 10): it has a width where all succeed, and where all fail.
     """
-    arm, baseline = np.asarray(arm, dtype=bool), np.asarray(baseline, dtype=bool)
-    n, rates = len(arm), (float(arm.mean()), float(baseline.mean()))
-    (low, high), (low_base, high_base) = (wilson(int(each.sum()), n, confidence) for each in (arm, baseline))
-    both, only, only_base, neither = (
-        int((a & b).sum()) for a, b in ((arm, baseline), (arm, ~baseline), (~arm, baseline), (~arm, ~baseline))
-    )
+    both, only, only_base, neither = _pairs(arm, baseline)
+    n = both + only + only_base + neither
+    rates = (both + only) / n, (both + only_base) / n
+    (low, high), (low_base, high_base) = (wilson(won, n, confidence) for won in (both + only, both + only_base))
     shared = both * neither - only * only_base
     margins = (both + only) * (only_base + neither) * (both + only_base) * (only + neither)
     phi = (max(shared - n / 2, 0.0) if shared > 0 else shared) / margins**0.5 if margins else 0.0

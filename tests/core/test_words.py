@@ -139,3 +139,13 @@ def test_what_is_no_node_and_no_name_is_told_so(command: Command, tmp_path: Path
         line = [one for one in FAKE if not one.startswith("trainer")]
         code, _, err = command("train", *line, "trainer=odd")
         assert (code, err) == (2, f"error: trainer={shown}: expected a node with a _target_\n")
+
+
+def test_what_does_not_merge_is_told_so_and_how_it_is_replaced(command: Command, tmp_path: Path) -> None:
+    line = [*FAKE, "experiments=language", "text=none", "hydra.run.dir=run"]
+    code, _, err = command("train", *line, "perturb={noise:1}")
+    assert code == 2
+    assert err.startswith("error: perturb={noise:1} cannot be merged with what a configuration file gives for perturb (")
+    assert err.endswith("; to replace it: ~perturb '+perturb={noise:1}'\n")
+    code, _, err = command("train", *line, "~perturb", "+perturb={noise:1}", "objective=auto")
+    assert "perturb={'noise': 1}: this run has no simulation" in err
