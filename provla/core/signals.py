@@ -142,6 +142,11 @@ def check() -> None:
         raise Interrupted(_state.signum)
 
 
+def pending() -> int:
+    """The signal that has come and waits; 0: none."""
+    return _state.signum or 0
+
+
 def forward_to_workers() -> None:
     """Asks the processes of joblib and submitit_local for the end of their jobs."""
 
