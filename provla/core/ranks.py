@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from provla.core.errors import exit_code
+from provla.core.signals import ending
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,8 +150,9 @@ class Ranks:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_lost(error):
+                ending()
                 raise RankLost(
-                    f"rank {self.rank}: another of the {self.size} ranks of this run has ended, so this one ends too; "
+                    f"another of the {self.size} ranks of this run has ended, so this one ends too; "
                     "what it said stands above. The checkpoints stand: the same command with the same hydra.run.dir= "
                     "goes on, on any number of ranks"
                 ) from error

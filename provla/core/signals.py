@@ -147,6 +147,14 @@ def pending() -> int:
     return _state.signum or 0
 
 
+def ending() -> None:
+    """From here on this process ends by itself: a launcher that asks for it says nothing new, and must not keep it from
+    writing why.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def forward_to_workers() -> None:
     """Asks the processes of joblib and submitit_local for the end of their jobs."""
 
