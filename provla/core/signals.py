@@ -149,8 +149,9 @@ def pending() -> int:
 
 def ending() -> None:
     """From here on this process ends by itself: a launcher that asks for it says nothing new, and must not keep it from
-    writing why.
+    writing why. One that has come already is forgotten.
     """
+    _state.signum = None
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
 

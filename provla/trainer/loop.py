@@ -79,13 +79,13 @@ class Loop:
     def run(self) -> Fit:
         with self.ranks.together():
             self._resume()
-            with progress_bars() as bars, deferred():
-                try:
-                    self._steps(bars)
-                except Interrupted:  # between two steps, or within a validation, which rank 0 alone takes
-                    if self.ranks.leads and self.saved != (self.fit.step, self.fit.due):
-                        self._write(best=False)
-                    raise
+        with progress_bars() as bars, deferred(), self.ranks.together():
+            try:
+                self._steps(bars)
+            except Interrupted:  # between two steps, or within a validation, which rank 0 alone takes
+                if self.ranks.leads and self.saved != (self.fit.step, self.fit.due):
+                    self._write(best=False)
+                raise
         self.fit.stopped = self.fit.stopped or "done"
         self._swap()
         if self.o.keep == "best" and self.ranks.leads and (stored := self._best()):

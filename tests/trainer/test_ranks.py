@@ -120,7 +120,7 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on_on_one_and_on_two(tmp_
     assert time.monotonic() - before < MINUTE
     assert not first.is_running(), said
     assert result(folder)["status"] == "interrupted"
-    assert "another of the 2 ranks of this run has ended" in said
+    assert "another of the 2 ranks of this run has ended" in said, said
     process = start(1, folder)
     wait_for(folder, [path.name for path in folder.glob("checkpoints/step_*")])
     process.send_signal(signal.SIGTERM)
