@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ class Ranks:
             yield
         except BaseException as error:
             if self.size > 1:
-                self._send((None, exit_code(error)))
+                with suppress(RuntimeError):  # they may have gone already
+                    self._send((None, exit_code(error)))
             raise
 
     def most(self, number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from provla.core.machine import find_device, reproducible
 from provla.core.progress import console
 from provla.core.ranks import Ranks, join, joined, part
 from provla.core.signals import SIGNALS, listening
+from provla.jobs.sweep import crowded
 from provla.run.setting import Parts, Setting, load_data, make_parts
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import Fit, seed_everything
@@ -46,6 +48,9 @@ def follow() -> None:
 
 def start_others(config: Mapping[str, Any], setting: Setting, folder: Path) -> None:
     """Rank 0 has looked at everything that can be wrong; now the others load."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if joined().size > 1 else 1
+    if crowd := crowded(config["threads"], beside, "ranks"):
+        console.print(crowd)
     joined().lead(lambda: {"config": config, "folder": str(folder), "data": _outline(setting)})
 
 
