@@ -24,7 +24,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 STEP = timedelta(minutes=10)  # that a rank waits for the others within a step
 LONG = timedelta(days=7)  # that the others wait for rank 0, which loads, validates, writes
 
-_control: list[Any] = []  # the group of processes over which ranks agree, by gloo whatever they compute on
+_control: list[Any] = []  # the group over which rank 0 speaks: by gloo whatever they compute on, and with `LONG`
 _joined: list[Ranks] = []
 
 
@@ -83,7 +83,7 @@ class Ranks:
         import torch.distributed as dist
 
         held = torch.tensor(number)
-        dist.all_reduce(held, dist.ReduceOp.MAX, group=_control[0])
+        dist.all_reduce(held, dist.ReduceOp.MAX)  # on the CPU: by gloo
         return int(held)
 
     def total(self, value: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Ranks:
         import torch.distributed as dist
 
         found = [torch.zeros((), dtype=torch.float64) for _ in range(self.size)]
-        dist.all_gather(found, torch.tensor(value, dtype=torch.float64), group=_control[0])
+        dist.all_gather(found, torch.tensor(value, dtype=torch.float64))
         if len({float(one).hex() for one in found}) > 1:  # hex: NaN is equal to itself
             raise ValueError(
                 f"{what} differ between the ranks ({', '.join(f'{float(one):.17g}' for one in found)}), which must "

@@ -22,6 +22,7 @@ from conftest import FAKE, ROOT, compose
 from provla.core.build import build
 from provla.core.machine import find_device
 from provla.dataset.sampler import Sampler
+from provla.trainer.fit import make_accelerator
 
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29501"}
 RUN = [
@@ -107,27 +108,42 @@ def test_two_ranks_train_what_one_process_does_and_leave_one_set_of_outputs(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
 
-def test_a_killed_rank_ends_the_other_and_the_run_goes_on_on_one_and_on_two(tmp_path: Path, alone: Path) -> None:
-    """Two ranks, of which one is killed; one process, asked to end; two ranks to the end."""
+def begin(ranks: int, folder: Path) -> subprocess.Popen[str]:
+    """Starts or goes on, up to the next checkpoint."""
+    there = [path.name for path in folder.glob("checkpoints/step_*")]
+    process = start(ranks, folder)
+    wait_for(folder, there)
+    return process
+
+
+def test_a_run_goes_on_on_any_number_of_ranks_after_signals_and_a_kill(tmp_path: Path, alone: Path) -> None:
+    """One process, asked to end; two ranks, of which one is asked; two, of which one is killed; one to the end."""
     folder = tmp_path / "run"
-    ranks = start(2, folder)
-    wait_for(folder)
-    first, second = rank_of(ranks.pid, 0), rank_of(ranks.pid, 1)
-    second.kill()
-    before = time.monotonic()
-    code, said = end(ranks)
-    assert code != 0
-    assert time.monotonic() - before < MINUTE
-    assert not first.is_running(), said
-    assert result(folder)["status"] == "interrupted"
-    assert "another of the 2 ranks of this run has ended" in said, said
-    process = start(1, folder)
-    wait_for(folder, [path.name for path in folder.glob("checkpoints/step_*")])
+    process = begin(1, folder)
     process.send_signal(signal.SIGTERM)
     code, said = end(process)
     assert code == 128 + signal.SIGTERM, said
+
+    process = begin(2, folder)
+    rank_of(process.pid, 1).send_signal(signal.SIGUSR1)
+    code, said = end(process)
+    assert code != 0
     assert "resuming from step" in said
-    code, said = end(start(2, folder))
+    assert said.count("error: ended by SIGUSR1") == 1, said  # rank 0 has it from the other
+    assert result(folder)["status"] == "interrupted"
+
+    process = begin(2, folder)
+    first, second = rank_of(process.pid, 0), rank_of(process.pid, 1)
+    second.kill()
+    before = time.monotonic()
+    code, said = end(process)
+    assert code != 0
+    assert time.monotonic() - before < MINUTE
+    assert not first.is_running(), said
+    assert "another of the 2 ranks of this run has ended" in said, said
+    assert result(folder)["status"] == "interrupted"
+
+    code, said = end(start(1, folder))
     assert code == 0, said
     assert "resuming from step" in said
     check_same(folder, alone)
@@ -168,3 +184,11 @@ def test_what_ranks_cannot_do_is_said(command: Any, monkeypatch: pytest.MonkeyPa
     code, _, err = command("evaluate", "checkpoint=nowhere")
     assert code == 2
     assert "which this was not made for" in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_job_that_is_given_the_second_gpu_trains_there() -> None:
+    device = find_device("cuda:1")
+    assert make_accelerator("none", device).prepare(torch.nn.Linear(2, 2)).weight.device == device
+    find_device("cuda:0")
