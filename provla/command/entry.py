@@ -31,6 +31,7 @@ from provla.command.places import look_here_first
 from provla.core import signals
 from provla.core.errors import Interrupted, exit_code
 from provla.core.files import ROOT, in_words
+from provla.core.ranks import LAUNCHED, launched
 from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.core.unread import check_read
 from provla.study.register import register
@@ -43,7 +44,12 @@ Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
 def command(
-    name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False, free: Sequence[str] = ()
+    name: str,
+    lists: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    studies: bool = False,
+    free: Sequence[str] = (),
+    follow: Callable[[], None] | None = None,
 ) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
@@ -51,9 +57,10 @@ def command(
     the others go on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
     paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers
     stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
-    the task checks them.
+    the task checks them. follow: what the other processes do where several are started side by side; without it they
+    are refused.
     """
-    return lambda task: Command(name, task, tuple(lists), tuple(paths), studies, tuple(free))
+    return lambda task: Command(name, task, tuple(lists), tuple(paths), studies, tuple(free), follow)
 
 
 @dataclass
@@ -66,9 +73,13 @@ class Command:
     paths: Sequence[str]
     studies: bool
     free: Sequence[str]
+    follow: Callable[[], None] | None = None
     failures: list[int] = field(default_factory=list)
 
     def __call__(self) -> None:
+        if self.follow and not launched().leads:
+            self._follow(self.follow)
+            return
         with signals.listening():
             self._run()
 
@@ -77,7 +88,7 @@ class Command:
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(command_help(self.name, sys.modules[self.task.__module__].__doc__ or self.name, ROOT, sys.argv[1:]))
             sys.exit(0)
-        refuse_several_processes()
+        refuse_several_processes(self.follow is not None, sys.argv[1:])
         sys.argv[1:] = [_plain(argument, self.lists, self.paths, self.free) for argument in sys.argv[1:]]
         with _explained(self.name):
             _prepare(self.studies)
@@ -85,6 +96,15 @@ class Command:
             with _shown():
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=self.name)(self._job)()
         sys.exit(self.failures[0] if self.failures else 0)
+
+    def _follow(self, follow: Callable[[], None]) -> None:
+        """A process beside rank 0, which alone composes."""
+        if any(ONLY_SHOWN.fullmatch(argument.partition("=")[0]) for argument in sys.argv[1:]):
+            sys.exit(0)
+        refuse_several_processes(True, sys.argv[1:])
+        with _explained(self.name):
+            _prepare(self.studies)
+            follow()
 
     def _job(self, config: DictConfig) -> float | None:
         logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
@@ -216,19 +236,32 @@ SIDE_BY_SIDE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "P
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-def refuse_several_processes() -> None:
-    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same
-    folder.
+# Flags with which a command shows something and does nothing.
+ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg|-i|--info|-p|--package|--resolve|-sc|--shell.*")
+
+
+def refuse_several_processes(ranked: bool, arguments: Sequence[str]) -> None:
+    """Ends this process with exit code 2 where a launcher started it as one of several, and they are not the ranks of
+    one training: they would all want the same folder. ranked: whether the command takes ranks.
     """
+    if ranked and (size := launched().size) > 1:
+        if not {"-m", "--multirun"} & set(arguments):
+            return
+        complain(
+            f"-m under {size} ranks: a sweep starts each job as one process on one device; start it by python -m "
+            "provla.train alone, or one run under the launcher without -m"
+        )
+        sys.exit(2)
     several = [
         f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1
     ]
     ranks = [f"{key}={value}" for key in RANKS if (value := os.environ.get(key, "")).isdecimal()]
     if several or any(int(rank.partition("=")[2]) > 0 for rank in ranks):
         complain(
-            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process "
-            "on one device so far; start it by python -m provla.… alone, without accelerate launch, torchrun or "
-            "several tasks of srun; several GPUs take the jobs of a sweep (-m)"
+            f"this is one of several processes ({', '.join([*several, *ranks])}), which this was not made for: "
+            "torchrun and accelerate launch start the ranks of python -m provla.train, which they tell "
+            f"{', '.join(LAUNCHED)}; start anything else as one process, without several tasks of srun or MPI; several "
+            "GPUs take the jobs of a sweep (-m)"
         )
         sys.exit(2)
 
@@ -298,7 +331,8 @@ def job_folder(overrides: str) -> str:
 
 def complain(message: str) -> None:
     """One message on stderr, without secrets."""
-    print(f"error: {hide(message)}", file=sys.stderr)
+    rank = "" if launched().leads else f"rank {launched().rank}: "
+    print(f"{rank}error: {hide(message)}", file=sys.stderr)
 
 
 def explain(error: Exception, name: str) -> str:

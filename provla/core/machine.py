@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from provla.core.files import ROOT
+from provla.core.ranks import launched
 
 PACKAGES = (
     *("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot"),
@@ -67,6 +68,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
     }
+    if (ranks := launched().size) > 1:
+        found["ranks"] = ranks
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return found
@@ -140,7 +143,11 @@ def forget_peak_memory() -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. `ValueError` for a device that is not there."""
+    """auto: a GPU where there is one, each rank its own; it becomes the process's present one, which accelerate takes.
+    `ValueError` for a device that is not there.
+    """
+    if launched().size > 1:
+        name = _own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -152,4 +159,21 @@ def find_device(name: str) -> torch.device:
         raise ValueError(
             f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>"
         ) from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
+
+
+def _own_device(name: str) -> str:
+    """The device of a rank."""
+    ranks, count = launched(), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        raise ValueError(f"device={name}: each of the {ranks.size} ranks has its own; give device=auto, cuda or cpu")
+    if ranks.local >= count:
+        raise ValueError(
+            f"rank {ranks.rank} is process {ranks.local + 1} of its machine, which has {count} GPUs; start a process "
+            f"per GPU (--nproc-per-node={count}, or --num_processes), or give device=cpu"
+        )
+    return f"cuda:{ranks.local}"

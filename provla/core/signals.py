@@ -142,6 +142,20 @@ def check() -> None:
         raise Interrupted(_state.signum)
 
 
+def pending() -> int:
+    """The signal that has come and waits; 0: none."""
+    return _state.signum or 0
+
+
+def ending() -> None:
+    """From here on this process ends by itself: a launcher that asks for it says nothing new, and must not keep it from
+    writing why. One that has come already is forgotten.
+    """
+    _state.signum = None
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def forward_to_workers() -> None:
     """Asks the processes of joblib and submitit_local for the end of their jobs."""
 

@@ -79,7 +79,8 @@ class Batch(_Movable):
         bounds = [len(self) * i // parts for i in range(parts + 1)]
         if parts == 1:
             return iter((self,))
-        whole = replace(self, steps_per_sample=(~self.is_pad).sum().item() / len(self))
+        mean = self.steps_per_sample or (~self.is_pad).sum().item() / len(self)  # a part's parts are of the whole
+        whole = replace(self, steps_per_sample=mean)
         return (whole.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
 
     def per_sample(self, mean: Tensor) -> Tensor:

@@ -63,20 +63,30 @@ class Sampler:
         per_epoch = max(1, len(self.rows) // size)
         return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
 
-    def step(self, seed: int, step: int, size: int) -> Batch:
-        """The batch of a training step, with its random draws (see `Batch`)."""
-        batch = self.gather(self.rows_at(seed, step, size))
+    def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The batch of a training step, with its random draws (see `Batch`).
+
+        Of several ranks each gathers its rows `rank::ranks`: the draws of all are made, and its own kept.
+        """
+        rows = self.rows_at(seed, step, size)
+        batch, own = self.gather(rows[rank::ranks]), slice(rank, None, ranks)
         rng = np.random.default_rng([seed, step, 1])
+        noise = rng.standard_normal((len(rows), *batch.actions.shape[1:]), dtype=np.float32)
         return Batch(
             batch.observation,
             batch.actions,
             batch.is_pad,
-            noise=torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32)),
-            time=torch.from_numpy(rng.random(size, dtype=np.float32)),
-            crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
-            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
-            key=torch.from_numpy(rng.integers(2**63, size=size)),
+            noise=torch.from_numpy(noise[own]),
+            time=torch.from_numpy(rng.random(size, dtype=np.float32)[own]),
+            crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)[own]),
+            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)[own]),
+            key=torch.from_numpy(rng.integers(2**63, size=size)[own]),
+            steps_per_sample=self.unpadded(rows) / len(rows) if ranks > 1 else None,
         )
+
+    def unpadded(self, rows: Array) -> int:
+        """How many steps of these rows' chunks lie before their episodes' ends."""
+        return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
 
     def _order(self, seed: int, epoch: int, size: int) -> Array:
         if self._epoch is None or self._epoch[0] != (seed, epoch):

@@ -309,12 +309,14 @@ def places(threads: int) -> int:
     return gpus() or max(1, cores() // threads)
 
 
-def crowded(threads: int, jobs: int) -> str:
-    """A sentence for jobs at the same time that want more cores than there are; empty where each thread has its own."""
+def crowded(threads: int, jobs: int, what: str = "jobs") -> str:
+    """A sentence for jobs, or ranks, at the same time that want more cores than there are; empty where each thread has
+    its own.
+    """
     if gpus() or jobs == 1 or jobs * threads <= cores():
         return ""
     return (
-        f"{jobs} jobs of {threads} threads share {cores()} cores; fewer at a time, or "
+        f"{jobs} {what} of {threads} threads share {cores()} cores; fewer at a time, or "
         f"threads={max(1, cores() // jobs)}, are faster (another number of threads is another run: it rounds sums "
         "otherwise)"
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from provla.core.ranks import joined
 
 PRUNED = "pruned"  # how `Fit.stopped` begins where a pruner ended the training
 
@@ -45,7 +48,31 @@ def make_accelerator(precision: str, device: torch.device) -> Any:
             "trainer.precision=fp16 needs a GPU (its loss scaling has no CPU kernels); on the CPU use bf16 or none"
         )
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision="no" if precision == "none" else precision, cpu=device.type == "cpu")
+    if joined().size == 1:
+        os.environ.pop("LOCAL_RANK", None)  # of a launcher that started this process alone
+    chosen = {"mixed_precision": "no" if precision == "none" else precision, "cpu": device.type == "cpu"}
+    return Accelerator(**chosen) if joined().size == 1 else _accelerate_ranks(chosen)
+
+
+def _accelerate_ranks(chosen: dict[str, Any]) -> Any:
+    """DDP. A weight may get no gradient at a step (an expert that no token chose). Buffers are not sent around at every
+    step: what is judged and kept is rank 0's.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    for key in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
+        if os.environ.get(key, "false").lower() in ("1", "true"):
+            raise ValueError(f"{key}={os.environ[key]}: provla's ranks each hold the whole policy; turn it off")
+    if (count := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise ValueError(
+            f"accelerate launch asks for {count} accumulated steps; give trainer.grad_accumulation={count}"
+        )
+    threads = torch.get_num_threads()  # accelerate sets it too
+    found = Accelerator(
+        **chosen, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
+    )
+    torch.set_num_threads(threads)
+    return found
 
 
 def seed_everything(seed: int, *path: int) -> None:

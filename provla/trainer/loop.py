@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from provla.core.errors import Interrupted, NotFinite
-from provla.core.precision import repeatable
 from provla.core.progress import console, progress_bars
-from provla.core.signals import check, deferred
+from provla.core.ranks import joined
+from provla.core.signals import deferred, pending
 from provla.dataset.sampler import Sampler
 from provla.policy.weights import base_fingerprints, check_bases, count_bytes, load_state, own_state
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.finite import Gauge, keep_batch, name_bad, not_finite
-from provla.trainer.metrics import chunk_metrics, measured
+from provla.trainer.fit import PRUNED, Fit, make_accelerator, seed_everything
+from provla.trainer.validation import validate
 
 if TYPE_CHECKING:
     from provla.trainer.options import Trainer
-from provla.trainer.fit import PRUNED, Fit, make_accelerator, seed_everything
 
 LogRow = Callable[[int, dict[str, float]], None]
 
@@ -54,6 +53,7 @@ class Loop:
         self.prune = prune
         self.o, self.policy, self.train, self.val = options, policy, train, val
         self.checkpoints, self.seed, self.device, self.log = checkpoints, seed, device, log
+        self.ranks = joined()
         self.accelerator = make_accelerator(options.precision, device)
         self.named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self.named:
@@ -77,17 +77,18 @@ class Loop:
         self.val_every = options.val_every if epochs is None else epochs * options.steps_per_epoch(len(train))
 
     def run(self) -> Fit:
-        self._resume()
-        with progress_bars() as bars, deferred():
+        with self.ranks.together():
+            self._resume()
+        with progress_bars() as bars, deferred(), self.ranks.together():
             try:
                 self._steps(bars)
-            except Interrupted:  # between two steps, or within a validation
-                if self.saved != (self.fit.step, self.fit.due):
-                    self._save(best=False)
+            except Interrupted:  # between two steps, or within a validation, which rank 0 alone takes
+                if self.ranks.leads and self.saved != (self.fit.step, self.fit.due):
+                    self._write(best=False)
                 raise
         self.fit.stopped = self.fit.stopped or "done"
         self._swap()
-        if self.o.keep == "best" and (stored := self._best()):
+        if self.o.keep == "best" and self.ranks.leads and (stored := self._best()):
             self._load(stored[0])
             self._swap()
         return self.fit
@@ -106,12 +107,12 @@ class Loop:
             self._validate(bars)
         while self.fit.step < self.total and not self.fit.stopped:
             begun = time.monotonic()
-            spent = before + begun - started
+            spent = self._clock(before + begun - started)
             lr = self.o.lr_at(max(self.fit.step, spent / self.o.max_seconds * self.planned), self.planned)
             self._step(lr)
             self.fit.step += 1
             bars.advance(bar)
-            self.fit.seconds = before + time.monotonic() - started
+            self.fit.seconds = self._clock(before + time.monotonic() - started)
             if self.fit.seconds >= self.o.max_seconds:
                 self.total = self.fit.step
             logs = self.fit.step % self.o.log_every == 0 or self.fit.step == self.total
@@ -120,12 +121,24 @@ class Loop:
             if sums:
                 bars.update(bar, note=self._log(sums, lr))
             self.fit.due = self.fit.step % self.val_every == 0 or self.fit.step == self.total
-            check()
+            self._heed()
             if self.fit.due:
                 self._validate(bars)
             elif self.o.save_every and self.fit.step % self.o.save_every == 0:
                 self._save(best=False)
-            check()
+            else:
+                continue
+            self._heed()
+
+    def _clock(self, seconds: float) -> float:
+        """Rank 0's, where the training goes by it."""
+        return seconds if math.isinf(self.o.max_seconds) else self.ranks.lead(lambda: seconds)
+
+    def _heed(self) -> None:
+        """Raises `Interrupted` on every rank where a signal has come to any of them."""
+        if signum := self.ranks.most(pending()):
+            self._sound()
+            raise Interrupted(signum)
 
     def _step(self, lr: float) -> None:
         """One optimiser step; where its loss or gradients are not finite, weights, optimiser and average stay as they
@@ -150,19 +163,26 @@ class Loop:
         self.optimizer.zero_grad()
 
     def _backward(self, step: int) -> Tensor:
-        """Adds up the gradients of a step; its loss, the mean over all its samples' unpadded steps."""
-        batch = self.train.step(self.seed, step, self.o.batch_size * self.o.grad_accumulation)
-        whole = (~batch.is_pad).sum().item()
+        """Adds up the gradients of a step, over the ranks too; its loss, the mean over all its samples' unpadded
+        steps.
+        """
+        size, ranks = self.o.batch_size * self.o.grad_accumulation, self.ranks.size
+        batch = self.train.step(self.seed, step, size, self.ranks.rank, ranks)
+        whole = self.train.unpadded(self.train.rows_at(self.seed, step, size))
         loss = torch.zeros((), device=self.device)
         self.model.train()
-        for number, part in enumerate(batch.split(self.o.grad_accumulation)):
-            seed_everything(self.seed, step, number)  # dropout
+        parts = list(batch.split(self.o.grad_accumulation))
+        for number, part in enumerate(parts):
+            # What layers draw (dropout) is each part's own, so that no two ranks draw the same.
+            seed_everything(self.seed, step, number * ranks + self.ranks.rank)
             # Weighted by its unpadded steps, the sum over the parts is the large batch's mean.
             share = (~part.is_pad).sum().item() / whole
-            found = self.model(part.to(self.device))["loss"] * share
-            self.accelerator.backward(found)
+            last = number == len(parts) - 1  # the gradients go around once
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                found = self.model(part.to(self.device))["loss"] * share
+                self.accelerator.backward(found * ranks if ranks > 1 else found)  # of the ranks DDP takes the mean
             loss += found.detach()
-        return loss
+        return self.ranks.total(loss)
 
     def _read(self) -> list[float]:
         """The gauge's sums, after a look at what it found."""
@@ -182,7 +202,7 @@ class Loop:
         self.optimizer.zero_grad()
         what = name_bad(self.named, lambda: self._backward(step))
         folder, size = self.checkpoints.folder.parent / "bad_batches", self.o.batch_size * self.o.grad_accumulation
-        file = keep_batch(folder, self.train, self.seed, step, size, what)
+        file = self.ranks.lead(lambda: str(keep_batch(folder, self.train, self.seed, step, size, what)))
         if self.o.on_nan == "stop" or "weight" in what or len(self.fit.skipped) >= self.o.max_skipped:
             count = len(self.fit.skipped)
             skips = f"; {count} steps were skipped already (trainer.max_skipped)" if count else ""
@@ -234,16 +254,9 @@ class Loop:
     def _validate(self, bars: Any) -> None:
         """Metrics of the averaged weights, then a checkpoint."""
         best = True
+        self._sound()
         if len(self.val):
-            self._check({"weight": own_state(self.policy), "average": self.average})
-            try:
-                with self._averaged():
-                    sizes = self.o.val_samples, self.o.batch_size
-                    found = validate(self.policy, self.val, *sizes, self.seed, self.device, bars)
-            except NotFinite as error:
-                raise NotFinite(f"step {self.fit.step}: {error}. {self._way_out()}") from error
-            if self.o.monitor not in found:
-                raise ValueError(f"trainer.monitor={self.o.monitor!r} is not measured; valid: {', '.join(found)}")
+            found = self.ranks.lead(lambda: self._measure(bars))
             best = found[self.o.monitor] < self.fit.best
             if best:
                 self.fit.best, self.fit.best_step, self.fit.stale = found[self.o.monitor], self.fit.step, 0
@@ -252,15 +265,33 @@ class Loop:
             self._row({f"val/{name}": value for name, value in found.items()})
             if self.o.patience is not None and self.fit.stale >= self.o.patience:
                 self.fit.stopped = f"early: {self.o.monitor} has not improved for {self.o.patience} validations"
-            elif self.prune(self.fit.step, found[self.o.monitor]) and self.fit.step < self.total:
+            elif self.ranks.lead(lambda: self.prune(self.fit.step, found[self.o.monitor])) and (
+                self.fit.step < self.total
+            ):
                 self.fit.stopped = f"{PRUNED}: {self.o.monitor} {found[self.o.monitor]:.4g} fell behind its siblings'"
         self.fit.due = False
         self._save(best)
 
-    def _check(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """`NotFinite` for what is not to be kept. groups: what it is → its tensors."""
+    def _measure(self, bars: Any) -> dict[str, float]:
+        """What the averaged weights come to on what is held out."""
+        self._check({"weight": own_state(self.policy), "average": self.average})
+        try:
+            with self._averaged():
+                sizes = self.o.val_samples, self.o.batch_size
+                found = validate(self.policy, self.val, *sizes, self.seed, self.device, bars)
+        except NotFinite as error:
+            raise NotFinite(f"step {self.fit.step}: {error}. {self._way_out()}") from error
+        if self.o.monitor not in found:
+            raise ValueError(f"trainer.monitor={self.o.monitor!r} is not measured; valid: {', '.join(found)}")
+        return found
+
+    def _sound(self) -> None:
+        """`NotFinite` where a step so far was bad: every rank looks, for it takes them all to name what was."""
         if (step := self.gauge.broken()) is not None:
             self._bad_step(step)
+
+    def _check(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """`NotFinite` for what is not to be kept. groups: what it is → its tensors."""
         for kind, tensors in groups.items():
             if bad := [name for name in not_finite(tensors) if name not in self.constants]:
                 raise NotFinite(f"step {self.fit.step}: the {kind} {bad[0]} is not finite. {self._way_out()}")
@@ -270,6 +301,14 @@ class Loop:
         self.log(self.fit.step, values)
 
     def _save(self, best: bool) -> None:
+        """A checkpoint, which rank 0 writes, of weights that are the same on all."""
+        self._sound()
+        if self.ranks.size > 1:
+            weights = [p.detach().sum(dtype=torch.float64) for p in self.named.values()]
+            self.ranks.check_equal(float(torch.stack(weights).sum()), "the sums of the weights")
+        self.ranks.lead(lambda: self._write(best))
+
+    def _write(self, best: bool) -> None:
         names = {id(p): name for name, p in self.named.items()}
         optimizer = {
             f"{names[id(p)]}:{key}": value
@@ -300,12 +339,12 @@ class Loop:
         return stored
 
     def _resume(self) -> None:
-        stored = self.checkpoints.load()
+        stored = self.ranks.spread(self.checkpoints.load)
         if stored is None:
             size = count_bytes(own_state(self.policy), self.average) + 2 * count_bytes(
                 {name: p.data for name, p in self.named.items()}
             )
-            self.checkpoints.check_space(size)
+            self.ranks.lead(lambda: self.checkpoints.check_space(size))
             return
         tensors, state = stored
         check_bases(self.policy, state["bases"], self.checkpoints.folder)
@@ -327,39 +366,4 @@ class Loop:
         ):  # a pruned run that is started again has lost its pruner
             self.fit.stopped = ""
         if self.o.keep == "best":
-            self._best()  # better to know now that it is gone
-
-
-def validate(
-    policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None
-) -> dict[str, float]:
-    """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws,
-    in the precision of deployment. torch's generators are left as they were."""
-    policy.eval()
-    rows = val.rows[np.unique(np.linspace(0, len(val.rows) - 1, min(samples, len(val.rows))).astype(int))]
-    rng = np.random.default_rng([seed, 2])
-    generator = torch.Generator().manual_seed(seed)
-    bar = bars.add_task("validation", total=len(rows), note="") if bars else None
-    losses, weights, chunks, truths, pads = [], [], [], [], []
-    for start in range(0, len(rows), batch_size):
-        batch = val.gather(rows[start : start + batch_size])
-        noise = torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32))
-        drawn = replace(batch, noise=noise, time=torch.from_numpy(rng.random(len(batch), dtype=np.float32))).to(device)
-        check()
-        with repeatable(seed, device):
-            losses.append(policy.loss(drawn)["loss"].item())
-            chunks.append(policy.act(drawn.observation, generator).cpu())
-        weights.append((~batch.is_pad).sum().item())
-        truths.append(batch.actions)
-        pads.append(batch.is_pad)
-        if bars:
-            bars.advance(bar, len(batch))
-    if bars:
-        bars.remove_task(bar)
-    for what, values in (("loss", torch.tensor(losses)), ("sampled action chunk", torch.cat(chunks))):
-        if not values.isfinite().all():
-            raise NotFinite(f"on held-out samples the {what} is not finite")
-    loss = float(np.average(losses, weights=weights))
-    return {"loss": loss} | measured(
-        chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups)
-    )
+            self.ranks.lead(lambda: self._best() is None)  # better to know now that it is gone

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive, check_values
+from provla.core.ranks import launched
 from provla.dataset.sampler import Sampler
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import Fit
@@ -75,13 +76,21 @@ class Trainer:
         return math.inf if self.max_minutes is None else 60 * self.max_minutes
 
     def check_samples(self, samples: int) -> None:
-        """`ValueError` where a step wants more samples than there are: it would see some of them twice."""
+        """`ValueError` where a step wants more samples than there are, for it would see some of them twice, or a number
+        that the ranks do not divide.
+        """
         size = self.batch_size * self.grad_accumulation
         if size > samples:
             accumulated = f" × trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
             raise ValueError(
                 f"trainer.batch_size={self.batch_size}{accumulated}: expected at most {samples} samples a step, which "
                 "is all there are to train on; lower it, or give more episodes"
+            )
+        if size % (ranks := launched().size):
+            accumulated = f" · trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size}{accumulated}: the {size} samples of a step cannot be shared "
+                f"evenly by {ranks} ranks; give a multiple of {ranks}, or start another number of processes"
             )
 
     def total_steps(self, samples: int) -> int:
