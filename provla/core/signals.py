@@ -191,7 +191,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         return
     if _state.signum is not None:
         if not _state.worker and time.monotonic() - _state.at > SAME:
-            _end(signum)
+            end_at_once(f"{signal.Signals(signum).name} again: ended at once", 128 + signum)
         return
     _state.signum, _state.at = signum, time.monotonic()
     tell()
@@ -211,11 +211,11 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
 
-def _end(signum: int) -> None:
+def end_at_once(message: str, code: int = 1) -> None:
     """Ends this process and its children where they stand."""
     _for_children(lambda child: child.kill())
-    _say(f"{signal.Signals(signum).name} again: ended at once")
-    os._exit(128 + signum)
+    _say(message)
+    os._exit(code)
 
 
 def _for_children(call: Callable[[Any], None]) -> None:
