@@ -1,8 +1,8 @@
-"""Hydra takes sweepers from this package alone; provla's are written in `provla.study`, where everything heavy is
-imported late.
+"""Hydra takes sweepers and launchers from this package alone; provla's are written in `provla.study`, where everything
+heavy is imported late.
 """
 
-from provla.study import grid, search
+from provla.study import grid, on_ray, search
 
 
 class GridSweeper(grid.GridSweeper):
@@ -11,3 +11,7 @@ class GridSweeper(grid.GridSweeper):
 
 class SearchSweeper(search.SearchSweeper):
     __doc__ = search.SearchSweeper.__doc__
+
+
+class RayLauncher(on_ray.RayLauncher):
+    __doc__ = on_ray.RayLauncher.__doc__
