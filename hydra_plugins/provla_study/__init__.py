@@ -2,7 +2,7 @@
 heavy is imported late.
 """
 
-from provla.study import grid, on_ray, search
+from provla.study import grid, on_ray, on_slurm, search
 
 
 class GridSweeper(grid.GridSweeper):
@@ -15,3 +15,11 @@ class SearchSweeper(search.SearchSweeper):
 
 class RayLauncher(on_ray.RayLauncher):
     __doc__ = on_ray.RayLauncher.__doc__
+
+
+class LocalLauncher(on_slurm.LocalLauncher):
+    __doc__ = on_slurm.LocalLauncher.__doc__
+
+
+class SlurmLauncher(on_slurm.SlurmLauncher):
+    __doc__ = on_slurm.SlurmLauncher.__doc__

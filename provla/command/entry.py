@@ -101,6 +101,7 @@ class Command:
         except Interrupted:
             if not signals.is_worker():
                 raise
+            signals.requeue()
             # Raised in a launcher's process it would end the siblings; the sweep has had the signal itself.
             return float("nan")
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:

@@ -63,7 +63,9 @@ class RayLauncher(Launcher):
             overrides, payload = jobs[number]
             return task.remote(payload, overrides, initial_job_idx + number, given, str(Path.cwd()), sys.path)
 
-        return self._follow(ray, start, [" ".join(overrides) for overrides, _ in jobs])
+        loader = self.context.config_loader
+        names = [loader.load_sweep_config(self.config, one).hydra.sweep.subdir for one, _ in jobs]
+        return self._follow(ray, start, [str(name) for name in names])
 
     def _follow(self, ray: Any, start: Any, names: Sequence[str]) -> list[JobReturn]:
         from rich.markup import escape
@@ -87,7 +89,7 @@ class RayLauncher(Launcher):
                         continue
                     again = starts[number] <= self._retries and not isinstance(error, ray.exceptions.RayTaskError)
                     what = f"it starts again ({starts[number]} of {self._retries})" if again else "its siblings go on"
-                    said = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                    said = f"{type(error).__name__}: {str(error).strip().splitlines()[0].partition('. ')[0]}"
                     console.print(escape(f"{names[number]}: its process or node died ({said}); {what}"))
                     if again:
                         starts[number] += 1
