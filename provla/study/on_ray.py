@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from provla.core.signals import SIGNALS
 
 INSTALL = "pip install 'provla[ray]' -c constraints.txt"
 LOOK = 0.5  # [s] between two looks at whether a signal came
+END = ".ray-end"  # in the sweep's folder: its jobs are asked to end
 # What a node says of itself; everything else of the environment goes with a job, as it does with sbatch.
 OF_THE_NODE = ("CUDA_VISIBLE_DEVICES", "RAY_", "SLURM_", "HOSTNAME", "TMPDIR", "LD_LIBRARY_PATH")
 
@@ -57,11 +60,14 @@ class RayLauncher(Launcher):
             (list(overrides), ray.cloudpickle.dumps((self.context, self.config, self.task, Singleton.get_state())))
             for overrides in job_overrides
         ]
+        self._end = Path(str(self.config.hydra.sweep.dir)).absolute() / END
+        self._end.unlink(missing_ok=True)
         given = {key: value for key, value in os.environ.items() if not key.startswith(OF_THE_NODE)}
 
         def start(number: int) -> Any:
             overrides, payload = jobs[number]
-            return task.remote(payload, overrides, initial_job_idx + number, given, str(Path.cwd()), sys.path)
+            place = (str(Path.cwd()), str(self._end))
+            return task.remote(payload, overrides, initial_job_idx + number, given, place, sys.path)
 
         loader = self.context.config_loader
         names = [loader.load_sweep_config(self.config, one).hydra.sweep.subdir for one, _ in jobs]
@@ -78,8 +84,9 @@ class RayLauncher(Launcher):
             done, _ = ray.wait(list(running), timeout=LOOK)
             if self._ending and not asked:
                 asked = True
-                for one in running:
-                    ray.cancel(one, force=False)  # a KeyboardInterrupt's handler in the job; what has not begun is gone
+                self._end.touch()
+                for one in running:  # what has not begun is gone; in others, Ray's own interrupt may not come through
+                    ray.cancel(one, force=False)
             for one in done:
                 number = running.pop(one)
                 try:
@@ -133,11 +140,15 @@ def run_one(
     overrides: list[str],
     number: int,
     environment: Mapping[str, str],
-    folder: str,
+    place: tuple[str, str],
     path: Sequence[str],
 ) -> JobReturn:
-    """One job, on the node: in the sweep's working folder, with its environment where the node has none of its own."""
-    os.chdir(folder)
+    """One job, on the node: in the sweep's working folder, with its environment where the node has none of its own.
+
+    place: that folder, and the file that asks for the end.
+    """
+    os.chdir(place[0])
+    threading.Thread(target=_end_when_asked, args=(Path(place[1]),), daemon=True).start()
     for key, value in environment.items():
         os.environ.setdefault(key, value)
     sys.path += [place for place in path if place not in sys.path]
@@ -157,6 +168,12 @@ def run_one(
         job_subdir_key="hydra.sweep.subdir",
     )
     return done
+
+
+def _end_when_asked(file: Path) -> None:
+    while not file.exists():
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _import_ray() -> Any:
