@@ -90,8 +90,9 @@ def _outcomes(jobs: Sequence[Any]) -> list[JobReturn]:
             if not job.done() and not (ask and _forgotten(job)):
                 continue
             del left[number]
-            job._results_timeout_s = min(job._results_timeout_s, 15)
             try:
+                if not job.done():  # its own way to ask would wait for ever
+                    raise RuntimeError(f"SLURM has no such job any more, and it left no result; see {job.paths.stderr}")
                 found[number] = job.results()[0]
             except Exception as error:
                 said = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
