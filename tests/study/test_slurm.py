@@ -91,7 +91,7 @@ def test_one_job_is_preempted_and_one_is_killed(kind: str, tmp_path: Path) -> No
         if file.suffix in (".out", ".err", ".txt")
     )
     assert written.count("resuming from step") == 1
-    assert written.count("this job is preempted") == 1
+    assert written.count("Requeued job") == 1
     assert written.count("written to") == 2  # each completed once
     marks = [json.loads(file.read_text()) for file in sweep.glob("*/attempt.json")]
     assert not any(mark["running"] for mark in marks)
