@@ -121,6 +121,7 @@ class Command:
         except Interrupted:
             if not signals.is_worker():
                 raise
+            signals.requeue()
             # Raised in a launcher's process it would end the siblings; the sweep has had the signal itself.
             return float("nan")
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
@@ -285,8 +286,18 @@ def _places(threads: int) -> int:
 
 
 def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
-    """A sweep's job. Where several run at a time it waits for its place and its GPU, and talks into its own log.txt."""
+    """A sweep's job. Where several run at a time it waits for its place and its GPU, unless Ray has given it both, and
+    talks into its own log.txt.
+    """
     launcher = state.launcher
+
+    def run() -> float | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            return task(config, folder, choices)
+
+    if "RayLauncher" in launcher._target_:
+        return run()
     if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
         return task(config, folder, choices)
     from provla.jobs.sweep import cores, places, share, slot
@@ -299,10 +310,8 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
         multiprocessing.set_start_method("spawn", force=True)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with slot(Path(state.sweep.dir), count) as number:
-        folder.mkdir(parents=True, exist_ok=True)
         config["device"] = share(number, str(config.get("device", "auto")))
-        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            return task(config, folder, choices)
+        return run()
 
 
 def time_limit() -> float | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from provla.core.claims import claimed
 from provla.core.errors import NoSpace
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.progress import console, progress_bars
@@ -62,7 +62,7 @@ def frame_cache(
         return found
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with claimed(path.with_suffix(".claim")):
             return (None if fresh else _known(path, notes)) or _make(path, notes, root, camera, spans, size, fps)
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock
 
+from provla.core.claims import claimed
 from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
 from provla.core.world import Embodiment
@@ -112,7 +112,7 @@ def record(recording: Recording, folder: Path, workers: int) -> Path:
         return final
     with writing(final, recording.room):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{recording.name}.lock"):
+        with claimed(folder / f".{recording.name}.claim"):
             if not (final / RECORD).is_file():
                 _record(recording, final, max(1, workers))
     return final

@@ -7,13 +7,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from provla.core.claims import HERE, Claim, Taken
 from provla.core.files import SWEEP, fingerprint, write_json, writing
 from provla.core.identity import differences, essence, identity
 from provla.core.result import ATTEMPTS, ENDED, Result, read_result
@@ -227,20 +226,21 @@ def spelled(value: Any) -> str:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The sweep's folder, for one sweep at a time. `ValueError` where another process runs it."""
-    lock = FileLock(folder / ".sweep.lock")
+    from provla.core.progress import console
+
+    claim = Claim(folder / ".sweep.claim")
     try:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
+            claim.take(0, lambda who: console.print(f"this sweep was begun by {who}"))
+    except Taken as error:
         raise ValueError(
-            f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or "
-            "hydra.sweep.dir="
+            f"another process is running the sweep in {folder} ({error.who}); wait for it or stop it, or choose "
+            "another study= or hydra.sweep.dir="
         ) from error
     try:
         yield
     finally:
-        lock.release()
+        claim.release()
 
 
 @contextmanager
@@ -250,18 +250,14 @@ def alone(folder: Path) -> Iterator[None]:
     """
     from provla.core.progress import console
 
-    lock = FileLock(folder / ".lock")
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout:
-        console.print("another process is at work in this run's folder; waiting for its end")
-        lock.acquire()
+    said = "another process is at work in this run's folder ({}); waiting for its end"
+    claim = Claim(folder / attempts.CLAIM)
+    with writing(folder):
+        claim.take(waiting=lambda who: console.print(said.format(who)))
     try:
         yield
     finally:
-        lock.release()
+        claim.release()
 
 
 @contextmanager
@@ -269,25 +265,24 @@ def slot(folder: Path, count: int) -> Iterator[int]:
     """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a
     job has.
 
-    A place is a file lock, so a killed job gives it back.
+    A place is a claim, so a killed job gives it back; each host has its own.
     """
     import time
 
-    places = folder / ".slots"
-    places.mkdir(parents=True, exist_ok=True)
+    claims = [Claim(folder / ".slots" / HERE.name / str(number)) for number in range(count)]
     while True:
-        for number in range(count):
-            lock = FileLock(places / f"{number}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                yield number
-            finally:
-                lock.release()
-            return
-        time.sleep(0.2)
+        for claim in claims:
+            with suppress(Taken):
+                claim.take(0)
+                break
+        else:
+            time.sleep(0.2)
+            continue
+        try:
+            yield int(claim.path.name)
+        finally:
+            claim.release()
+        return
 
 
 def cores() -> int:

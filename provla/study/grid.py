@@ -288,7 +288,7 @@ class GridSweeper(Sweeper):
         if "n_jobs" in launcher:
             return cores() if launcher.n_jobs == -1 else int(launcher.n_jobs)
         kind = str(launcher._target_).rpartition(".")[2]
-        return {"LocalLauncher": places(self.composed.threads), "SlurmLauncher": 8}.get(kind, 1)
+        return {"LocalLauncher": places(self.composed.threads), "SlurmLauncher": 8, "RayLauncher": 8}.get(kind, 1)
 
     def _report_key(self) -> str:
         default = Path("outputs") / str(self.composed.study)
