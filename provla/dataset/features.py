@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from provla.core.claims import claimed
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.manifest import sha256
 from provla.core.progress import console, progress_bars
@@ -59,7 +59,7 @@ def feature_cache(path: Path, camera: str, frames: Frames, encode: Encode) -> Fe
     one = encode(torch.from_numpy(np.array(frames[:1])))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with claimed(path.with_suffix(".claim")):
             wrong = _wrong(path, (len(frames), *one.shape[1:]), one)
             if wrong and path.is_file():
                 console.print(f"the feature cache {path} is damaged ({wrong}); it is made again")
