@@ -2,10 +2,10 @@
 
 SigLIP-base and Qwen2.5-0.5B with random weights, two cameras of 224×224, batches of 4. The plain way reads each
 sample's sentence, padded to 64 tokens, with the causal language model and its logits, and shows every picture to the
-encoder. lora: a training step with LoRA in both backbones. frozen: one where neither trains and the pictures' features are
-known, against a step that computes them, and against the plain way of lora. chunk: one action chunk, 10 steps of DDIM,
-a sentence that was heard before, against 50 steps of the plain way. Losses are equal to 1e-5, or nothing is measured.
-Prints a line of JSON for each; medians of ratios of rounds in turns.
+encoder. lora: a training step with LoRA in both backbones. frozen: one where neither trains and the pictures'
+features are known, against a step that computes them, and against the plain way of lora. chunk: one action chunk, 10
+steps of DDIM, a sentence that was heard before, against 50 steps of the plain way. Losses are equal to 1e-5, or
+nothing is measured. Prints a line of JSON for each; medians of ratios of rounds in turns.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Command:
             sys.exit(0)
         refuse_several_processes(self.follow is not None, sys.argv[1:])
         sys.argv[1:] = [_plain(argument, self.lists, self.paths, self.free) for argument in sys.argv[1:]]
-        with _explained(self.name):
+        with _explained():
             _prepare(self.studies)
             _check(sys.argv[1:])
             with _shown():
@@ -102,7 +102,7 @@ class Command:
         if any(ONLY_SHOWN.fullmatch(argument.partition("=")[0]) for argument in sys.argv[1:]):
             sys.exit(0)
         refuse_several_processes(True, sys.argv[1:])
-        with _explained(self.name):
+        with _explained():
             _prepare(self.studies)
             follow()
 
@@ -127,7 +127,7 @@ class Command:
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
             # Caught here, because Hydra would print the overrides and a traceback around it.
             composing = isinstance(error, OmegaConfBaseException | HydraException)
-            message = explain(error, self.name) if composing else str(in_words(error))
+            message = explain(error) if composing else str(in_words(error))
             complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
             if alone or not self.studies:  # a study's sweeper knows which of its jobs count as failed
                 self.failures.append(1 if not alone else 2 if composing else exit_code(error))
@@ -166,12 +166,12 @@ def _resolve(config: DictConfig, state: Any) -> tuple[dict[str, Any], dict[str, 
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """Whatever ends a command says so in a sentence, and with its exit code."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        complain(explain(error, name))
+        complain(explain(error))
         sys.exit(2)
     except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
         complain(str(in_words(error)))
@@ -344,14 +344,13 @@ def complain(message: str) -> None:
     print(f"{rank}error: {hide(message)}", file=sys.stderr)
 
 
-def explain(error: Exception, name: str) -> str:
+def explain(error: Exception) -> str:
     """A composition error in the user's terms: what was found, what is valid."""
     text = str(error).strip()
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML that can be read: {text}"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        key = match[1] or match[2]
-        return f"unknown key {key!r}{_suggest(key, name)}"
+        return _unknown(match[1] or match[2], error)
     if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
         options = ", ".join(
             line.strip()
@@ -384,21 +383,18 @@ def explain(error: Exception, name: str) -> str:
     return text
 
 
-def _suggest(key: str, name: str) -> str:
-    """The keys beside a wrong one, the likeliest first."""
+def _unknown(key: str, error: BaseException | None) -> str:
+    """A wrong key, and those beside it in what was composed, the likeliest first."""
+    while error and not isinstance(getattr(error, "parent_node", None), DictConfig):
+        error = error.__cause__
+    if error is None:
+        return f"unknown key {key!r}"
+    key = getattr(error, "full_key", None) or key  # of env={a:1}, env.a
     parent, _, last = key.rpartition(".")
-    try:
-        from hydra import compose, initialize_config_dir
-
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose(name)
-        node = OmegaConf.select(config, parent) if parent else config
-        keys = [str(k) for k in node if not str(k).startswith("_")]
-    except Exception:  # a suggestion is a courtesy; the error itself stands
-        return ""
+    keys = [str(k) for k in error.parent_node if not str(k).startswith("_") and k != "hydra"]  # type: ignore[attr-defined]
     close = difflib.get_close_matches(last, keys, 1)
-    hint = f"; did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-    return f"{hint} valid here: {', '.join(keys)}" if hint else f"; valid here: {', '.join(keys)}"
+    hint = f" did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
+    return f"unknown key {key!r};{hint} valid here: {', '.join(keys)}" if keys else f"unknown key {key!r}"
 
 
 def _read_env_file() -> None:
