@@ -31,9 +31,9 @@ class Feed:
 
     For a GPU a thread gathers them, `AHEAD` steps ahead and into pinned memory, from where they are copied without
     anybody waiting; and where the frames fit there (`resident.fits`), they lie there and only rows travel. A CPU's are
-    gathered when they are asked for, which takes 0.3 ms of the default's 167 (benchmarks/ahead.py): a thread could gain
-    no more, and the cores are all at work. What is gathered ahead is a function of the step alone, so that a training
-    that ends anywhere has drawn nothing.
+    gathered when they are asked for, which takes 0.3 ms of a step's hundred or more (benchmarks/ahead.py): a thread
+    could gain no more, and the cores are all at work. What is gathered ahead is a function of the step alone, so that a
+    training that ends anywhere has drawn nothing.
     """
 
     def __init__(self, train: Sampler, seed: int, size: int, parts: int, ranks: Ranks, device: torch.device) -> None:
