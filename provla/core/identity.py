@@ -77,7 +77,7 @@ NEUTRAL = (
 NEUTRAL_INSIDE = {
     "dataset": ("data_dir", "workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
-    "trainer": ("on_nan", "max_skipped"),
+    "trainer": ("on_nan", "max_skipped", "profile"),
 }
 # How chunks were executed before there was a choice: runs of then are the same runs.
 PLAIN = {"_target_": "provla.execution.Chunk", "delay": 0, "smoothing": 0.0}
@@ -94,6 +94,8 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
         inside = NEUTRAL_INSIDE.get(key, ())
         if key == "env" and isinstance(node, Mapping) and not node.get("perturb"):
             inside = (*inside, "perturb", "paraphrases")
+        if key == "trainer" and isinstance(node, Mapping) and node.get("graph") != "on":  # which rounds otherwise
+            inside = (*inside, "graph")
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return kept
 

@@ -92,8 +92,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "absent"
     memory = {"peak_memory_mb": peak_memory()}
-    if torch.cuda.is_available():
-        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
     made = {
         "versions": versions,
         "python": platform.python_version(),
@@ -134,12 +134,14 @@ def peak_memory() -> float:
     return (int(found[1]) if found else used) / 1024
 
 
-def forget_peak_memory() -> None:
-    """Starts the peak anew, so that a sweep's job does not report that of the job before it in the same process."""
+def forget_peak_memory(device: torch.device) -> None:
+    """Starts the peak anew, on the run's GPU too, so that a sweep's job does not report that of the job before it in
+    the same process.
+    """
     with contextlib.suppress(OSError):  # Linux alone can
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def find_device(name: str) -> torch.device:
@@ -149,7 +151,7 @@ def find_device(name: str) -> torch.device:
     if launched().size > 1:
         name = _own_device(name)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -159,7 +161,9 @@ def find_device(name: str) -> torch.device:
         raise ValueError(
             f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>"
         ) from error
-    if device.type == "cuda" and device.index is not None:
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 

@@ -23,7 +23,7 @@ class Sampler:
         self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
     ) -> None:
         self.data, self.episodes, self.rows = data, episodes, data.rows(episodes)
-        self._frames = [data.frames[camera] for camera in cameras]
+        self.frames = [data.frames[camera] for camera in cameras]
         owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
         self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1
         self._instruction = np.array(data.instructions, dtype=object)[
@@ -36,40 +36,45 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, rows: Array) -> Batch:
+    def gather(self, rows: Array, pictures: bool = True) -> Batch:
         """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
-        last action after its end (where `is_pad`)."""
+        last action after its end (where `is_pad`). pictures: else the images are the rows (B,T) that they lie at, for
+        whoever has them (`Resident.look`), and there are no features.
+        """
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
         behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
-        images = (
-            np.stack([frames[behind] for frames in self._frames], 2)
-            if len(self._frames) > 1
-            else self._frames[0][behind][:, :, None]
-        )
+        known = self.features if pictures else None
         return Batch(
             Observation(
-                torch.from_numpy(images),
+                torch.from_numpy(self._pictures(behind) if pictures else behind),
                 torch.from_numpy(self.data.state[behind]),
                 list(self._instruction[rows]),
-                None if self.features is None else torch.stack([known[behind] for known in self.features], 2),
+                None if known is None else torch.stack([one[behind] for one in known], 2),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
         )
+
+    def _pictures(self, rows: Array) -> Array:
+        """rows (B,T) → (B,T,C,3,h,w)."""
+        if len(self.frames) == 1:
+            one: Array = self.frames[0][rows][:, :, None]
+            return one
+        return np.stack([frames[rows] for frames in self.frames], 2)
 
     def rows_at(self, seed: int, step: int, size: int) -> Array:
         """The rows of the data set that a training step sees."""
         per_epoch = max(1, len(self.rows) // size)
         return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
 
-    def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
-        """The batch of a training step, with its random draws (see `Batch`).
+    def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1, pictures: bool = True) -> Batch:
+        """The batch of a training step, with its random draws (see `Batch`). pictures: see `gather`.
 
         Of several ranks each gathers its rows `rank::ranks`: the draws of all are made, and its own kept.
         """
         rows = self.rows_at(seed, step, size)
-        batch, own = self.gather(rows[rank::ranks]), slice(rank, None, ranks)
+        batch, own = self.gather(rows[rank::ranks], pictures), slice(rank, None, ranks)
         rng = np.random.default_rng([seed, step, 1])
         noise = rng.standard_normal((len(rows), *batch.actions.shape[1:]), dtype=np.float32)
         return Batch(
@@ -89,6 +94,7 @@ class Sampler:
         return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
 
     def _order(self, seed: int, epoch: int, size: int) -> Array:
-        if self._epoch is None or self._epoch[0] != (seed, epoch):
-            self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
-        return self._epoch[1]
+        known = self._epoch  # of this call: another thread may be in another epoch
+        if known is None or known[0] != (seed, epoch):
+            known = self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+        return known[1]

@@ -36,7 +36,8 @@ class Phrases:
             self._known, self._weights = {}, now
         for sentence in sentences:
             if sentence not in self._known:
-                self._known[sentence] = text([sentence])
+                found = text([sentence])  # torch.compile's graphs write into what they gave before
+                self._known[sentence] = Tokens(found.features.clone(), found.mask)
         return _side_by_side([self._known[sentence] for sentence in sentences])
 
     def _state(self) -> tuple[Any, ...]:

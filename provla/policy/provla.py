@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,21 @@ from provla.policy.parts import Normalized
 from provla.policy.phrases import Phrases
 from provla.quant import Quant, QuantReport
 
+# As torch.compile has them; true, as it was called first, is default.
+Compile = Literal["default", "reduce-overhead", "max-autotune"] | bool
+
 
 class ProVLA(Normalized):
     """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
-    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
-    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's;
-    None: the head reads the fusion's own width.
+    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks, in one of
+    its modes, of which the last two replay CUDA graphs of each network. context_width: a linear layer brings the
+    context to this width, so that heads have one size whatever the fusion's; None: the head reads the fusion's own
+    width.
     """
+
+    graphable = True  # where an observation says `which` sentences it has, its loss reads nothing else of the host
 
     def __init__(
         self,
@@ -44,7 +50,7 @@ class ProVLA(Normalized):
         quant: Mapping[str, Any],
         normalization: Normalization,
         device: torch.device,
-        compile: bool = False,
+        compile: Compile = False,
         context_width: Width | None = None,
     ) -> None:
         super().__init__()
@@ -77,10 +83,19 @@ class ProVLA(Normalized):
         }
         self._phrases = Phrases(self.text)
         self.to(device)
-        if compile:
-            _repeatable_compiler()
-            for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
-                network.compile()
+        self.compiled = "default" if compile is True else compile or ""
+        self._replays = device.type == "cuda" and self.compiled in ("reduce-overhead", "max-autotune")
+        if self.compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """The models of towers, whose pictures and sentences are prepared in Python; fusion and head; and a vision
+        encoder that is no tower. A text encoder that is none reads sentences, each of which it would be compiled for.
+        """
+        _repeatable_compiler()
+        alone = [] if any(towers(self.vision)) else [self.vision]
+        for network in (*(tower.model for _, tower in towers(self)), *alone, self.fusion, self.head):
+            network.compile(mode=self.compiled)
 
     def _adapt(
         self,
@@ -137,6 +152,7 @@ class ProVLA(Normalized):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
+        self._begin()
         images = self.augmentation(batch) if self.training else batch.observation.images
         context = self._context(images, batch.observation)
         actions = self.action_norm(batch.actions)
@@ -145,17 +161,24 @@ class ProVLA(Normalized):
     forward = loss  # what accelerate wraps
 
     def sample(self, observation: Observation, generator: Generators, anchor: Anchor | None) -> Tensor:
+        self._begin()
         context = self._context(observation.images, observation)
         shape = (len(observation), self.spec.horizon, self.spec.action_size)
         held = {} if anchor is None else {"anchor": anchor}  # a scheduler of one's own may know of none
         chunk: Tensor = self.scheduler.sample(self.head, context, shape, generator, **held)
         return chunk
 
+    def _begin(self) -> None:
+        """Tells torch.compile's CUDA graphs that what they gave is done with: they keep it no longer. But the gradients
+        of a step's first parts are not.
+        """
+        if self._replays and not any(p.grad is not None for p in self.parameters()):
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
     def _context(self, images: Tensor, observation: Observation) -> Tokens:
-        distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
+        distinct, rows = observation.told()  # each is encoded once
         words: Tokens = self._phrases(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
-        rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
         known = observation.features
         seen = self.vision(images) if known is None else self.vision.assemble(known.flatten(0, 2), len(observation))
         context: Tokens = self.fusion(

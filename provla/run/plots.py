@@ -209,6 +209,20 @@ def plot_dataset(
         return save(figure, path)
 
 
+def plot_profile(stages: Mapping[str, float], path: Path) -> Path:
+    """Seconds of each stage, the first at the top, with its share of them all."""
+    whole = sum(stages.values()) or 1.0
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.28 * max(3, len(stages))))
+        bars = axes.barh(list(stages), list(stages.values()), color=[GREY if k == "other" else BLUE for k in stages])
+        axes.bar_label(bars, [f" {value / whole:.0%}" for value in stages.values()], fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel("seconds")
+        axes.margins(x=0.1)
+        return save(figure, path)
+
+
 def plot_survival(rows: Sequence[Mapping[str, Any]], plain: float, path: Path) -> Path:
     """Success under each factor with its 95 % interval, and the share that did the opposite; without any, a dashed
     line.

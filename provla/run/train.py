@@ -38,8 +38,9 @@ from provla.policy.matched import count_parameters, parameters_by_part
 from provla.run.evaluate import evaluate_steps
 from provla.run.features import remember_features
 from provla.run.follow import dismiss_others, make_policy, start_others
-from provla.run.judging import Judgement, episode_rows, ms_per_chunk
+from provla.run.judging import Judgement, episode_rows, latency
 from provla.run.pictures import plot_run
+from provla.run.profile import write_profile
 from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
 from provla.run.show import announce, run_name, show, tags
@@ -57,6 +58,7 @@ FOLDERS = (
     "steps",
     "perturb",
     "bad_batches",
+    "profile",
 )  # what a run writes beside its files
 
 
@@ -97,7 +99,7 @@ def _run(
 ) -> float:
     tidy(folder)
     write_json(folder / "config.json", config)
-    forget_peak_memory()
+    forget_peak_memory(device)
     started = time.monotonic()
     attempts.begin(folder)
     begun = Result(config_hash=identity(config), choices=dict(choices), seed=config["seed"])
@@ -165,8 +167,11 @@ def _train(config: Mapping[str, Any], folder: Path, device: torch.device, traini
             save_policy(
                 folder / "policy", policy, config["policy"], setting.spec, identity=identity(config), step=fit.step
             )
+            judging = time.monotonic()
             _judge(config, folder, parts, setting, policy, fit, training, device, result)
             result.status = "completed"
+            if getattr(parts.trainer, "profile", False):  # a trainer of one's own may know of none
+                write_profile(folder, time.monotonic() - judging)
         parts.pruner.close(result.status)
         return result
     except Exception:
@@ -185,7 +190,7 @@ def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: to
     policy = make_policy(config, setting, device)
     result.flops_per_sample = rehearse_policy(policy, setting.spec, device)
     if parts.simulated and parts.execution.delay == "measured":  # rather now than after the training
-        parts.execution.settled(setting.spec, ms_per_chunk(policy, setting.spec, device)).check(setting.spec)
+        parts.execution.settled(setting.spec, latency(policy, setting.spec, device).median).check(setting.spec)
     result.parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     result.precision, result.judged = describe_precision(policy), parts.trainer.keep
     result.quantization = {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()}

@@ -29,7 +29,8 @@ class Gauge:
     """Sums of a training's loss and gradient norm since the last logged step, and the first step at which one was not
     finite.
 
-    All of it stays on the device, in float64 where that has it, until `read` or `broken` ask for it.
+    All of it stays on the device, in float64 where that has it, until `read` or `broken` ask for it, and always in the
+    same place, where a graph of a step finds it.
     """
 
     def __init__(self, device: torch.device, sums: Sequence[float], scaled: bool) -> None:
@@ -41,14 +42,16 @@ class Gauge:
         self._first = torch.zeros((), dtype=torch.int64, device=device)
         self._scaled = scaled
 
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """A step's loss and the norm of its gradient; what is not finite is not summed."""
+    def add(self, step: int | Tensor, loss: Tensor, norm: Tensor) -> None:
+        """A step's loss and the norm of its gradient; what is not finite is not summed. step: its number, which a graph
+        has on the device.
+        """
         found = torch.stack([loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.ones_like(self.sums[0])])
         finite = found.isfinite()
         self.sums += torch.where(finite.all(), found, 0.0)
         bad = ~(finite[0] if self._scaled else finite.all())
-        self._first = torch.where(bad & (self.bad == 0), step, self._first)
-        self.bad = torch.maximum(self.bad, bad.to(self.bad.dtype))
+        self._first.copy_(torch.where(bad & (self.bad == 0), step, self._first))
+        self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad.dtype)))
 
     def broken(self) -> int | None:
         """The first bad step. Stops a GPU."""
@@ -56,7 +59,7 @@ class Gauge:
 
     def forgive(self) -> None:
         """Forgets the bad step."""
-        self.bad = torch.zeros_like(self.bad)
+        self.bad.zero_()
 
     def read(self) -> list[float]:
         """The sums of loss and gradient norm, and over how many steps. Stops a GPU."""
@@ -65,7 +68,7 @@ class Gauge:
 
     def clear(self) -> None:
         """Starts a new sum."""
-        self.sums = torch.zeros_like(self.sums)
+        self.sums.zero_()
 
 
 def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor]) -> str:

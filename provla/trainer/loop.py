@@ -16,22 +16,30 @@ from provla.core.errors import Interrupted, NotFinite
 from provla.core.progress import console, progress_bars
 from provla.core.ranks import joined
 from provla.core.signals import deferred, pending
+from provla.core.types import Batch
 from provla.dataset.sampler import Sampler
 from provla.policy.weights import base_fingerprints, check_bases, count_bytes, load_state, own_state
 from provla.trainer.checkpoint import Checkpoints
+from provla.trainer.feed import Feed, Part
 from provla.trainer.finite import Gauge, keep_batch, name_bad, not_finite
-from provla.trainer.fit import PRUNED, Fit, make_accelerator, seed_everything
+from provla.trainer.fit import (
+    PRUNED,
+    Fit,
+    load_optimizer,
+    make_accelerator,
+    make_optimizer,
+    optimizer_tensors,
+    seed_everything,
+)
+from provla.trainer.graph import Graph, Unfit, begin
+from provla.trainer.profile import FORWARD, Off, Profile
 from provla.trainer.validation import validate
 
 if TYPE_CHECKING:
     from provla.trainer.options import Trainer
 
 LogRow = Callable[[int, dict[str, float]], None]
-
-
 Prune = Callable[[int, float], bool]
-
-
 UNLIMITED = 10**9
 
 
@@ -58,11 +66,7 @@ class Loop:
         self.named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self.named:
             raise ValueError("no weight of this policy trains")
-        decayed = [p for p in self.named.values() if p.ndim > 1]
-        others = [p for p in self.named.values() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        # Fused: 3.3 times faster than the default on CPUs too.
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=True)
+        optimizer = make_optimizer(self.named, options.lr, options.betas, options.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
         self.fit = Fit()
@@ -70,6 +74,11 @@ class Loop:
         self.gauge = self._gauge()
         self.constants = set(not_finite(own_state(policy))) - set(self.named)  # such as a mask of −inf
         self.asks = device.type != "cuda" or options.on_nan == "skip"  # at every step whether all was finite
+        size = options.batch_size * options.grad_accumulation
+        self.feed = Feed(train, seed, size, options.grad_accumulation, self.ranks, device)
+        profiled = options.profile and self.ranks.leads
+        self.profile = Profile(checkpoints.folder.parent, device, policy) if profiled else Off()
+        self.graph: Graph | None = None
         norms = [module for module in policy.modules() if getattr(module, "track_running_stats", False)]
         self.statistics = [b for norm in norms for b in norm.buffers(recurse=False)] if options.on_nan == "skip" else []
         self.total = self.planned = options.total_steps(len(train))
@@ -79,7 +88,8 @@ class Loop:
     def run(self) -> Fit:
         with self.ranks.together():
             self._resume()
-        with progress_bars() as bars, deferred(), self.ranks.together():
+        with self.feed, self.profile, progress_bars() as bars, deferred(), self.ranks.together():
+            self.graph = begin(self)
             try:
                 self._steps(bars)
             except Interrupted:  # between two steps, or within a validation, which rank 0 alone takes
@@ -119,7 +129,9 @@ class Loop:
             sums = self._read() if logs else None
             self.fit.window += time.monotonic() - begun
             if sums:
-                bars.update(bar, note=self._log(sums, lr))
+                with self.profile.stage("log"):
+                    bars.update(bar, note=self._log(sums, lr))
+            self.profile.stepped(self.total - self.fit.step)
             self.fit.due = self.fit.step % self.val_every == 0 or self.fit.step == self.total
             self._heed()
             if self.fit.due:
@@ -144,43 +156,76 @@ class Loop:
         """One optimiser step; where its loss or gradients are not finite, weights, optimiser and average stay as they
         are.
         """
+        # Young averages forget faster, so that the random start does not stay in them (as in diffusers' EMAModel).
+        weight = 1 - min(self.o.ema_decay, (1 + self.fit.step) / (10 + self.fit.step))
+        with self.profile.stage("data"):
+            parts = self.feed.at(self.fit.step)
+        if self.graph is not None and self._replayed(parts[0].batch, lr, weight):
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         kept = [buffer.clone() for buffer in self.statistics]
-        loss = self._backward(self.fit.step)
-        norm = self.accelerator.clip_grad_norm_(self.named.values(), self.o.grad_clip)
-        self.gauge.add(self.fit.step, loss, norm)
-        if self.asks and self.gauge.broken() is not None:
-            for buffer, value in zip(self.statistics, kept, strict=True):
-                buffer.copy_(value)
-            self._bad_step(self.fit.step)
-        else:
-            if not self.asks and self.accelerator.scaler is None:
-                # The fused kernel then leaves everything as it is, and nobody waits.
-                self.optimizer.optimizer.found_inf = self.gauge.bad
-            self.optimizer.step()
-            self._update_average()
-        self.optimizer.zero_grad()
+        loss = self._backward(self.fit.step, parts)
+        with self.profile.stage("optimiser", device=True):
+            self.clip(self.fit.step, loss)
+            if self.asks and self.gauge.broken() is not None:
+                for buffer, value in zip(self.statistics, kept, strict=True):
+                    buffer.copy_(value)
+                self._bad_step(self.fit.step)
+            else:
+                self.update(weight)
+            self.optimizer.zero_grad()
 
-    def _backward(self, step: int) -> Tensor:
+    def clip(self, step: int | Tensor, loss: Tensor) -> None:
+        """Clips the gradients of a step, and notes their norm and its loss."""
+        norm = self.accelerator.clip_grad_norm_(self.named.values(), self.o.grad_clip)
+        self.gauge.add(step, loss, norm)
+
+    def update(self, weight: float | Tensor) -> None:
+        """Weights, and their average, to which they come with a weight."""
+        if not self.asks and self.accelerator.scaler is None:
+            # The fused kernel then leaves everything as it is, and nobody waits.
+            self.optimizer.optimizer.found_inf = self.gauge.bad
+        self.optimizer.step()
+        if self.average:
+            averages, weights = list(self.average.values()), [p.detach() for p in self.named.values()]
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    averages, weights, [weight] * len(averages) if isinstance(weight, Tensor) else weight
+                )
+
+    def _replayed(self, batch: Batch, lr: float, weight: float) -> bool:
+        """The step, by the graph; False where that cannot be, and has not been."""
+        assert self.graph is not None
+        self.model.train()
+        seed_everything(self.seed, self.fit.step, 0, device=self.device)
+        try:
+            self.graph.step(batch, self.fit.step, lr, weight)
+        except Unfit as why:
+            console.print(f"trainer.graph=on: the steps are no graph: {why}")
+            self.graph.give_up()
+            self.graph = None
+            self.feed.always(None)
+            self.optimizer.zero_grad()
+            return False
+        return True
+
+    def _backward(self, step: int, parts: list[Part]) -> Tensor:
         """Adds up the gradients of a step, over the ranks too; its loss, the mean over all its samples' unpadded
         steps.
         """
-        size, ranks = self.o.batch_size * self.o.grad_accumulation, self.ranks.size
-        batch = self.train.step(self.seed, step, size, self.ranks.rank, ranks)
-        whole = self.train.unpadded(self.train.rows_at(self.seed, step, size))
+        ranks = self.ranks.size
         loss = torch.zeros((), device=self.device)
         self.model.train()
-        parts = list(batch.split(self.o.grad_accumulation))
         for number, part in enumerate(parts):
             # What layers draw (dropout) is each part's own, so that no two ranks draw the same.
-            seed_everything(self.seed, step, number * ranks + self.ranks.rank)
-            # Weighted by its unpadded steps, the sum over the parts is the large batch's mean.
-            share = (~part.is_pad).sum().item() / whole
+            seed_everything(self.seed, step, number * ranks + self.ranks.rank, device=self.device)
             last = number == len(parts) - 1  # the gradients go around once
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                found = self.model(part.to(self.device))["loss"] * share
-                self.accelerator.backward(found * ranks if ranks > 1 else found)  # of the ranks DDP takes the mean
+                with self.profile.stage(FORWARD, device=True):
+                    found = self.model(part.batch)["loss"] * part.share
+                with self.profile.stage("backward", device=True):
+                    self.accelerator.backward(found * ranks if ranks > 1 else found)  # of the ranks DDP takes the mean
             loss += found.detach()
         return self.ranks.total(loss)
 
@@ -188,6 +233,7 @@ class Loop:
         """The gauge's sums, after a look at what it found."""
         if (bad := self.gauge.broken()) is not None:
             self._bad_step(bad)
+        self.profile.read()
         if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() < 1:
             raise NotFinite(
                 f"step {self.fit.step}: gradients overflow fp16 at a loss scale below 1; use trainer.precision=bf16 or "
@@ -200,7 +246,7 @@ class Loop:
         more is.
         """
         self.optimizer.zero_grad()
-        what = name_bad(self.named, lambda: self._backward(step))
+        what = name_bad(self.named, lambda: self._backward(step, self.feed.at(step)))
         folder, size = self.checkpoints.folder.parent / "bad_batches", self.o.batch_size * self.o.grad_accumulation
         file = self.ranks.lead(lambda: str(keep_batch(folder, self.train, self.seed, step, size, what)))
         if self.o.on_nan == "stop" or "weight" in what or len(self.fit.skipped) >= self.o.max_skipped:
@@ -230,13 +276,6 @@ class Loop:
         self.gauge.clear()
         return f"loss {row.get('train/loss', math.nan):.4f}  lr {lr:.1e}"
 
-    def _update_average(self) -> None:
-        if self.average:
-            # Young averages forget faster, so that the random start does not stay in them (as in diffusers' EMAModel).
-            decay = min(self.o.ema_decay, (1 + self.fit.step) / (10 + self.fit.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.named.values()], 1 - decay)
-
     def _swap(self) -> None:
         """Exchanges the weights with their average."""
         for name, average in self.average.items():
@@ -256,7 +295,8 @@ class Loop:
         best = True
         self._sound()
         if len(self.val):
-            found = self.ranks.lead(lambda: self._measure(bars))
+            with self.profile.stage("validate"):
+                found = self.ranks.lead(lambda: self._measure(bars))
             best = found[self.o.monitor] < self.fit.best
             if best:
                 self.fit.best, self.fit.best_step, self.fit.stale = found[self.o.monitor], self.fit.step, 0
@@ -306,16 +346,11 @@ class Loop:
         if self.ranks.size > 1:
             weights = [p.detach().sum(dtype=torch.float64) for p in self.named.values()]
             self.ranks.check_equal(float(torch.stack(weights).sum()), "the sums of the weights")
-        self.ranks.lead(lambda: self._write(best))
+        with self.profile.stage("checkpoint"):
+            self.ranks.lead(lambda: self._write(best))
 
     def _write(self, best: bool) -> None:
-        names = {id(p): name for name, p in self.named.items()}
-        optimizer = {
-            f"{names[id(p)]}:{key}": value
-            for p, slots in self.optimizer.state.items()
-            for key, value in slots.items()
-            if isinstance(value, Tensor)
-        }
+        optimizer = optimizer_tensors(self.optimizer, self.named)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
         self._check(tensors)
@@ -349,14 +384,7 @@ class Loop:
         tensors, state = stored
         check_bases(self.policy, state["bases"], self.checkpoints.folder)
         self._load(tensors)
-        for name, parameter in self.named.items():
-            slots = {
-                key.rpartition(":")[2]: value
-                for key, value in tensors["optimizer"].items()
-                if key.rpartition(":")[0] == name
-            }
-            # The step count stays where fused AdamW keeps it: with its parameter.
-            self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in slots.items()}
+        load_optimizer(self.optimizer, self.named, tensors["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.fit = Fit(**state["fit"])

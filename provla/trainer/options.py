@@ -35,7 +35,9 @@ class Trainer:
     `machine.reproducible`; on the CPU they are always taken). on_nan: where a step's loss or gradient is not finite,
     stop the run (its checkpoints stand), or skip the step: its update is left out, `max_skipped` times in a run; on a
     GPU, skip waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes
-    and frames.
+    and frames. profile: where the time goes, as a page and a trace in the run's `profile/`; no result changes. graph:
+    on: a step is one CUDA graph, where that can be (one GPU, one rank, no accumulation, no fp16), else a line says why
+    not; it rounds the learning rate to float32. auto: off, until it has been tried on a GPU.
     """
 
     batch_size: Count
@@ -62,6 +64,8 @@ class Trainer:
     deterministic: bool
     on_nan: Literal["stop", "skip"] = "stop"
     max_skipped: Natural = 10
+    graph: Literal["auto", "on", "off"] = "auto"
+    profile: bool = False
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self), "trainer")

@@ -19,7 +19,8 @@ def validate(
     policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None
 ) -> dict[str, float]:
     """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws,
-    in the precision of deployment. torch's generators are left as they were."""
+    in the precision of deployment. torch's generators are left as they were. What a GPU finds is fetched
+    at the end."""
     policy.eval()
     rows = val.rows[np.unique(np.linspace(0, len(val.rows) - 1, min(samples, len(val.rows))).astype(int))]
     rng = np.random.default_rng([seed, 2])
@@ -32,8 +33,8 @@ def validate(
         drawn = replace(batch, noise=noise, time=torch.from_numpy(rng.random(len(batch), dtype=np.float32))).to(device)
         check()
         with repeatable(seed, device):
-            losses.append(policy.loss(drawn)["loss"].item())
-            chunks.append(policy.act(drawn.observation, generator).cpu())
+            losses.append(policy.loss(drawn)["loss"])
+            chunks.append(policy.act(drawn.observation, generator))
         weights.append((~batch.is_pad).sum().item())
         truths.append(batch.actions)
         pads.append(batch.is_pad)
@@ -41,10 +42,11 @@ def validate(
             bars.advance(bar, len(batch))
     if bars:
         bars.remove_task(bar)
-    for what, values in (("loss", torch.tensor(losses)), ("sampled action chunk", torch.cat(chunks))):
+    found, sampled = torch.stack(losses).cpu(), torch.cat(chunks).cpu()
+    for what, values in (("loss", found), ("sampled action chunk", sampled)):
         if not values.isfinite().all():
             raise NotFinite(f"on held-out samples the {what} is not finite")
-    loss = float(np.average(losses, weights=weights))
+    loss = float(np.average(found.tolist(), weights=weights))
     return {"loss": loss} | measured(
-        chunk_metrics(torch.cat(chunks), torch.cat(truths), torch.cat(pads), policy.spec.joint_groups)
+        chunk_metrics(sampled, torch.cat(truths), torch.cat(pads), policy.spec.joint_groups)
     )
