@@ -36,17 +36,18 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, rows: Array) -> Batch:
+    def gather(self, rows: Array, images: Array | None = None) -> Batch:
         """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
-        last action after its end (where `is_pad`)."""
+        last action after its end (where `is_pad`). images (B,T,C,3,h,w): theirs, where somebody has them already."""
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
-        behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
-        images = (
-            np.stack([frames[behind] for frames in self._frames], 2)
-            if len(self._frames) > 1
-            else self._frames[0][behind][:, :, None]
-        )
+        behind = self.seen(rows)
+        if images is None:
+            images = (
+                np.stack([frames[behind] for frames in self._frames], 2)
+                if len(self._frames) > 1
+                else self._frames[0][behind][:, :, None]
+            )
         return Batch(
             Observation(
                 torch.from_numpy(images),
@@ -58,10 +59,26 @@ class Sampler:
             torch.from_numpy(ahead > last),
         )
 
+    def seen(self, rows: Array) -> Array:
+        """(B,T): the rows of the frames that are observed at these."""
+        found: Array = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])
+        return found
+
+    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Array | None:
+        """Those of a training step, where they are made ready before it; None: `gather` looks them up."""
+        return None
+
+    def waited(self) -> float | None:
+        """Seconds in which steps have waited for pictures since this was last asked; None where none ever does."""
+        return None
+
+    def close(self) -> None:
+        """Ends what is done ahead of steps."""
+
     def rows_at(self, seed: int, step: int, size: int) -> Array:
         """The rows of the data set that a training step sees."""
         per_epoch = max(1, len(self.rows) // size)
-        return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
+        return self._order(seed, step // per_epoch)[(step % per_epoch) * size :][:size]
 
     def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
         """The batch of a training step, with its random draws (see `Batch`).
@@ -69,7 +86,8 @@ class Sampler:
         Of several ranks each gathers its rows `rank::ranks`: the draws of all are made, and its own kept.
         """
         rows = self.rows_at(seed, step, size)
-        batch, own = self.gather(rows[rank::ranks]), slice(rank, None, ranks)
+        own = slice(rank, None, ranks)
+        batch = self.gather(rows[own], self.pictures(seed, step, size, rank, ranks))
         rng = np.random.default_rng([seed, step, 1])
         noise = rng.standard_normal((len(rows), *batch.actions.shape[1:]), dtype=np.float32)
         return Batch(
@@ -84,11 +102,15 @@ class Sampler:
             steps_per_sample=self.unpadded(rows) / len(rows) if ranks > 1 else None,
         )
 
+    def shuffled(self, seed: int, epoch: int) -> Array:
+        """All rows, in an epoch's order."""
+        return np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+
     def unpadded(self, rows: Array) -> int:
         """How many steps of these rows' chunks lie before their episodes' ends."""
         return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
 
-    def _order(self, seed: int, epoch: int, size: int) -> Array:
+    def _order(self, seed: int, epoch: int) -> Array:
         if self._epoch is None or self._epoch[0] != (seed, epoch):
-            self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+            self._epoch = (seed, epoch), self.shuffled(seed, epoch)
         return self._epoch[1]
