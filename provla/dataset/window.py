@@ -75,7 +75,7 @@ class WindowSampler(Sampler):
 
     def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Frames:
         asked = Asked(seed, size, rank, ranks)
-        if self._walk is None or self._walk.asked != asked or step not in (self._walk.step, self._walk.step - 1):
+        if self._walk is None or self._walk.asked != asked or not self._walk.comes_to(step):
             self.close()
             self._walk = _Walk(self, asked, step)
         found, waited = self._walk.pictures(step)
@@ -196,6 +196,10 @@ class _Walk:
             f"pictures are decoded ahead by {workers} thread{'s' * (workers > 1)}, into a ring of "
             f"{in_words(self.ring.frames.nbytes)} (dataset.cache=window)"
         )
+
+    def comes_to(self, step: int) -> bool:
+        """Whether that is the next step, or the last one, whose pictures are still there."""
+        return step == self.step or (step == self.step - 1 and self._last is not None)
 
     def pictures(self, step: int) -> tuple[Frames, float]:
         """Those of the next step, or of the last one again, and the seconds that it has waited for them."""
