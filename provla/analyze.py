@@ -15,6 +15,7 @@ def check(source: Any, name: str) -> None:
     from rich.table import Table
 
     from provla.core.progress import console
+    from provla.dataset.stored import Stored
 
     if not hasattr(source, "inspect"):
         raise ValueError(f"dataset={name} has no files to check")
@@ -43,7 +44,12 @@ def check(source: Any, name: str) -> None:
             "their decoder, meta/info.json, meta/episodes",
             len(found.problems) - len(tables) - files,
         ),
-        ("frame caches", len(found.frames), "their sha256", len(found.rebuilt)),
+        (
+            "frame caches",
+            sum(not isinstance(one, Stored) for one in found.frames.values()),
+            "their sha256",
+            len(found.rebuilt),
+        ),
     ):
         table.add_row(*map(str, row))
     console.print(table)

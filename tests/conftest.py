@@ -180,12 +180,15 @@ def write_lerobot(
     vectors: Sequence[str] = ("observation.state", "action"),
     cameras: Mapping[str, dict[str, Any]] | None = None,
     episodes: int = 5,
-    length: int = 12,
+    length: int | Callable[[int], int] = 12,
     task: Callable[[int, int], str] = lambda episode, step: "Wave" if episode % 2 else "Point",
+    picture: Callable[[int, int, int], np.ndarray] | None = None,
+    encoder: Mapping[str, Any] | None = None,
     **feature: Any,
 ) -> Path:
-    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. task: of (episode,
-    step). feature: of the vectors.
+    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. length: of an
+    episode, or of each. task: of (episode, step). picture: of (camera, episode, step). encoder: what differs from h264
+    with a key frame at every second. feature: of the vectors.
     """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -208,11 +211,11 @@ def write_lerobot(
         features=features,
         root=root,
         use_videos=any(f["dtype"] == "video" for f in features.values()),
-        rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=8, preset="ultrafast"),
+        rgb_encoder=RGBEncoderConfig(**{"vcodec": "h264", "g": 2, "crf": 8, "preset": "ultrafast", **(encoder or {})}),
     )
     rng = np.random.default_rng(0)
     for episode in range(episodes):
-        for step in range(length):
+        for step in range(length(episode) if callable(length) else length):
             frame: dict[str, Any] = {}
             for key in vectors:
                 frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(
@@ -222,7 +225,11 @@ def write_lerobot(
                 # A grey level that names camera, episode and step, so that a mixed-up frame shows.
                 shape, depth = features[f"observation.images.{camera}"]["shape"], "info" in cameras[camera]
                 level = 20 + 100 * k + 12 * episode + 4 * (step % 3)
-                frame[f"observation.images.{camera}"] = np.full(shape, level, dtype=np.uint16 if depth else np.uint8)
+                frame[f"observation.images.{camera}"] = (
+                    np.full(shape, level, dtype=np.uint16 if depth else np.uint8)
+                    if picture is None
+                    else picture(k, episode, step)
+                )
             dataset.add_frame(frame | {"task": task(episode, step)})
         dataset.save_episode()
     dataset.finalize()

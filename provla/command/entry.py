@@ -300,7 +300,8 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
         return run()
     if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
         return task(config, folder, choices)
-    from provla.jobs.sweep import cores, places, share, slot
+    from provla.core.ranks import cores
+    from provla.jobs.sweep import places, share, slot
 
     count = int(launcher.get("n_jobs") or places(config["threads"]))
     count = cores() if count < 0 else count

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown
+from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown, value_in
 from provla.core.files import fingerprint
 from provla.core.renamed import as_first_named
 from provla.core.secrets import hide_in
@@ -75,10 +75,11 @@ NEUTRAL = (
     *STUDY,
 )
 NEUTRAL_INSIDE = {
-    "dataset": ("data_dir", "workers"),
+    "dataset": ("data_dir", "workers", "window_gb", "window_workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
     "trainer": ("on_nan", "max_skipped", "profile"),
 }
+WINDOW = ("cache", "window_blocks", "window_frames")  # of a data set: with cache=window alone its order is another
 # How chunks were executed before there was a choice: runs of then are the same runs.
 PLAIN = {"_target_": "provla.execution.Chunk", "delay": 0, "smoothing": 0.0}
 
@@ -96,6 +97,8 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
             inside = (*inside, "perturb", "paraphrases")
         if key == "trainer" and isinstance(node, Mapping) and node.get("graph") != "on":  # which rounds otherwise
             inside = (*inside, "graph")
+        if key == "dataset" and _ours(config, key) and value_in(node, "cache") != "window":
+            inside = (*inside, *WINDOW)
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return kept
 

@@ -48,6 +48,11 @@ class Ranks:
     def leads(self) -> bool:
         return self.rank == 0
 
+    @property
+    def beside(self) -> int:
+        """How many of them there are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1
+
     def lead[T](self, call: Callable[[], T]) -> T:
         """What `call` gives on rank 0, on every rank, as JSON; where it raises there, the others end with its exit
         code.
@@ -193,6 +198,11 @@ def launched() -> Ranks:
 def joined() -> Ranks:
     """The ranks that train together at present; one alone where nobody has joined."""
     return _joined[0] if _joined else ALONE
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def join() -> Ranks:

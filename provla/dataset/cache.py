@@ -161,7 +161,7 @@ def _decode_into(
                 problems += found
                 if problems:
                     continue
-                frames = np.stack([_small(image, size) for image in images])
+                frames = np.stack([small(image, size) for image in images])
                 file.seek(offset + span.row * 3 * size[0] * size[1])
                 file.write(frames.tobytes())
                 digests[at[span.episode]] = _digest(frames)
@@ -183,7 +183,7 @@ class _Incomplete(Exception):
     """Some pictures could not be read: no file is made."""
 
 
-def _small(image: Image, size: tuple[int, int]) -> Frames:
+def small(image: Image, size: tuple[int, int]) -> Frames:
     """(3,h,w), area-averaged to `size`."""
     if image.shape[:2] != size:
         import cv2

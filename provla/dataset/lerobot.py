@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from provla.core.checks import Count, Extent, Fraction, Name, Names, Seed
+from provla.core.checks import Count, Depth, Extent, Fraction, Name, Names, Positive, Seed
 from provla.core.hub import guarded
 from provla.core.progress import console
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
-from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.demonstrations import Demonstrations, Window
 from provla.dataset.format import Camera, Info, read_info
 from provla.dataset.inspection import Inspection, files, report
 from provla.dataset.problem import Problem
@@ -26,7 +26,11 @@ class LeRobotSource:
     state_key and action_key name the features; several make one state, side by side in the order given. image_size:
     [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
     names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
-    bad_episodes: fail, or skip to leave out those with which something is wrong.
+    bad_episodes: fail, or skip to leave out those with which something is wrong. cache: full, the frame cache; none:
+    pictures are decoded when a batch needs them; window: ahead of it, in an order that keeps few of them
+    (`provla.dataset.window`), by `window_blocks` open blocks of at most `window_frames` frames of an episode, in a ring
+    of `window_gb` GB, by `window_workers` threads. Without a frame cache, pictures are looked at when they are needed:
+    what is wrong with one ends a training there.
     """
 
     def __init__(
@@ -44,6 +48,11 @@ class LeRobotSource:
         joint_groups: JointGroups = None,
         num_episodes: Count | None = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
+        cache: Literal["full", "window", "none"] = "full",
+        window_blocks: Count = 256,
+        window_frames: Count = 64,
+        window_gb: Positive | None = None,
+        window_workers: Depth | None = None,
     ) -> None:
         if root is None and repo_id is None:
             raise ValueError("the data set has no source: give dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
@@ -58,6 +67,8 @@ class LeRobotSource:
         self.image_size = None if image_size is None else (image_size[0], image_size[1])
         self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.cached = cache == "full"
+        self.window = Window(window_blocks, window_frames, window_gb, window_workers) if cache == "window" else None
 
     def load(self) -> Demonstrations:
         """Everything but the pixels in memory; frames decoded now if they are not cached.
@@ -103,11 +114,16 @@ class LeRobotSource:
         found = Inspection(contents, cameras, [], problems, {}, [*notes, *contents.notes], [], sums)
         while not failed:
             found.episodes = [e for e in range(count) if e not in found.bad]
-            worse = found.decode(self.data_dir / "frames", self.image_size, fresh) if found.episodes else []
+            worse = self._look(found, fresh) if found.episodes else []
             problems += worse
             failed = not worse or self.bad_episodes == "fail"
         sums.remember()
         return found
+
+    def _look(self, found: Inspection, fresh: bool) -> list[Problem]:
+        if self.cached:
+            return found.decode(self.data_dir / "frames", self.image_size, fresh)
+        return found.leave(self.image_size, fresh)
 
     def _demonstrations(self, found: Inspection) -> Demonstrations:
         contents, info = found.contents, found.contents.info
@@ -131,6 +147,7 @@ class LeRobotSource:
             source=found.source,
             row_task=row_task,
             skipped=[str(problem) for problem in found.problems],
+            window=self.window,
         )
 
     def _folder(self) -> Path:

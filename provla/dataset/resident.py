@@ -47,8 +47,9 @@ def size_of(sampler: Sampler) -> int:
 
 
 def fits(sampler: Sampler, device: torch.device) -> bool:
-    """Whether a `Resident` takes no more than `SHARE` of what a GPU has free."""
-    return device.type == "cuda" and size_of(sampler) <= SHARE * torch.cuda.mem_get_info(device)[0]
+    """Whether its frames lie in arrays, and a `Resident` takes no more than `SHARE` of what a GPU has free."""
+    whole = all(isinstance(frames, np.ndarray) for frames in sampler.frames)
+    return whole and device.type == "cuda" and size_of(sampler) <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def _whole(rows: NDArray[Any], kind: torch.dtype, device: torch.device) -> Tensor:

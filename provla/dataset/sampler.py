@@ -36,18 +36,18 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, rows: Array, pictures: bool = True) -> Batch:
+    def gather(self, rows: Array, images: Array | None = None) -> Batch:
         """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
-        last action after its end (where `is_pad`). pictures: else the images are the rows (B,T) that they lie at, for
-        whoever has them (`Resident.look`), and there are no features.
+        last action after its end (where `is_pad`). images: theirs (B,T,C,3,h,w), where somebody has them already, or
+        the rows (B,T) at which they lie, for whoever has them later (`Resident.look`); then there are no features.
         """
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
-        behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
-        known = self.features if pictures else None
+        behind = self.seen(rows)
+        known = self.features if images is None else None
         return Batch(
             Observation(
-                torch.from_numpy(self._pictures(behind) if pictures else behind),
+                torch.from_numpy(self._looked_up(behind) if images is None else images),
                 torch.from_numpy(self.data.state[behind]),
                 list(self._instruction[rows]),
                 None if known is None else torch.stack([one[behind] for one in known], 2),
@@ -56,25 +56,43 @@ class Sampler:
             torch.from_numpy(ahead > last),
         )
 
-    def _pictures(self, rows: Array) -> Array:
+    def _looked_up(self, rows: Array) -> Array:
         """rows (B,T) → (B,T,C,3,h,w)."""
         if len(self.frames) == 1:
             one: Array = self.frames[0][rows][:, :, None]
             return one
         return np.stack([frames[rows] for frames in self.frames], 2)
 
+    def seen(self, rows: Array) -> Array:
+        """(B,T): the rows of the frames that are observed at these."""
+        found: Array = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])
+        return found
+
+    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Array | None:
+        """Those of a training step, where they are made ready before it; None: `gather` looks them up."""
+        return None
+
+    def waited(self) -> float | None:
+        """Seconds in which steps have waited for pictures since this was last asked; None where none ever does."""
+        return None
+
+    def close(self) -> None:
+        """Ends what is done ahead of steps."""
+
     def rows_at(self, seed: int, step: int, size: int) -> Array:
         """The rows of the data set that a training step sees."""
         per_epoch = max(1, len(self.rows) // size)
-        return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
+        return self._order(seed, step // per_epoch)[(step % per_epoch) * size :][:size]
 
     def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1, pictures: bool = True) -> Batch:
-        """The batch of a training step, with its random draws (see `Batch`). pictures: see `gather`.
+        """The batch of a training step, with its random draws (see `Batch`). pictures: else the rows at which they lie.
 
         Of several ranks each gathers its rows `rank::ranks`: the draws of all are made, and its own kept.
         """
         rows = self.rows_at(seed, step, size)
-        batch, own = self.gather(rows[rank::ranks], pictures), slice(rank, None, ranks)
+        own = slice(rank, None, ranks)
+        images = self.pictures(seed, step, size, rank, ranks) if pictures else self.seen(rows[own])
+        batch = self.gather(rows[own], images)
         rng = np.random.default_rng([seed, step, 1])
         noise = rng.standard_normal((len(rows), *batch.actions.shape[1:]), dtype=np.float32)
         return Batch(
@@ -89,12 +107,16 @@ class Sampler:
             steps_per_sample=self.unpadded(rows) / len(rows) if ranks > 1 else None,
         )
 
+    def shuffled(self, seed: int, epoch: int) -> Array:
+        """All rows, in an epoch's order."""
+        return np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+
     def unpadded(self, rows: Array) -> int:
         """How many steps of these rows' chunks lie before their episodes' ends."""
         return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
 
-    def _order(self, seed: int, epoch: int, size: int) -> Array:
+    def _order(self, seed: int, epoch: int) -> Array:
         known = self._epoch  # of this call: another thread may be in another epoch
         if known is None or known[0] != (seed, epoch):
-            known = self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+            known = self._epoch = (seed, epoch), self.shuffled(seed, epoch)
         return known[1]

@@ -5,7 +5,6 @@ what failed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 from provla.core.claims import HERE, Claim, Taken
 from provla.core.files import SWEEP, fingerprint, write_json, writing
 from provla.core.identity import differences, essence, identity
+from provla.core.ranks import cores
 from provla.core.result import ATTEMPTS, ENDED, Result, read_result
 from provla.jobs import attempts
 
@@ -283,11 +283,6 @@ def slot(folder: Path, count: int) -> Iterator[int]:
         finally:
             claim.release()
         return
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> int:

@@ -16,6 +16,7 @@ from provla.core.errors import NoSpace
 from provla.core.files import fingerprint
 from provla.core.progress import console
 from provla.dataset.features import feature_cache, frames_digest
+from provla.dataset.stored import Stored
 from provla.run.setting import Setting
 
 FOLDER = "features"  # of the data folder
@@ -36,10 +37,14 @@ def remember_features(config: Mapping[str, Any], policy: Any, setting: Setting, 
     if reason := _moving(policy):
         console.print(f"the vision encoder runs in every step: {reason}")
         return
+    arrays = {name: frames for name, frames in setting.data.frames.items() if not isinstance(frames, Stored)}
+    if len(arrays) < len(setting.data.frames):
+        console.print("the vision encoder runs in every step: its features are kept with dataset.cache=full alone")
+        return
     place, kept = Path(config["data_dir"]).expanduser() / FOLDER, []
     try:
         for camera in setting.spec.cameras:
-            frames = setting.data.frames[camera]
+            frames = arrays[camera]
             name = fingerprint(_facts(config, policy, device) | {"frames": frames_digest(frames)}, 24)
             kept.append(feature_cache(place / f"{name}.npy", camera, frames, _encoder(policy, device)))
     except NoSpace as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,8 +48,7 @@ def follow() -> None:
 
 def start_others(config: Mapping[str, Any], setting: Setting, folder: Path) -> None:
     """Rank 0 has looked at everything that can be wrong; now the others load."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if joined().size > 1 else 1
-    if crowd := crowded(config["threads"], beside, "ranks"):
+    if crowd := crowded(config["threads"], joined().beside, "ranks"):
         console.print(crowd)
     joined().lead(lambda: {"config": config, "folder": str(folder), "data": _outline(setting)})
 

@@ -14,6 +14,7 @@ from provla.core.progress import console
 from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
+from provla.dataset.window import WindowSampler
 from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
@@ -105,11 +106,10 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     data.check()
     spec = make_spec(config, data)
-    learn, held = (
-        Sampler(data, episodes, spec.cameras, spec.horizon, spec.n_obs_steps)
-        for episodes in data.split(parts.source.val_fraction, parts.source.split_seed)
-    )
-    return Setting(data, spec, learn, held)
+    train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
+    sizes = spec.cameras, spec.horizon, spec.n_obs_steps
+    learn = Sampler(data, train, *sizes) if data.window is None else WindowSampler(data, train, *sizes)
+    return Setting(data, spec, learn, Sampler(data, val, *sizes))
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:

@@ -282,7 +282,8 @@ class GridSweeper(Sweeper):
 
     def _at_once(self) -> int:
         """How many jobs the launcher runs at the same time."""
-        from provla.jobs.sweep import cores, places
+        from provla.core.ranks import cores
+        from provla.jobs.sweep import places
 
         launcher = self.composed.hydra.launcher
         if "n_jobs" in launcher:

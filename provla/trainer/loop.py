@@ -271,7 +271,10 @@ class Loop:
         row = {"train/lr": lr}
         if finite:
             row = {"train/loss": loss / finite, "train/lr": lr, "train/grad_norm": norm / finite}
-        self._row(row | {"train/steps_per_second": count / self.fit.window})
+        row["train/steps_per_second"] = count / self.fit.window
+        if (waited := self.train.waited()) is not None:
+            row["train/waiting"] = waited / self.fit.window
+        self._row(row)
         self.fit.window = 0.0
         self.gauge.clear()
         return f"loss {row.get('train/loss', math.nan):.4f}  lr {lr:.1e}"

@@ -149,4 +149,7 @@ class Trainer:
 
         prune: told the monitored metric of each validation but the last, it says whether to end there.
         """
-        return Loop(self, policy, train, val, checkpoints, seed, device, log, prune).run()
+        try:
+            return Loop(self, policy, train, val, checkpoints, seed, device, log, prune).run()
+        finally:
+            train.close()
