@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs of the README's first tables, one after the other, into outputs/readme/<name>; a finished one is skipped, an interrupted one resumes.
+# The runs of the README's first table and of its two arms, one after the other, into outputs/readme/<name>; a finished one is skipped, an interrupted one resumes.
 # Afterwards: python benchmarks/results.py
 set -u
 cd "$(dirname "$0")/.."
@@ -16,9 +16,8 @@ for seed in 0 1 2; do # each task's sentence is its twin's
   told=outputs/readme/default-seed$seed-swapped
   [ -f "$told/result.json" ] || python -m provla.evaluate checkpoint=outputs/readme/default-seed$seed "env.perturb={opposite:1}" "hydra.run.dir=$told"
 done
-run untrained trainer.max_steps=0
 run task_embedding text=task_embedding
-run perceiver fusion=perceiver
-run film fusion=film
-run siglip_tiny vision=siglip_tiny
-run quant-4bit quant=4bit
+run aloha-seed0 experiments=aloha_sim
+run aloha-seed1 experiments=aloha_sim seed=1
+told=outputs/readme/aloha-seed0-16
+[ -f "$told/result.json" ] || python -m provla.evaluate checkpoint=outputs/readme/aloha-seed0 n_action_steps=16 "hydra.run.dir=$told"
