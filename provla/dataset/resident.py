@@ -21,7 +21,7 @@ class Resident:
     """All frames of a sampler's cameras, and what is known of them (`Sampler.features`), on one device."""
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
-        self._frames = [_whole(frames, torch.uint8, device) for frames in sampler.frames]
+        self._frames = [_whole(frames, torch.uint8, device) for frames in _arrays(sampler)]
         known = sampler.features or []
         self._features = [_whole(one.rows, one.kind, device) for one in known]
 
@@ -43,13 +43,18 @@ def _at(rows: Tensor, kept: list[Tensor]) -> Tensor:
 def size_of(sampler: Sampler) -> int:
     """Bytes that a `Resident` of it takes."""
     known = [one.rows for one in sampler.features or []]
-    return sum(int(one.nbytes) for one in (*sampler.frames, *known))
+    return sum(int(one.nbytes) for one in (*_arrays(sampler), *known))
 
 
 def fits(sampler: Sampler, device: torch.device) -> bool:
     """Whether its frames lie in arrays, and a `Resident` takes no more than `SHARE` of what a GPU has free."""
-    whole = all(isinstance(frames, np.ndarray) for frames in sampler.frames)
+    whole = len(_arrays(sampler)) == len(sampler.frames)
     return whole and device.type == "cuda" and size_of(sampler) <= SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _arrays(sampler: Sampler) -> list[NDArray[Any]]:
+    """Of its cameras' frames, those that do not lie in videos."""
+    return [frames for frames in sampler.frames if isinstance(frames, np.ndarray)]
 
 
 def _whole(rows: NDArray[Any], kind: torch.dtype, device: torch.device) -> Tensor:
