@@ -148,14 +148,7 @@ def _decode(
     av.logging.set_libav_level(av.logging.PANIC)
     try:
         with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise ValueError("its codec is unknown")
-            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
-            stream.thread_type = "AUTO" if start is None and not careful else "NONE"
-            stream.thread_count = 0 if start is None else 1  # some codecs bring threads of their own
+            stream = _stream(container, threads=0 if start is None else 1, frames_at_once=start is None and not careful)
             if reason := _misfit(stream, camera, fps):
                 yield -1, reason
                 return
@@ -185,6 +178,19 @@ def _decode(
             raise _Broken from error
         said = getattr(error, "strerror", None) or error
         yield -1, f"cannot be decoded ({said}): it is truncated or damaged; fetch or record the data set again"
+
+
+def _stream(container: Any, threads: int, frames_at_once: bool) -> Any:
+    """The video in a file, which raises what is wrong with it. threads: 0 as many as its codec likes."""
+    if not container.streams.video:
+        raise ValueError("it holds no video")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError("its codec is unknown")
+    stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
+    stream.thread_type = "AUTO" if frames_at_once else "NONE"
+    stream.thread_count = threads  # some codecs bring threads of their own
+    return stream
 
 
 def _enter(container: Any, stream: Any, start: int | None, fps: float) -> int:
