@@ -1,27 +1,25 @@
-"""Steps at full size against the plain way: python benchmarks/steps.py [lora] [frozen] [chunk]
+"""Steps at full size against the plain way: python benchmarks/steps.py [lora] [frozen] [chunk] [head]
 
 SigLIP-base and Qwen2.5-0.5B with random weights, two cameras of 224×224, batches of 4. The plain way reads each
 sample's sentence, padded to 64 tokens, with the causal language model and its logits, and shows every picture to the
 encoder. lora: a training step with LoRA in both backbones. frozen: one where neither trains and the pictures'
 features are known, against a step that computes them, and against the plain way of lora. chunk: one action chunk, 10
-steps of DDIM, a sentence that was heard before, against 50 steps of the plain way. Losses are equal to 1e-5, or
-nothing is measured. Prints a line of JSON for each; medians of ratios of rounds in turns.
+steps of DDIM, a sentence that was heard before, against 50 steps of the plain way. head: the U-Net alone, against
+LeRobot's of the same weights. What each gives is equal to 1e-5, or nothing is measured. Prints lines of JSON.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import re
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from turns import chosen, in_turns
 
 from provla.command.entry import ROOT
 from provla.core.build import build
@@ -30,7 +28,7 @@ from provla.core.types import Batch, Observation, Spec, Tokens, fake_batch, fake
 SPEC = Spec(
     ("high", "wrist"), (224, 224), 14, 14, 16, 1, 8, ("Open the top cabinet, store the pot inside it",), {}, 50.0
 )
-ROUNDS, PADDED = 5, 64
+PADDED = 64
 
 
 def policy_of(*overrides: str) -> Any:
@@ -96,21 +94,6 @@ def stepper(policy: Any, batch: Batch, plain: bool) -> Callable[[], float]:
     return step
 
 
-def in_turns(name: str, against: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None:
-    """Prints how long each takes, and the median ratio of rounds."""
-    taken: list[tuple[float, float]] = []
-    for _ in range(ROUNDS + 1):  # the first warms up
-        pair = []
-        for call in (ours, theirs):
-            begun = time.perf_counter()
-            call()
-            pair.append(time.perf_counter() - begun)
-        taken.append((pair[0], pair[1]))
-    mine, other = zip(*taken[1:], strict=True)
-    row = {"what": name, "against": against, "ours": round(median(mine), 3), "theirs": round(median(other), 3)}
-    print(json.dumps(row | {"ratio": round(median(b / a for a, b in taken[1:]), 2), "n": ROUNDS}), flush=True)
-
-
 def lora() -> None:
     policy = policy_of("adapter.dropout=0")
     policy.plain = Plainly(policy)
@@ -159,14 +142,71 @@ def chunk() -> None:
     in_turns("action chunk", "50 steps of the plain way", ours, theirs)
 
 
-def main() -> None:
-    asked = sys.argv[1:] or ["lora", "frozen", "chunk"]
-    known = {"lora": lora, "frozen": frozen, "chunk": chunk}
-    if unknown := [name for name in asked if name not in known]:
-        sys.exit(f"nothing is called {unknown[0]!r} here; valid: {', '.join(known)}")
-    for name in asked:
-        known[name]()
+# LeRobot's names of the U-Net's parts → provla's.
+RENAMED = {
+    r"diffusion_step_encoder\.1": "time.mlp.0",
+    r"diffusion_step_encoder\.3": "time.mlp.2",
+    r"down_modules\.(\d)\.2\.": r"shrink.\1.",
+    r"up_modules\.(\d)\.2\.": r"grow.\1.",
+    r"down_modules": "down",
+    r"up_modules": "up",
+    r"mid_modules": "middle",
+    r"conv1\.block": "first",
+    r"conv2\.block": "second",
+    r"cond_encoder\.1": "condition",
+    r"residual_conv": "skip",
+    r"final_conv\.0\.block": "out",
+    r"final_conv\.1": "out.3",
+}
+
+
+def head() -> None:
+    """unet1d against the conditional U-Net of LeRobot's diffusion policy: the same weights, the same batch."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
+
+    seen = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
+    }
+    config = DiffusionConfig(
+        horizon=16,
+        n_action_steps=8,
+        down_dims=(128, 256, 512),
+        kernel_size=3,
+        diffusion_step_embed_dim=128,
+        input_features=seen,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+    )
+    other = DiffusionConditionalUnet1d(config, global_cond_dim=256)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        node: Any = OmegaConf.to_container(compose("train", ["head.channels=[128,256,512]"]).head, resolve=True)
+    mine = build(node, "head", nn.Module)(action_size=4, horizon=16, context_width=256)
+    renamed = dict(other.state_dict())
+    for theirs, ours in RENAMED.items():
+        renamed = {re.sub(theirs, ours, name): value for name, value in renamed.items()}
+    for name in [name for name in renamed if name.endswith("condition.bias")]:
+        scale, shift = renamed[name].chunk(2)
+        renamed[name] = torch.cat([scale - 1, shift])  # LeRobot's scales by what provla adds to 1
+    mine.load_state_dict(renamed)
+    actions, noise, condition = torch.randn(32, 16, 4), torch.randn(32, 16, 4), torch.randn(32, 256)
+    times, context = torch.randint(0, 100, (32,)), Tokens.full(condition.unsqueeze(1))
+    calls = lambda: mine(actions, times, context), lambda: other(actions, times, global_cond=condition)
+    torch.testing.assert_close(calls[0](), calls[1](), atol=1e-5, rtol=1e-5)
+
+    def stepper(module: nn.Module, call: Callable[[], Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            (call() - noise).square().mean().backward()
+            optimizer.step()
+
+        return step
+
+    in_turns("U-Net training step", "LeRobot's U-Net", stepper(mine, calls[0]), stepper(other, calls[1]), rounds=20)
 
 
 if __name__ == "__main__":
-    main()
+    chosen({"lora": lora, "frozen": frozen, "chunk": chunk, "head": head})

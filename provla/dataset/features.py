@@ -23,6 +23,7 @@ from provla.dataset.checksums import signature
 
 Encode = Callable[[Tensor], Tensor]
 AT_ONCE = 16  # frames
+KINDS = {str(kind): kind for kind in (torch.float32, torch.float16, torch.bfloat16)}
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,26 @@ def feature_cache(path: Path, camera: str, frames: Frames, encode: Encode) -> Fe
 
     encode: (M,3,h,w) uint8 → (M,…). `NoSpace` before the first frame is encoded, where the disk is too small.
     """
-    one = encode(torch.from_numpy(np.array(frames[:1])))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with claimed(path.with_suffix(".claim")):
-            wrong = _wrong(path, (len(frames), *one.shape[1:]), one)
+            wrong = _wrong(path, len(frames))
             if wrong and path.is_file():
                 console.print(f"the feature cache {path} is damaged ({wrong}); it is made again")
             if wrong:
-                _encode_into(path, camera, frames, encode, one)
-    return Features(np.load(path, mmap_mode="r", allow_pickle=False), one.dtype)
+                _encode_into(path, camera, frames, encode)
+    kind = json.loads(path.with_suffix(".json").read_text())["kind"]
+    return Features(np.load(path, mmap_mode="r", allow_pickle=False), KINDS[kind])
 
 
-def _wrong(path: Path, shape: tuple[int, ...], one: Tensor) -> str:
-    """Why a file is not what was written, and what would be written now; empty where it is."""
+def _wrong(path: Path, count: int) -> str:
+    """Why a file is not what was written; empty where it is. It is not read, and no encoder runs, while the file's size
+    and times are those of then.
+    """
     try:
         said = json.loads(path.with_suffix(".json").read_text())
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        if rows.shape != shape or rows.dtype != _stored(one).dtype:
+        if len(rows) != count or rows.dtype.itemsize != KINDS[said["kind"]].itemsize:
             return f"it holds {rows.shape} {rows.dtype}"
         if said["signature"] != signature(path):
             if said["sha256"] != sha256(path):
@@ -90,7 +93,8 @@ def _stored(features: Tensor) -> NDArray[Any]:
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
-def _encode_into(path: Path, camera: str, frames: Frames, encode: Encode, one: Tensor) -> None:
+def _encode_into(path: Path, camera: str, frames: Frames, encode: Encode) -> None:
+    one = encode(torch.from_numpy(np.array(frames[:1])))
     kind, shape = _stored(one).dtype, (len(frames), *one.shape[1:])
     needed = int(np.prod(shape)) * kind.itemsize + 2**20
     check_space(path.parent, needed, "the feature cache")
@@ -106,4 +110,5 @@ def _encode_into(path: Path, camera: str, frames: Frames, encode: Encode, one: T
             block = np.array(frames[first : first + AT_ONCE])
             file.write(_stored(encode(torch.from_numpy(block))).tobytes())
             bars.advance(bar, len(block))
-    write_json(path.with_suffix(".json"), {"signature": signature(path), "sha256": sha256(path)})
+    said = {"kind": str(one.dtype), "signature": signature(path), "sha256": sha256(path)}
+    write_json(path.with_suffix(".json"), said)

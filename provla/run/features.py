@@ -77,10 +77,11 @@ def _encoder(policy: Any, device: torch.device) -> Any:
 def _facts(config: Mapping[str, Any], policy: Any, device: torch.device) -> dict[str, Any]:
     """All that decides, to the last bit, what the encoder makes of a picture."""
     node = {key: value for key, value in config["policy"]["vision"].items() if key not in ("adapter", "name", "files")}
+    base = getattr(policy.vision, "base", None)  # its fingerprint is known without reading the weights again
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return {
         "vision": node,
-        "weights": content(policy.vision.adaptable),
+        "weights": base.fingerprint if base is not None else content(policy.vision.adaptable),
         "machine": machine,
         "versions": [version(name) for name in ("torch", "transformers")],
     }
