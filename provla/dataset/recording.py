@@ -160,6 +160,8 @@ def _record_shards(recording: Recording, shards: list[list[tuple[str, int]]], ro
                 bars.advance(bar, kind == "episode")
     finally:
         for process in processes:
+            if not running:  # stopped at its end, it would leave behind what it was about to tidy, and say so
+                process.join(10)
             process.terminate()
             process.join()
         news.close()

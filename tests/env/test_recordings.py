@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ THREE = ("top", "left_wrist", "right_wrist")
     ],
     ids=["metaworld_twins", "ogbench_scene", "aloha_sim"],
 )
-def test_lerobot_reads_tasks_names_fps_and_statistics(asked: Any, fps: int, tmp_path: Path) -> None:
+def test_lerobot_reads_tasks_names_fps_and_statistics(
+    asked: Any, fps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    found = LeRobotDataset("provla/recorded", root=record(asked, tmp_path, 1), video_backend="pyav")
+    stopped: list[int | None] = []  # what processes were told to end that had ended, or None
+    monkeypatch.setattr(BaseProcess, "terminate", lambda process: stopped.append(process.exitcode))
+    root = record(asked, tmp_path, 1)
+    assert stopped == [0, 0]  # cut short, they would have left semaphores behind, and a warning at the run's end
+    found = LeRobotDataset("provla/recorded", root=root, video_backend="pyav")
     body, items = asked.embodiment, [found[i] for i in range(found.num_frames)]
     assert (found.fps, body.fps, found.num_episodes) == (fps, fps, len(asked.tasks))
     assert {item["task"] for item in items} == set(asked.sentences.values())
