@@ -46,7 +46,7 @@ class Phrases:
         device = next(text.parameters()).device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         weights = [*text.parameters(), *text.buffers()]
-        return (text.training, *autocast, *((w.data_ptr(), w._version) for w in weights))
+        return (text.model.training, *autocast, *((w.data_ptr(), w._version) for w in weights))
 
 
 def _side_by_side(found: list[Tokens]) -> Tokens:
