@@ -42,7 +42,7 @@ class Phrases:
 
     def _state(self) -> tuple[Any, ...]:
         """What changes when a weight does, or the precision that the encoder reads in."""
-        text = self._text[0]
+        text: Any = self._text[0]
         device = next(text.parameters()).device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         weights = [*text.parameters(), *text.buffers()]
