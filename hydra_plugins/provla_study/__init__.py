@@ -2,7 +2,7 @@
 heavy is imported late.
 """
 
-from provla.study import grid, on_ray, on_slurm, search
+from provla.study import grid, on_joblib, on_ray, on_slurm, search
 
 
 class GridSweeper(grid.GridSweeper):
@@ -11,6 +11,10 @@ class GridSweeper(grid.GridSweeper):
 
 class SearchSweeper(search.SearchSweeper):
     __doc__ = search.SearchSweeper.__doc__
+
+
+class JoblibLauncher(on_joblib.JoblibLauncher):
+    __doc__ = on_joblib.JoblibLauncher.__doc__
 
 
 class RayLauncher(on_ray.RayLauncher):

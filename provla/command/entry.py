@@ -247,10 +247,10 @@ def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequ
     return argument
 
 
-def _places(threads: int) -> int:
+def _places(threads: int, jobs_per_gpu: Any) -> int:
     from provla.jobs.sweep import places
 
-    return places(threads)
+    return places(threads, jobs_per_gpu)
 
 
 def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
@@ -266,12 +266,12 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
 
     if "RayLauncher" in launcher._target_:
         return run()
-    if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
+    if "JoblibLauncher" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
         return task(config, folder, choices)
     from provla.core.ranks import cores
     from provla.jobs.sweep import places, share, slot
 
-    count = int(launcher.get("n_jobs") or places(config["threads"]))
+    count = int(launcher.get("n_jobs") or places(config["threads"], launcher.get("jobs_per_gpu", 1)))
     count = cores() if count < 0 else count
     if (
         multiprocessing.get_start_method(allow_none=True) == "loky"

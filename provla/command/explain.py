@@ -78,6 +78,8 @@ def explain(error: Exception) -> str:
             f"{match[1]}={match[2]} cannot be merged with what a configuration file gives for {match[1]} "
             f"({str(error.__cause__ or error).splitlines()[0]}); to replace it: ~{match[1]} '+{match[1]}={match[2]}'"
         )
+    if match := re.match(r"ValueError raised while resolving interpolation: (.*)", text):
+        return match[1]
     place = re.search(r"full_key: (\S+)", text)
     where = place[1] if place else "a key"
     if match := re.search(r"Missing mandatory value: (\S+)", text):

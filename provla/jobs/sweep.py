@@ -292,11 +292,13 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def places(threads: int) -> int:
-    """How many jobs of so many threads run at the same time: one per GPU, or as many as there are cores for where there
-    is none.
+def places(threads: int, jobs_per_gpu: Any = 1) -> int:
+    """How many jobs of so many threads run at the same time: `jobs_per_gpu` on each GPU, or as many as there are cores
+    for where there is none. `ValueError` for what is no such number.
     """
-    return gpus() or max(1, cores() // threads)
+    if not isinstance(jobs_per_gpu, int) or isinstance(jobs_per_gpu, bool) or jobs_per_gpu < 1:
+        raise ValueError(f"hydra.launcher.jobs_per_gpu={jobs_per_gpu!r}: expected a whole number from 1")
+    return gpus() * jobs_per_gpu or max(1, cores() // threads)
 
 
 def crowded(threads: int, jobs: int, what: str = "jobs") -> str:

@@ -58,7 +58,8 @@ def _executor(kind: str, params: Mapping[str, Any]) -> Any:
     """As hydra-submitit-launcher makes it."""
     import submitit
 
-    given = {key: value for key, value in params.items() if key not in ("submitit_folder", "max_num_timeout")}
+    ours = ("submitit_folder", "max_num_timeout", "jobs_per_gpu")
+    given = {key: value for key, value in params.items() if key not in ours}
     timeouts = {f"{kind}_{key}": params[key] for key in ("max_num_timeout",) if key in params}
     executor = submitit.AutoExecutor(cluster=kind, folder=params["submitit_folder"], **timeouts)
     shared = set(OmegaConf.structured(submitit_config.BaseQueueConf).keys())

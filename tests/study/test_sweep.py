@@ -118,6 +118,7 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
     [
         (["fusion=film,flim"], "unknown option fusion=flim; valid: add, "),
         (["fusoin=film,add"], "unknown key 'fusoin'"),
+        (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.jobs_per_gpu=0"], "jobs_per_gpu=0: expected a whole"),
         (["trainer.lrr=1,2"], "unknown key 'trainer.lrr'; did you mean trainer.lr?"),
         (["fusion=film,add", "baseline=moe"], "baseline='moe' is not among the arms; the arms are: film; add"),
         (["fusion=glob(nothing*)"], "has no values (a glob that fits nothing?)"),
@@ -644,7 +645,7 @@ def test_a_jobs_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "gpus", lambda: 2)
     assert [sweep.share(number, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert sweep.share(1, "cpu") == "cpu"
-    assert sweep.places(2) == 2
+    assert (sweep.places(2), sweep.places(2, 3)) == (2, 6)
     monkeypatch.setattr(sweep, "gpus", lambda: 0)
     assert [sweep.places(threads) for threads in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert sweep.crowded(2, 4) == ""
