@@ -8,7 +8,6 @@ benchmarks/arms.csv.
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import nn
 
 from provla.command.entry import ROOT
 from provla.core.build import build
+from provla.core.files import csv_text, write_text
 from provla.core.types import Spec, Tokens, fake_batch, fake_observation
 from provla.policy.matched import count_parameters
 from provla.run.rehearsal import flops_per_sample
@@ -146,10 +146,7 @@ def main() -> None:
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         rows = [*arms(), *against_lerobot()]
-    with (ROOT / "benchmarks" / "arms.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(ROOT / "benchmarks" / "arms.csv", csv_text(rows))
     print(
         "| arm | parameters of the arm | MFLOPs per sample | ms per training step | ms per chunk "
         "|\n|---|---|---|---|---|"

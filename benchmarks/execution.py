@@ -7,13 +7,13 @@ benchmarks/execution.csv and prints the README's table.
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 from provla.command.entry import ROOT
+from provla.core.files import csv_text, write_text
 
 OUT = ROOT / "outputs" / "execution"
 # Averaging looks at every step, so a chunk may arrive one step late and no later; every=8 averages two.
@@ -33,10 +33,7 @@ def main(run: Path) -> None:
             cell = json.loads((folder / "result.json").read_text())["success"]["success_rate"]
             rows.append({"execution": kind, "delay": delay} | {key: cell[key] for key in ("rate", "low", "high")})
             rows[-1] |= {"episodes": cell["episodes"]}
-    with (ROOT / "benchmarks" / "execution.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(ROOT / "benchmarks" / "execution.csv", csv_text(rows))
     print("| | " + " | ".join(f"{delay} steps late" for delay in DELAYS) + " |\n" + "|---" * (len(DELAYS) + 1) + "|")
     for kind in KINDS:
         cells = [f"{r['rate']:.0%} ({r['low']:.0%} – {r['high']:.0%})" for r in rows if r["execution"] == kind]

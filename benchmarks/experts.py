@@ -6,14 +6,13 @@ Writes benchmarks/experts.csv: attempts that the six took, and the steps of the 
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from provla.command.entry import ROOT
 from provla.core.build import build
+from provla.core.files import csv_text, write_text
 from provla.core.progress import progress_bars
 from provla.dataset.recording import MAX_ATTEMPTS, _demonstrate
 
@@ -70,10 +69,7 @@ def main() -> None:
             world.close()
             rows.append({"task": task, "demonstrations": made, "attempts": attempts, "longest": longest})
             bars.advance(bar)
-    with (ROOT / "benchmarks" / "experts.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(ROOT / "benchmarks" / "experts.csv", csv_text(rows))
     hard = sorted(rows, key=lambda row: -row["attempts"])[:5]
     print(f"{sum(row['demonstrations'] == WANTED for row in rows)} of {len(rows)} tasks gave {WANTED} demonstrations")
     print("most attempts:", ", ".join(f"{row['task']} {row['attempts']}" for row in hard))

@@ -20,6 +20,7 @@ import torch
 from aloha import write
 
 from provla.command.entry import ROOT
+from provla.core.files import csv_text, write_text
 
 OUT = ROOT / "outputs" / "reference"
 CSV = ROOT / "benchmarks" / "reference.csv"
@@ -83,10 +84,7 @@ def main() -> None:
             name = "-".join([device.replace(" ", "_").replace(",", ""), quant, *(["compiled"] if compiled else [])])
             rows.append(row(device, quant, compiled, 32 if cuda else 10, run(name, *overrides)))
     kept = [r for r in csv.DictReader(CSV.open()) if r["device"] != device] if CSV.exists() else []
-    with CSV.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    write_text(CSV, csv_text([*kept, *rows], list(rows[0])))
     print(
         "| device | quant | compile | s per step | samples/s | ms per chunk | peak memory | trainable / total | "
         "weights | error vision, text |\n" + "|---" * 10 + "|"

@@ -35,6 +35,7 @@ import torch
 import provla
 from provla.command.entry import ROOT
 from provla.core.build import build
+from provla.core.files import csv_text, write_text
 from provla.dataset.recording import _create, _demonstrate, _hush
 from provla.env.rollout import Outcome, rollout
 from provla.env.suite import TaskSuite
@@ -164,7 +165,7 @@ def theirs(world: str, policy: Any, envs: int) -> Callable[[], float]:
     if world == "aloha_sim":
         config: Any = AlohaEnv(task="AlohaTransferCube-v0")
     else:
-        config = MetaworldEnv(task=f"metaworld-{TASKS[world]}-v3".removeprefix("metaworld-"))
+        config = MetaworldEnv(task=f"{TASKS[world]}-v3")
     made = next(iter(next(iter(make_env(config, n_envs=envs, use_async_envs=envs > 1).values())).values()))
     made = getattr(made, "env", made)
     sentence, size = policy.spec.instructions[0], policy.spec.image_size
@@ -239,10 +240,7 @@ def main() -> None:
         made = [maker(world) for world in worlds]
         new = {(one["what"], one["world"]) for one in made}
         rows = [one for one in rows if (one["what"], one["world"]) not in new] + made
-        with CSV.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_text(CSV, csv_text(rows))
     print("| what | world | provla | against | | ratio |\n|---|---|---|---|---|---|")
     for one in rows:
         print(

@@ -5,11 +5,11 @@ Writes benchmarks/results.csv and prints the table as Markdown.
 
 from __future__ import annotations
 
-import csv
 import json
 from typing import Any
 
 from provla.command.entry import ROOT
+from provla.core.files import csv_text, write_text
 
 COLUMNS = (
     "run",
@@ -61,10 +61,8 @@ def main() -> None:
             | (trained(result) if "train_steps" in result else {})
             | {task: one["rate"] for task, one in result["success"].items() if task != "success_rate"}
         )
-    with (ROOT / "benchmarks" / "results.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])))
-        writer.writeheader()
-        writer.writerows(rows)
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)]))
+    write_text(ROOT / "benchmarks" / "results.csv", csv_text(rows, columns))
     print("| run | success (95 % Wilson) | did the opposite | trajectory MSE | trainable | training | ms per chunk |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:

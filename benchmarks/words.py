@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from provla.command.entry import ROOT
+from provla.core.files import csv_text, write_text
 
 OUT = ROOT / "outputs" / "words"
 WORLDS = {"metaworld_twins": [], "ogbench_scene": ["n_action_steps=8"]}
@@ -107,10 +108,7 @@ def main() -> None:
     for world in asked:
         for reader, overrides in readers().items():
             rows += rows_of(world, reader, overrides)
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(file, csv_text(rows))
     print("| world | text | said | success (95 % Wilson) | did the opposite |\n|---|---|---|---|---|")
     for row in rows:
         if row.get("note"):

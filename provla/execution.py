@@ -48,14 +48,13 @@ class Execution(ABC):
             return
         every, spare = self.stride(spec), spec.horizon - self.stride(spec)
         if self.delay > min(every, spare):
-            why = (
-                f"a chunk of horizon={spec.horizon} is used up before the next arrives"
-                if self.delay > spare
-                else "a chunk would arrive after the next look"
-            )
+            why, way = "a chunk would arrive after the next look", f"look less often ({self.interval})"
+            if self.delay > spare:
+                why = f"a chunk of horizon={spec.horizon} is used up before the next arrives"
+                way = f"look more often ({self.interval}), or predict more (horizon)"
             raise ValueError(
                 f"execution.delay={self.delay}: with a look every {every} control steps, {why}; valid: 0 to "
-                f"{min(every, spare)}, or look less often ({self.interval}), or predict more (horizon)"
+                f"{min(every, spare)}, or {way}"
             )
 
     @abstractmethod

@@ -163,6 +163,8 @@ def test_a_rollout_looks_as_often_as_is_asked(how: Execution, looks: int, anchor
     [
         (Chunk(delay=5), SPEC, "delay=5: with a look every 4 control steps, a chunk of horizon=8 is used up"),
         (Ensemble(delay=2), SPEC, "delay=2: with a look every 1 control steps, a chunk would arrive after the next"),
+        (Chunk(delay=5), SPEC, r"valid: 0 to 4, or look more often \(n_action_steps\), or predict more \(horizon\)"),
+        (Ensemble(delay=2), SPEC, r"valid: 0 to 1, or look less often \(execution.every\)"),
         (Ensemble(), "one", "horizon=1: a chunk of one action overlaps with no other"),
         (Ensemble(every=8), SPEC, "no two chunks speak of the same step"),
     ],

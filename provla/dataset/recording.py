@@ -158,10 +158,10 @@ def _record_shards(recording: Recording, shards: list[list[tuple[str, int]]], ro
                     raise ValueError(text)
                 running -= kind == "done"
                 bars.advance(bar, kind == "episode")
+        for process in processes:
+            process.join(10)  # stopped at its end, it would leave behind what it was about to tidy, and say so
     finally:
         for process in processes:
-            if not running:  # stopped at its end, it would leave behind what it was about to tidy, and say so
-                process.join(10)
             process.terminate()
             process.join()
         news.close()
