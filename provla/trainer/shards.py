@@ -122,6 +122,7 @@ class Shards(Whole):
                 buffer.copy_(buffers[name])
 
     def tensors(self) -> Tensors:
+        assert self._step is not None
         return {"weights": own_state(self.policy), **self._kept}
 
     def load(self, tensors: Mapping[str, dict[str, Tensor]], source: Path) -> None:
@@ -194,7 +195,7 @@ class Shards(Whole):
 
 UNEVEN = (
     "FSDP2 adds up gradients of equal sizes, so every rank's samples must reach the same weights: does the policy "
-    "route samples to some of its experts alone? trainer.shard=false can do that"
+    "route samples to some of its experts alone? trainer.shard=false can do that."
 )
 
 

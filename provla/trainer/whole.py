@@ -30,13 +30,8 @@ class Whole:
     """
 
     def __init__(self, policy: Any, options: Trainer, accelerator: Any, ranks: Ranks, device: torch.device) -> None:
-        self.policy, self.options, self.accelerator, self.ranks, self.device = (
-            policy,
-            options,
-            accelerator,
-            ranks,
-            device,
-        )
+        self.policy, self.options, self.device = policy, options, device
+        self.accelerator, self.ranks = accelerator, ranks
         self.trained, self.named = self._place()
         if not self.named:
             raise ValueError("no weight of this policy trains")
