@@ -189,8 +189,10 @@ class Shards(Whole):
         like = self._weights[name]
         if not isinstance(like, DTensor):
             return own
-        sizes = {"shape": like.shape, "stride": like.stride()}
-        return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, **sizes).full_tensor()
+        whole = DTensor.from_local(
+            own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return whole.full_tensor()
 
 
 UNEVEN = (

@@ -48,7 +48,7 @@ class Whole:
 
     def part(self, last: bool) -> AbstractContextManager[Any]:
         """Around the passes of one part of a step: the gradients go around once, with the last."""
-        return nullcontext() if last else self.accelerator.no_sync(self.model)  # type: ignore[no-any-return]
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def take(self) -> None:
         """A step's gradients are there."""
