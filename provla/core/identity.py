@@ -77,7 +77,7 @@ NEUTRAL = (
 NEUTRAL_INSIDE = {
     "dataset": ("data_dir", "workers", "window_gb", "window_workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
-    "trainer": ("on_nan", "max_skipped", "profile"),
+    "trainer": ("on_nan", "max_skipped", "profile", "shard"),
 }
 WINDOW = ("cache", "window_blocks", "window_frames")  # of a data set: with cache=window alone its order is another
 # How chunks were executed before there was a choice: runs of then are the same runs.

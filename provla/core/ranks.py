@@ -99,7 +99,9 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def check_equal(self, value: float, what: str) -> None:
+    def check_equal(
+        self, value: float, what: str, why: str = "are their machines, GPUs or versions of torch different?"
+    ) -> None:
         """`ValueError` where the ranks have come apart."""
         if self.size == 1:
             return
@@ -111,7 +113,7 @@ class Ranks:
         if len({float(one).hex() for one in found}) > 1:  # hex: NaN is equal to itself
             raise ValueError(
                 f"{what} differ between the ranks ({', '.join(f'{float(one):.17g}' for one in found)}), which must "
-                "never be: are their machines, GPUs or versions of torch different? The checkpoints stand"
+                f"never be: {why} The checkpoints stand"
             )
 
     def spread(

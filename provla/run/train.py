@@ -188,6 +188,8 @@ def _train(config: Mapping[str, Any], folder: Path, device: torch.device, traini
 def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: torch.device, result: Result) -> Any:
     """The policy, normalised to the data and rehearsed; what is known of it before any training, into `result`."""
     policy = make_policy(config, setting, device)
+    if check := getattr(parts.trainer, "check_policy", None):  # a trainer of one's own may know of none
+        check(policy)
     result.flops_per_sample = rehearse_policy(policy, setting.spec, device)
     if parts.simulated and parts.execution.delay == "measured":  # rather now than after the training
         parts.execution.settled(setting.spec, latency(policy, setting.spec, device).median).check(setting.spec)

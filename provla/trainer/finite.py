@@ -14,15 +14,18 @@ from torch.nn import Parameter
 
 from provla.core.files import write_json
 
+Agree = Callable[[Tensor], Tensor]  # which tensors are finite → which are on all ranks, where each sees a part of them
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+
+def not_finite(tensors: Mapping[str, Tensor], agree: Agree | None = None) -> list[str]:
     """The names of the tensors that hold NaN or infinity. Stops a GPU once."""
-    held = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    held = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not held:
         return []
     found = [tensor.isfinite().all() for tensor in held.values()]
-    flags = torch.stack([flag.to(found[0].device) for flag in found]).tolist()
-    return [name for name, finite in zip(held, flags, strict=True) if not finite]
+    flags = torch.stack([flag.to(found[0].device) for flag in found])
+    flags = flags if agree is None else agree(flags)
+    return [name for name, finite in zip(held, flags.tolist(), strict=True) if not finite]
 
 
 class Gauge:
@@ -71,16 +74,16 @@ class Gauge:
         self.sums.zero_()
 
 
-def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor]) -> str:
+def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor], agree: Agree | None = None) -> str:
     """What is not finite at a step: a weight, the loss or a gradient. backward: the step once more up to its gradients;
     its loss.
     """
-    if bad := not_finite({name: weight.detach() for name, weight in weights.items()}):
+    if bad := not_finite({name: weight.detach() for name, weight in weights.items()}, agree):
         return f"the weight {_some(bad)}"
     loss = float(backward())
     if not math.isfinite(loss):
         return f"the loss ({loss})"
-    bad = not_finite({name: weight.grad for name, weight in weights.items() if weight.grad is not None})
+    bad = not_finite({name: weight.grad for name, weight in weights.items() if weight.grad is not None}, agree)
     return f"the gradient of {_some(bad)}" if bad else "the norm of all gradients"
 
 

@@ -40,8 +40,11 @@ class Fit:
     window: float = 0.0
 
 
-def make_accelerator(precision: str, device: torch.device) -> Any:
-    """accelerate's Accelerator for one run; a process may make several, one after the other, with other settings."""
+def make_accelerator(precision: str, device: torch.device, shard: bool = False) -> Any:
+    """accelerate's Accelerator for one run; a process may make several, one after the other, with other settings.
+
+    shard: autocast keeps no copies of the weights that were gathered.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -57,26 +60,27 @@ def make_accelerator(precision: str, device: torch.device) -> Any:
     if joined().size == 1:
         os.environ.pop("LOCAL_RANK", None)  # of a launcher that started this process alone
     chosen = {"mixed_precision": "no" if precision == "none" else precision, "cpu": device.type == "cpu"}
-    return Accelerator(**chosen) if joined().size == 1 else _accelerate_ranks(chosen)
+    return Accelerator(**chosen) if joined().size == 1 else _accelerate_ranks(chosen, shard)
 
 
-def _accelerate_ranks(chosen: dict[str, Any]) -> Any:
+def _accelerate_ranks(chosen: dict[str, Any], shard: bool) -> Any:
     """DDP. A weight may get no gradient at a step (an expert that no token chose). Buffers are not sent around at every
     step: what is judged and kept is rank 0's.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, AutocastKwargs, DistributedDataParallelKwargs
 
     for key in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
         if os.environ.get(key, "false").lower() in ("1", "true"):
-            raise ValueError(f"{key}={os.environ[key]}: provla's ranks each hold the whole policy; turn it off")
+            raise ValueError(
+                f"{key}={os.environ[key]}: provla asks for nothing of it; turn it off. FSDP2 is trainer.shard=true"
+            )
     if (count := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise ValueError(
             f"accelerate launch asks for {count} accumulated steps; give trainer.grad_accumulation={count}"
         )
     threads = torch.get_num_threads()  # accelerate sets it too
-    found = Accelerator(
-        **chosen, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
-    )
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    found = Accelerator(**chosen, kwargs_handlers=[ddp, AutocastKwargs(cache_enabled=not shard)])
     torch.set_num_threads(threads)
     return found
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,22 +16,15 @@ from provla.core.ranks import joined
 from provla.core.signals import deferred, pending
 from provla.core.types import Batch
 from provla.dataset.sampler import Sampler
-from provla.policy.weights import base_fingerprints, check_bases, count_bytes, load_state, own_state
+from provla.policy.weights import base_fingerprints, check_bases, own_state
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.feed import Feed, Part
 from provla.trainer.finite import Gauge, keep_batch, name_bad, not_finite
-from provla.trainer.fit import (
-    PRUNED,
-    Fit,
-    load_optimizer,
-    make_accelerator,
-    make_optimizer,
-    optimizer_tensors,
-    seed_everything,
-)
+from provla.trainer.fit import PRUNED, Fit, make_accelerator, seed_everything
 from provla.trainer.graph import Graph, Unfit, begin
 from provla.trainer.profile import FORWARD, Off, Profile
 from provla.trainer.validation import validate
+from provla.trainer.whole import Tensors, Whole
 
 if TYPE_CHECKING:
     from provla.trainer.options import Trainer
@@ -62,24 +53,23 @@ class Loop:
         self.o, self.policy, self.train, self.val = options, policy, train, val
         self.checkpoints, self.seed, self.device, self.log = checkpoints, seed, device, log
         self.ranks = joined()
-        self.accelerator = make_accelerator(options.precision, device)
-        self.named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        if not self.named:
-            raise ValueError("no weight of this policy trains")
-        optimizer = make_optimizer(self.named, options.lr, options.betas, options.weight_decay)
-        self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.average = {name: p.detach().clone() for name, p in self.named.items()} if options.ema_decay else {}
+        self.accelerator = make_accelerator(options.precision, device, options.shard)
+        constants = not_finite(own_state(policy))
+        kind = _shards() if options.shard and self.ranks.size > 1 else Whole
+        self.weights = kind(policy, options, self.accelerator, self.ranks, device)
+        self.named, self.average = self.weights.named, self.weights.average
+        self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.fit = Fit()
         self.saved = (0, False)  # step of the last checkpoint, and whether it was due for validation
         self.gauge = self._gauge()
-        self.constants = set(not_finite(own_state(policy))) - set(self.named)  # such as a mask of −inf
+        self.constants = set(constants) - set(self.named)  # such as a mask of −inf
         self.asks = device.type != "cuda" or options.on_nan == "skip"  # at every step whether all was finite
         size = options.batch_size * options.grad_accumulation
         self.feed = Feed(train, seed, size, options.grad_accumulation, self.ranks, device)
         profiled = options.profile and self.ranks.leads
-        self.profile = Profile(checkpoints.folder.parent, device, policy) if profiled else Off()
+        self.profile = Profile(checkpoints.folder.parent, device, self.weights.trained) if profiled else Off()
         self.graph: Graph | None = None
-        norms = [module for module in policy.modules() if getattr(module, "track_running_stats", False)]
+        norms = [module for module in self.weights.trained.modules() if getattr(module, "track_running_stats", False)]
         self.statistics = [b for norm in norms for b in norm.buffers(recurse=False)] if options.on_nan == "skip" else []
         self.total = self.planned = options.total_steps(len(train))
         epochs = options.val_every_epochs
@@ -97,10 +87,10 @@ class Loop:
                     self._write(best=False)
                 raise
         self.fit.stopped = self.fit.stopped or "done"
-        self._swap()
+        with self.ranks.together():
+            self.weights.finish(self.fit.step)
         if self.o.keep == "best" and self.ranks.leads and (stored := self._best()):
-            self._load(stored[0])
-            self._swap()
+            self.weights.finish_as(stored[0], self.checkpoints.folder)
         return self.fit
 
     def _gauge(self) -> Gauge:
@@ -150,6 +140,7 @@ class Loop:
         """Raises `Interrupted` on every rank where a signal has come to any of them."""
         if signum := self.ranks.most(pending()):
             self._sound()
+            self.weights.collect(self.fit.step)
             raise Interrupted(signum)
 
     def _step(self, lr: float) -> None:
@@ -178,8 +169,7 @@ class Loop:
 
     def clip(self, step: int | Tensor, loss: Tensor) -> None:
         """Clips the gradients of a step, and notes their norm and its loss."""
-        norm = self.accelerator.clip_grad_norm_(self.named.values(), self.o.grad_clip)
-        self.gauge.add(step, loss, norm)
+        self.gauge.add(step, loss, self.weights.clip())
 
     def update(self, weight: float | Tensor) -> None:
         """Weights, and their average, to which they come with a weight."""
@@ -220,13 +210,13 @@ class Loop:
         for number, part in enumerate(parts):
             # What layers draw (dropout) is each part's own, so that no two ranks draw the same.
             seed_everything(self.seed, step, number * ranks + self.ranks.rank, device=self.device)
-            last = number == len(parts) - 1  # the gradients go around once
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.weights.part(last=number == len(parts) - 1):
                 with self.profile.stage(FORWARD, device=True):
                     found = self.model(part.batch)["loss"] * part.share
                 with self.profile.stage("backward", device=True):
-                    self.accelerator.backward(found * ranks if ranks > 1 else found)  # of the ranks DDP takes the mean
+                    self.accelerator.backward(found * ranks if ranks > 1 else found)  # of the ranks the mean is taken
             loss += found.detach()
+        self.weights.take()
         return self.ranks.total(loss)
 
     def _read(self) -> list[float]:
@@ -246,7 +236,7 @@ class Loop:
         more is.
         """
         self.optimizer.zero_grad()
-        what = name_bad(self.named, lambda: self._backward(step, self.feed.at(step)))
+        what = name_bad(self.named, lambda: self._backward(step, self.feed.at(step)), self.weights.agreed)
         folder, size = self.checkpoints.folder.parent / "bad_batches", self.o.batch_size * self.o.grad_accumulation
         file = self.ranks.lead(lambda: str(keep_batch(folder, self.train, self.seed, step, size, what)))
         if self.o.on_nan == "stop" or "weight" in what or len(self.fit.skipped) >= self.o.max_skipped:
@@ -279,24 +269,11 @@ class Loop:
         self.gauge.clear()
         return f"loss {row.get('train/loss', math.nan):.4f}  lr {lr:.1e}"
 
-    def _swap(self) -> None:
-        """Exchanges the weights with their average."""
-        for name, average in self.average.items():
-            weights = self.named[name].data
-            self.named[name].data, self.average[name] = average, weights
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
     def _validate(self, bars: Any) -> None:
         """Metrics of the averaged weights, then a checkpoint."""
         best = True
         self._sound()
+        self.weights.collect(self.fit.step)
         if len(self.val):
             with self.profile.stage("validate"):
                 found = self.ranks.lead(lambda: self._measure(bars))
@@ -317,9 +294,10 @@ class Loop:
 
     def _measure(self, bars: Any) -> dict[str, float]:
         """What the averaged weights come to on what is held out."""
-        self._check({"weight": own_state(self.policy), "average": self.average})
+        held = self.weights.tensors()
+        self._check({"weight": held["weights"], "average": held["average"]})
         try:
-            with self._averaged():
+            with self.weights.averaged():
                 sizes = self.o.val_samples, self.o.batch_size
                 found = validate(self.policy, self.val, *sizes, self.seed, self.device, bars)
         except NotFinite as error:
@@ -346,27 +324,21 @@ class Loop:
     def _save(self, best: bool) -> None:
         """A checkpoint, which rank 0 writes, of weights that are the same on all."""
         self._sound()
-        if self.ranks.size > 1:
-            weights = [p.detach().sum(dtype=torch.float64) for p in self.named.values()]
-            self.ranks.check_equal(float(torch.stack(weights).sum()), "the sums of the weights")
+        self.weights.same()
         with self.profile.stage("checkpoint"):
+            self.weights.collect(self.fit.step)
             self.ranks.lead(lambda: self._write(best))
 
     def _write(self, best: bool) -> None:
-        optimizer = optimizer_tensors(self.optimizer, self.named)
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        tensors = {"weights": own_state(self.policy), "average": self.average, "optimizer": optimizer}
+        tensors = self.weights.tensors()
         self._check(tensors)
         self.fit.sums = self.gauge.read()
         state = {"fit": vars(self.fit), "scaler": scaler, "bases": base_fingerprints(self.policy)}
         self.checkpoints.save(self.fit.step, tensors, state, best)
         self.saved = (self.fit.step, self.fit.due)
 
-    def _load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        load_state(self.policy, tensors["weights"], self.checkpoints.folder)
-        self.average = {name: tensors["average"][name].to(self.device) for name in self.average}
-
-    def _best(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def _best(self) -> tuple[Tensors, dict[str, Any]] | None:
         """The best checkpoint; `ValueError` where it is gone."""
         stored = self.checkpoints.load("best")
         if self.fit.best_step and (stored is None or stored[1]["fit"]["step"] != self.fit.best_step):
@@ -379,15 +351,11 @@ class Loop:
     def _resume(self) -> None:
         stored = self.ranks.spread(self.checkpoints.load)
         if stored is None:
-            size = count_bytes(own_state(self.policy), self.average) + 2 * count_bytes(
-                {name: p.data for name, p in self.named.items()}
-            )
-            self.ranks.lead(lambda: self.checkpoints.check_space(size))
+            self.ranks.lead(lambda: self.checkpoints.check_space(self.weights.size()))
             return
         tensors, state = stored
         check_bases(self.policy, state["bases"], self.checkpoints.folder)
-        self._load(tensors)
-        load_optimizer(self.optimizer, self.named, tensors["optimizer"])
+        self.weights.load(tensors, self.checkpoints.folder)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.fit = Fit(**state["fit"])
@@ -398,3 +366,10 @@ class Loop:
             self.fit.stopped = ""
         if self.o.keep == "best":
             self.ranks.lead(lambda: self._best() is None)  # better to know now that it is gone
+
+
+def _shards() -> type[Whole]:
+    """Imported where it is asked for: it takes a second."""
+    from provla.trainer.shards import Shards
+
+    return Shards

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive, check_values
+from provla.core.progress import console
 from provla.core.ranks import launched
 from provla.dataset.sampler import Sampler
 from provla.trainer.checkpoint import Checkpoints
@@ -37,7 +38,9 @@ class Trainer:
     GPU, skip waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes
     and frames. profile: where the time goes, as a page and a trace in the run's `profile/`; no result changes. graph:
     on: a step is one CUDA graph, where that can be (one GPU, one rank, no accumulation, no fp16), else a line says why
-    not; it rounds the learning rate to float32. auto: off, until it has been tried on a GPU.
+    not; it rounds the learning rate to float32. auto: off, until it has been tried on a GPU. shard: several ranks hold
+    weights, gradients, optimiser and average in shards (FSDP2) and not each the whole (DDP), so that what does not fit
+    one GPU's memory trains on several; checkpoints are the same files. One process has nothing to share.
     """
 
     batch_size: Count
@@ -66,6 +69,7 @@ class Trainer:
     max_skipped: Natural = 10
     graph: Literal["auto", "on", "off"] = "auto"
     profile: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self), "trainer")
@@ -74,6 +78,16 @@ class Trainer:
                 "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never "
                 "end; set one"
             )
+        for key, value, why in (
+            ("graph", "on", "what shards say to each other in a step is in no graph"),
+            ("precision", "fp16", "fp16's loss scaling has not been tried on shards"),
+        ):
+            if self.shard and getattr(self, key) == value:
+                other = "auto" if key == "graph" else "bf16 or none"
+                raise ValueError(
+                    f"trainer.shard=true with trainer.{key}={value}: {why}; set trainer.{key}={other}, or "
+                    "trainer.shard=false"
+                )
 
     @property
     def max_seconds(self) -> float:
@@ -96,6 +110,18 @@ class Trainer:
                 f"trainer.batch_size={self.batch_size}{accumulated}: the {size} samples of a step cannot be shared "
                 f"evenly by {ranks} ranks; give a multiple of {ranks}, or start another number of processes"
             )
+
+    def check_policy(self, policy: Any) -> None:
+        """`ValueError` for a policy that cannot be trained so, before anything waits for it."""
+        if self.shard and launched().size == 1:
+            console.print(
+                "trainer.shard=true: one process holds everything; several share it "
+                "(torchrun --nproc-per-node=2 -m provla.train …)"
+            )
+        elif self.shard:
+            from provla.trainer.shards import check_shardable
+
+            check_shardable(policy)
 
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of the whole training; more than anybody takes where only minutes limit it.
