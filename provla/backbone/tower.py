@@ -217,6 +217,11 @@ class Tower(nn.Module):
             self._stand_in = StandIn(self._source.outline, self._device)
         return self._stand_in
 
+    def stay(self) -> None:
+        """Wakes it for good: somebody is about to do with its weights what nobody here knows."""
+        self.wake()
+        self._source.options = None
+
     def wake(self) -> None:
         """Loads the weights of a tower that rests. `ValueError` where they are other ones by now."""
         source, self._stand_in = self._source, None

@@ -66,7 +66,7 @@ def make_policy(config: Mapping[str, Any], setting: Setting, device: torch.devic
     policy = build(config["policy"], "policy", torch.nn.Module, spec=setting.spec, device=device)
     if joined().size > 1:  # DDP sends all weights around
         for _, tower in towers(policy):
-            tower.wake()
+            tower.stay()
     rows = setting.learn.rows
     policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
     return policy

@@ -46,10 +46,11 @@ def remember_sentences(config: Mapping[str, Any], policy: Any, sentences: Sequen
     path = folder / f"sentences_{fingerprint(facts, 24)}.safetensors"
     known = _known(path, sentences)
     if known is None:
-        with writing(path):
+        with suppress(NoSpace), writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with claimed(path.with_suffix(".claim")):
                 known = _known(path, sentences) or _read(path, policy, sentences)
+    known = known or _read(path, policy, sentences)
     text.rest()
     phrases.keep({s: Tokens(t.features.to(text.device), t.mask.to(text.device)) for s, t in known.items()})
 

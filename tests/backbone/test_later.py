@@ -101,6 +101,9 @@ def test_a_tower_rests_until_it_is_asked(
     resting.rest()
     assert resting.resting
     assert torch.equal(asked(resting, group)[0].features, expected.features)
+    resting.stay()
+    resting.rest()
+    assert not resting.resting
 
 
 def test_weights_that_have_changed_by_then_are_refused(backbones: Path, tmp_path: Path) -> None:

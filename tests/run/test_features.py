@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from provla.core.build import build
 from provla.core.types import Spec, fake_batch, fake_observation
 from provla.dataset.features import feature_cache
 from provla.dataset.rows import read_rows
-from provla.run.features import _facts
+from provla.run.features import _facts, remember
+from provla.run.follow import make_policy
 from provla.run.rehearsal import rehearse_policy
 from provla.run.sentences import remember_sentences
+from provla.run.setting import load_data, make_parts
 
 Command = Callable[..., tuple[int, str, str]]
 SPEC = Spec(("top",), (32, 32), 4, 4, 16, 1, 8, ("open the drawer", "close"), {}, 10)
@@ -182,6 +185,20 @@ def test_a_reader_that_fails_is_named_before_the_training(
     assert "text does not work as configured, on 'Reach left': division by zero" in " ".join((out + err).split())
     assert "s per step" not in out
     assert not (tmp_path / "second" / "metrics.csv").exists()
+
+
+def test_with_several_ranks_nobody_rests(backbones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP sends frozen weights around too."""
+    config = compose(*small(backbones), f"data_dir={tmp_path}")
+    setting, device = load_data(config, make_parts(config)), torch.device("cpu")
+    rest = []
+    for ranks in (1, 1, 2):
+        monkeypatch.setattr("provla.run.follow.joined", lambda ranks=ranks: SimpleNamespace(size=ranks))
+        policy = make_policy(config, setting, device)
+        before = policy.text.resting
+        remember(config, policy, setting, device)
+        rest.append((before, policy.text.resting, policy.vision.resting))
+    assert rest == [(False, True, True), (True, True, True), (False, False, False)]
 
 
 def test_quantised_weights_have_features_of_their_own(backbones: Path) -> None:
