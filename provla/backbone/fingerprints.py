@@ -21,6 +21,23 @@ def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> st
     name, revision: of the folder or Hub snapshot that `model` was just loaded from. While its files stay as they are
     (place, size, times, inode), the next start takes the hash from `fingerprints/` in the data folder.
     """
+    key, kept, stored = _stored(model, name, revision)
+    if stored:
+        return stored
+    found = f"sha256:{content(model)}"
+    if key["files"]:
+        with contextlib.suppress(OSError, NoSpace):  # it is only a convenience
+            write_json(kept, key | {"fingerprint": found})
+    return found
+
+
+def known_fingerprint(model: nn.Module, name: str, revision: str | None) -> str:
+    """As `weights_fingerprint`, of a model that may have no weights yet; empty where these files were never hashed."""
+    return _stored(model, name, revision)[2]
+
+
+def _stored(model: nn.Module, name: str, revision: str | None) -> tuple[dict[str, Any], Path, str]:
+    """What a hash is of, where it is kept, and the hash that is kept there."""
     from transformers import __version__
 
     files = _files(name, revision)
@@ -30,12 +47,8 @@ def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> st
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             stored = json.loads(kept.read_text())
             if stored["files"] == files:
-                return str(stored["fingerprint"])
-    found = f"sha256:{content(model)}"
-    if files:
-        with contextlib.suppress(OSError, NoSpace):  # it is only a convenience
-            write_json(kept, key | {"fingerprint": found})
-    return found
+                return key, kept, str(stored["fingerprint"])
+    return key, kept, ""
 
 
 def vectors_fingerprint(model: nn.Module) -> str:

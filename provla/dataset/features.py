@@ -20,6 +20,7 @@ from provla.core.manifest import sha256
 from provla.core.progress import console, progress_bars
 from provla.dataset.cache import Frames
 from provla.dataset.checksums import signature
+from provla.dataset.rows import read_rows
 
 Encode = Callable[[Tensor], Tensor]
 AT_ONCE = 16  # frames
@@ -34,7 +35,7 @@ class Features:
     kind: torch.dtype
 
     def __getitem__(self, rows: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(self.rows[rows]).view(self.kind)
+        return torch.from_numpy(read_rows(self.rows, rows)).view(self.kind)
 
 
 def frames_digest(frames: Frames) -> str:

@@ -10,6 +10,7 @@ import torch
 from provla.core.types import Batch, Observation
 from provla.dataset.demonstrations import Array, Demonstrations
 from provla.dataset.features import Features
+from provla.dataset.rows import read_rows
 
 
 class Sampler:
@@ -58,10 +59,10 @@ class Sampler:
 
     def _looked_up(self, rows: Array) -> Array:
         """rows (B,T) → (B,T,C,3,h,w)."""
-        if len(self.frames) == 1:
-            one: Array = self.frames[0][rows][:, :, None]
-            return one
-        return np.stack([frames[rows] for frames in self.frames], 2)
+        look = np.ndarray.__getitem__ if self.features is None else read_rows
+        found = [look(frames, rows) if isinstance(frames, np.ndarray) else frames[rows] for frames in self.frames]
+        one: Array = found[0][:, :, None]
+        return one if len(found) == 1 else np.stack(found, 2)
 
     def seen(self, rows: Array) -> Array:
         """(B,T): the rows of the frames that are observed at these."""

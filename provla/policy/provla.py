@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from provla.adapter import Adapter, own
+from provla.backbone.later import put_off
 from provla.backbone.tower import towers
 from provla.core.build import build, check_node
 from provla.core.checks import Width
@@ -56,10 +57,12 @@ class ProVLA(Normalized):
         super().__init__()
         self.spec = spec
         self._normalization = normalization
-        self.vision = build(_alone(vision), "vision", nn.Module)(
-            num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
-        )
-        self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
+        with put_off(not compile and _unchanged("vision", vision, adapter, quant)):
+            self.vision = build(_alone(vision), "vision", nn.Module)(
+                num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
+            )
+        with put_off(not compile and _unchanged("text", text, adapter, quant)):
+            self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
@@ -81,7 +84,7 @@ class ProVLA(Normalized):
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
         }
-        self._phrases = Phrases(self.text)
+        self.phrases = Phrases(self.text)
         self.to(device)
         self.compiled = "default" if compile is True else compile or ""
         self._replays = device.type == "cuda" and self.compiled in ("reduce-overhead", "max-autotune")
@@ -177,7 +180,7 @@ class ProVLA(Normalized):
 
     def _context(self, images: Tensor, observation: Observation) -> Tokens:
         distinct, rows = observation.told()  # each is encoded once
-        words: Tokens = self._phrases(distinct)
+        words: Tokens = self.phrases(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
         known = observation.features
         seen = self.vision(images) if known is None else self.vision.assemble(known.flatten(0, 2), len(observation))
@@ -192,6 +195,13 @@ class ProVLA(Normalized):
 def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
     """A tower's node without its own ways to adapt and quantise it, which are read here."""
     return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
+def _unchanged(key: str, node: Mapping[str, Any], adapter: Mapping[str, Any], quant: Mapping[str, Any]) -> bool:
+    """Whether an encoder stays what its base is."""
+    how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+    bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+    return type(how) is Adapter and how.mode == "frozen" and not bits.bits
 
 
 def _repeatable_compiler() -> None:

@@ -1,4 +1,4 @@
-"""Frames that a frozen encoder has seen once are not shown to it again."""
+"""What frozen encoders have seen and read once is not shown to them again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,27 @@ from torch import Tensor
 
 from provla.augmentation import NoAugmentation
 from provla.backbone.fingerprints import content
+from provla.backbone.tower import towers
 from provla.core.errors import NoSpace
 from provla.core.files import fingerprint
 from provla.core.progress import console
 from provla.dataset.features import feature_cache, frames_digest
 from provla.dataset.stored import Stored
+from provla.run.rehearsal import broken
+from provla.run.sentences import remember_sentences
 from provla.run.setting import Setting
 
 FOLDER = "features"  # of the data folder
+
+
+def remember(config: Mapping[str, Any], policy: Any, setting: Setting, device: torch.device) -> None:
+    """Of all frames and sentences of the data, where encoders are frozen. What they made of them is cached; then their
+    weights may rest.
+    """
+    if config.get("feature_cache", "auto") == "off":
+        return
+    remember_sentences(config, policy, setting.data.instructions, Path(config["data_dir"]).expanduser() / FOLDER)
+    remember_features(config, policy, setting, device)
 
 
 def remember_features(config: Mapping[str, Any], policy: Any, setting: Setting, device: torch.device) -> None:
@@ -29,9 +42,7 @@ def remember_features(config: Mapping[str, Any], policy: Any, setting: Setting, 
 
     Where that cannot be, a line says why, unless the encoder is one that trains from scratch anyway.
     """
-    if config.get("feature_cache", "auto") == "off":
-        return
-    vision = getattr(policy, "vision", None)
+    vision: Any = getattr(policy, "vision", None)
     if not hasattr(vision, "encode") or not getattr(vision, "pretrained", False):
         return
     if reason := _moving(policy):
@@ -51,6 +62,8 @@ def remember_features(config: Mapping[str, Any], policy: Any, setting: Setting, 
         console.print(f"the vision encoder runs in every step: {error}; vision.pool=patches_2x2 takes a quarter")
         return
     setting.learn.features = setting.held.features = kept
+    for _, tower in towers(vision):
+        tower.rest()
     size = sum(one.rows.nbytes for one in kept)
     console.print(f"the frozen vision encoder has seen every frame: {size / 1e9:.2f} GB of features in {place}")
 
@@ -68,7 +81,10 @@ def _encoder(policy: Any, device: torch.device) -> Any:
     def encode(pictures: Tensor) -> Tensor:
         policy.eval()
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            found: Tensor = policy.vision.encode(pictures.to(device))
+            try:
+                found: Tensor = policy.vision.encode(pictures.to(device))
+            except Exception as error:  # whatever library it is made of
+                raise broken("vision", "on a frame of the data", error) from error
             return found.cpu()
 
     return encode
@@ -77,11 +93,13 @@ def _encoder(policy: Any, device: torch.device) -> Any:
 def _facts(config: Mapping[str, Any], policy: Any, device: torch.device) -> dict[str, Any]:
     """All that decides, to the last bit, what the encoder makes of a picture."""
     node = {key: value for key, value in config["policy"]["vision"].items() if key not in ("adapter", "name", "files")}
-    base = getattr(policy.vision, "base", None)  # its fingerprint is known without reading the weights again
+    # A base's fingerprint is known without reading its weights again.
+    bases = [tower.base.fingerprint if tower.base else "" for _, tower in towers(policy.vision)]
+    quant = config["policy"].get("quant") or {}
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return {
         "vision": node,
-        "weights": base.fingerprint if base is not None else content(policy.vision.adaptable),
+        "weights": " ".join(bases) if bases and all(bases) else content(policy.vision.adaptable),
         "machine": machine,
         "versions": [version(name) for name in ("torch", "transformers")],
-    }
+    } | ({"quant": quant} if quant.get("bits") else {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from provla.backbone.tower import towers
 from provla.core.build import build
 from provla.core.checks import value_in
 from provla.core.errors import Interrupted, NotFinite
@@ -18,7 +19,7 @@ from provla.core.progress import console
 from provla.core.ranks import Ranks, join, joined, part
 from provla.core.signals import SIGNALS, listening
 from provla.jobs.sweep import crowded
-from provla.run.features import remember_features
+from provla.run.features import remember
 from provla.run.setting import Parts, Setting, load_data, make_parts
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import Fit, seed_everything
@@ -63,6 +64,9 @@ def make_policy(config: Mapping[str, Any], setting: Setting, device: torch.devic
     """The policy of a configuration, normalised to the data."""
     seed_everything(config["seed"])
     policy = build(config["policy"], "policy", torch.nn.Module, spec=setting.spec, device=device)
+    if joined().size > 1:  # DDP sends all weights around
+        for _, tower in towers(policy):
+            tower.stay()
     rows = setting.learn.rows
     policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
     return policy
@@ -77,7 +81,7 @@ def _train(told: Mapping[str, Any], ranks: Ranks) -> Fit:
         if (mine := _outline(setting)) != told["data"]:
             raise ValueError(f"the data of rank {ranks.rank} are not those of rank 0 ({mine}, there {told['data']})")
         policy = make_policy(config, setting, device)
-        remember_features(config, policy, setting, device)
+        remember(config, policy, setting, device)
         silent = Checkpoints(folder / "checkpoints")  # rank 0 alone reads and writes them
         return parts.trainer.fit(
             policy, setting.learn, setting.held, silent, config["seed"], device, lambda step, row: None

@@ -36,7 +36,7 @@ from provla.logger.wandb import WANDB_RUN, download_checkpoint
 from provla.policy.folder import save_policy
 from provla.policy.matched import count_parameters, parameters_by_part
 from provla.run.evaluate import evaluate_steps
-from provla.run.features import remember_features
+from provla.run.features import remember
 from provla.run.follow import dismiss_others, make_policy, start_others
 from provla.run.judging import Judgement, episode_rows, latency
 from provla.run.pictures import plot_run
@@ -148,7 +148,7 @@ def _train(config: Mapping[str, Any], folder: Path, device: torch.device, traini
         parts = make_parts(config)
         setting, result = load_setting(config, parts), replace(begun, status="failed", metrics={})
         policy = _build(config, parts, setting, device, result)
-        remember_features(config, policy, setting, device)
+        remember(config, policy, setting, device)
         checkpoints, history = _take_up(config, folder, parts, training)
         _start_tracking(config, folder, parts, history, training, result)
     try:

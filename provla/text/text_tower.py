@@ -51,7 +51,7 @@ class TextTower(Tower):
         tokenizer = _tokenizer(source, pad_token)
         if source.from_scratch:
             source.config = {**config, "vocab_size": len(tokenizer)}
-        model = source.load()
+        model = source.model()
         super().__init__(source, model, tokenizer)
         self.width: int = model.config.hidden_size
         self._max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
@@ -62,10 +62,11 @@ class TextTower(Tower):
         self._spelled = Spelled(self._spell)
 
     def forward(self, instructions: list[str]) -> Tokens:
-        words = self._spelled(instructions, self.model.get_input_embeddings().weight.device)
+        model = self.ready()
+        words = self._spelled(instructions, self.device)
         mask = words.mask
         with self._answering(words):
-            features = self.model(input_ids=words.ids, attention_mask=mask, **self._options).last_hidden_state.float()
+            features = model(input_ids=words.ids, attention_mask=mask, **self._options).last_hidden_state.float()
         tokens = Tokens(features, mask.bool())
         if self._pool == "mean":
             return Tokens.full(tokens.mean().unsqueeze(1))

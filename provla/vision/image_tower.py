@@ -47,7 +47,7 @@ class ImageTower(Tower):
             architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key
         )
         options = {"vision_use_head": pool == "pooler"} if architecture.startswith("Siglip") else {}
-        super().__init__(source, source.load(**options), image_processor(source, processor))
+        super().__init__(source, source.model(**options), image_processor(source, processor))
         self.width: int = self.model.config.hidden_size
         self._pool = pool
         self._pixels = Pixels(self._processor, input_size)
@@ -72,7 +72,8 @@ class ImageTower(Tower):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(M,3,h,w) uint8 → (M,N,D): all that the model makes of them."""
-        found = self.model(pixel_values=self._pixels(pictures).to(self.model.dtype), **self._options)
+        model = self.ready()
+        found = model(pixel_values=self._pixels(pictures).to(model.dtype), **self._options)
         if self._pool == "pooler":
             one: Tensor = found.pooler_output.unsqueeze(1)
             return one
