@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,22 +86,36 @@ def _cpu() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where a result was made: memory it took, versions, machine, commit, and a hash of what is not committed."""
+    memory = {"peak_memory_mb": peak_memory()}
+    if device.type == "cuda":
+        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    made = {
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "machine": machine(device),
+    }
+    return {**memory, **made, **code()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of what this process may have imported: looked up once."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    memory = {"peak_memory_mb": peak_memory()}
-    if device.type == "cuda":
-        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
-    made = {
-        "versions": versions,
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "machine": machine(device),
-    }
-    return {**memory, **made, **commit()}
+    return versions
+
+
+@cache
+def code() -> dict[str, str | None]:
+    """The `commit` that this process runs, looked at once: what is edited after the first look is not what was
+    imported, and git is two processes.
+    """
+    return commit()
 
 
 def commit() -> dict[str, str | None]:

@@ -14,7 +14,9 @@ from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
 from provla.dataset.demonstrations import Demonstrations, Window
 from provla.dataset.format import Camera, Info, read_info
-from provla.dataset.inspection import Inspection, files, report
+from provla.dataset.inspection import Inspection, report
+from provla.dataset.inspection import files as files_of
+from provla.dataset.kept import keep, look, recall
 from provla.dataset.problem import Problem
 from provla.dataset.verify import read_contents
 
@@ -73,9 +75,13 @@ class LeRobotSource:
     def load(self) -> Demonstrations:
         """Everything but the pixels in memory; frames decoded now if they are not cached.
 
-        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file,
-        episode and frame.
+        All is checked when it is read first, and again where a file has changed; until then a process has what it
+        loaded last. Errors: `ValueError` that names file, episode and frame.
         """
+        place = self.root if self.cached else None
+        files = look(place)
+        if (known := recall(self, files)) is not None:
+            return known
         found = self.inspect()
         for line in found.notes:
             console.print(line)
@@ -89,7 +95,10 @@ class LeRobotSource:
             )
             for problem in found.problems:
                 console.print(f"  {problem}")
-        return self._demonstrations(found)
+        data = self._demonstrations(found)
+        if not found.notes and not found.problems and look(place) == files:  # else there is something to say again
+            keep(self, files, data)
+        return data
 
     def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
         """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be
@@ -107,7 +116,7 @@ class LeRobotSource:
         if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
             raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
         count = total if self.num_episodes is None else self.num_episodes
-        sums = Checksums(root, self.data_dir / "checked", files(contents, cameras), fresh)
+        sums = Checksums(root, self.data_dir / "checked", files_of(contents, cameras), fresh)
         problems = [p for p in contents.problems if p.episode is None or p.episode < count]
         failed = bool(problems) and self.bad_episodes == "fail" and not thorough
         problems = [Problem(name, None, None, why) for name, why in sums.wrong.items()] + problems

@@ -77,11 +77,19 @@ class Judgement:
             self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")
 
-    def conclude(self, result: Result, objective: str, policy: Any, spec: Spec, device: torch.device) -> None:
-        """Into a result: what was found, and how long a robot would wait for a chunk."""
+    def conclude(
+        self,
+        result: Result,
+        objective: str,
+        policy: Any,
+        spec: Spec,
+        device: torch.device,
+        trained: float = math.inf,
+    ) -> None:
+        """Into a result: what was found, and how long a robot would wait for a chunk. trained: see `latency`."""
         result.objective, result.metrics = objective_of(objective, self.metrics), self.metrics
         result.success, result.faults, result.execution = self.success, self.faults, self.execution
-        result.ms_per_chunk, result.ms_per_chunk_p99 = latency(policy, spec, device)
+        result.ms_per_chunk, result.ms_per_chunk_p99 = latency(policy, spec, device, trained)
 
 
 EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "ending", "reason")
@@ -111,6 +119,7 @@ def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 WARM, CALLS, FEW, LONG = 3, 100, 10, 3.0  # calls before, calls; once they take so many seconds, fewer will do
+SHARE = 0.05  # of a training's seconds that the calls may take, where that is less
 
 
 class Latency(NamedTuple):
@@ -120,9 +129,12 @@ class Latency(NamedTuple):
     p99: float
 
 
-def latency(policy: Any, spec: Spec, device: torch.device) -> Latency:
-    """Of `act` on one observation, until its actions are on the host."""
+def latency(policy: Any, spec: Spec, device: torch.device, trained: float = math.inf) -> Latency:
+    """Of `act` on one observation, until its actions are on the host. trained: seconds of the policy's training; after
+    a minute or more of it there is time for all calls.
+    """
     policy.eval()
+    enough = min(LONG, SHARE * trained)
     observation = fake_observation(spec, 1).to(device)
     times: list[float] = []
     for number in range(WARM + CALLS):
@@ -131,7 +143,7 @@ def latency(policy: Any, spec: Spec, device: torch.device) -> Latency:
         policy.act(observation, torch.Generator().manual_seed(0)).cpu()
         if number >= WARM:
             times.append(time.perf_counter() - begun)
-        if len(times) >= FEW and sum(times) > LONG:
+        if len(times) >= FEW and sum(times) > enough:
             break
     median, p99 = 1000 * np.percentile(times, [50, 99])
     return Latency(float(median), float(p99))

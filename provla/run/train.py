@@ -19,7 +19,7 @@ from provla.core.checks import value_in
 from provla.core.errors import Interrupted, NoSpace
 from provla.core.files import SWEEP, refuse_links_out, tidy, write_json
 from provla.core.identity import check_keys, identity
-from provla.core.machine import environment, find_device, forget_peak_memory, reproducible
+from provla.core.machine import code, environment, find_device, forget_peak_memory, reproducible
 from provla.core.precision import describe_precision
 from provla.core.progress import console
 from provla.core.ranks import RankLost, join, part
@@ -100,6 +100,7 @@ def _run(
     tidy(folder)
     write_json(folder / "config.json", config)
     forget_peak_memory(device)
+    code()  # before the training, in whose time somebody may edit it
     started = time.monotonic()
     attempts.begin(folder)
     begun = Result(config_hash=identity(config), choices=dict(choices), seed=config["seed"])
@@ -270,7 +271,7 @@ def _judge(
         parts.logger.log(fit.step, row)
     judged.play(policy, parts.suite, setting.spec, config["seed"], device, folder, parts.execution)
     plots, chunks = plot_run(policy, fit, setting.held, setting.data, folder / "plots", device)
-    judged.conclude(result, config["objective"], policy, setting.spec, device)
+    judged.conclude(result, config["objective"], policy, setting.spec, device, fit.seconds)
     result.trained_by, result.sampler_steps = training.by, _judge_steps(config, folder)
     result.perturb = _judge_under(config, folder)
     parts.logger.media(plots, judged.videos)

@@ -50,3 +50,13 @@ def test_slow_ones_are_called_less_often(monkeypatch: pytest.MonkeyPatch, spec: 
     found = latency(policy, spec, CPU)
     assert policy.calls == WARM + FEW
     assert found == (pytest.approx(2000), pytest.approx(2000))
+
+
+def test_a_short_training_is_no_reason_for_a_long_look(monkeypatch: pytest.MonkeyPatch, spec: Spec) -> None:
+    policy = Clock([0.025], monkeypatch)
+    latency(policy, spec, CPU, trained=2.0)
+    assert policy.calls == WARM + FEW
+    for trained in (60.0, 1e4):
+        policy = Clock([0.025], monkeypatch)
+        latency(policy, spec, CPU, trained)
+        assert policy.calls == WARM + CALLS
