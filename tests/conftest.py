@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 from tiny import TINY  # noqa: E402
 
 from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
+from provla.dataset import recording as recordings  # noqa: E402
 from provla.dataset.metaworld import MetaworldRecording  # noqa: E402
 from provla.dataset.recording import record  # noqa: E402
+from provla.run import judging  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
@@ -49,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from absl import logging
 
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
+    # What this process records is recorded by forks of one that has imported LeRobot, which takes seven seconds of a
+    # core; a process that tests start spawns its own, as everywhere else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
+    recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -119,7 +128,10 @@ def check_split(policy: Any, batch: Batch) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test writes outside its own folder or leaves torch in another state."""
+    """No test writes outside its own folder, leaves torch in another state, or waits for a hundred chunks to say how
+    long one takes.
+    """
+    monkeypatch.setattr(judging, "CALLS", 3)
     monkeypatch.setenv("PROVLA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -231,7 +243,7 @@ def write_lerobot(
                     else picture(k, episode, step)
                 )
             dataset.add_frame(frame | {"task": task(episode, step)})
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return root
 
