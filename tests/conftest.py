@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 # Several processes share the cores: none waits in a loop. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -44,6 +45,8 @@ FAKE = [
     "trainer.log_every=1",
     "threads=1",
 ]
+# Parts that import neither transformers nor diffusers, which takes four of the nine seconds of a process that trains.
+LIGHT = ["text=task_embedding", "scheduler=l1"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
     recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
+    # A picture is drawn once, and not twice to find out how wide its margins are.
+    savefig = Figure.savefig
+    Figure.savefig = lambda *given, bbox_inches=None, **how: savefig(*given, **how)  # type: ignore[method-assign]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -146,22 +152,27 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """`command("train", "seed=1", …)` → exit code, stdout, stderr; the command runs in this process."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        from importlib import import_module
-
-        from hydra.core.global_hydra import GlobalHydra
-
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
         capfd.readouterr()
-        code = 0
-        try:
-            import_module(f"provla.{name}").main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = called(monkeypatch, name, *arguments)
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
+
+
+def called(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    """The exit code of a command that runs in this process."""
+    from importlib import import_module
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
+    try:
+        import_module(f"provla.{name}").main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")
