@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 # Several processes share the cores: none waits in a loop. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,8 +31,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 from tiny import TINY  # noqa: E402
 
 from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
+from provla.dataset import recording as recordings  # noqa: E402
 from provla.dataset.metaworld import MetaworldRecording  # noqa: E402
 from provla.dataset.recording import record  # noqa: E402
+from provla.run import judging  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
@@ -40,6 +45,8 @@ FAKE = [
     "trainer.log_every=1",
     "threads=1",
 ]
+# Parts that import neither transformers nor diffusers, which takes four of the nine seconds of a process that trains.
+LIGHT = ["text=task_embedding", "scheduler=l1"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     from absl import logging
 
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
+    # What this process records is recorded by forks of one that has imported LeRobot, which takes seven seconds of a
+    # core; a process that tests start spawns its own, as everywhere else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
+    recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
+    # A picture is drawn once, and not twice to find out how wide its margins are.
+    savefig = Figure.savefig
+    Figure.savefig = lambda *given, bbox_inches=None, **how: savefig(*given, **how)  # type: ignore[method-assign]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -119,7 +134,10 @@ def check_split(policy: Any, batch: Batch) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test writes outside its own folder or leaves torch in another state."""
+    """No test writes outside its own folder, leaves torch in another state, or waits for a hundred chunks to say how
+    long one takes.
+    """
+    monkeypatch.setattr(judging, "CALLS", 3)
     monkeypatch.setenv("PROVLA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -134,22 +152,27 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """`command("train", "seed=1", …)` → exit code, stdout, stderr; the command runs in this process."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        from importlib import import_module
-
-        from hydra.core.global_hydra import GlobalHydra
-
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
         capfd.readouterr()
-        code = 0
-        try:
-            import_module(f"provla.{name}").main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = called(monkeypatch, name, *arguments)
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
+
+
+def called(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
+    """The exit code of a command that runs in this process."""
+    from importlib import import_module
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
+    try:
+        import_module(f"provla.{name}").main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +254,7 @@ def write_lerobot(
                     else picture(k, episode, step)
                 )
             dataset.add_frame(frame | {"task": task(episode, step)})
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return root
 

@@ -19,6 +19,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 SMALL = [o for o in TINY if not o.startswith(("dataset", "env"))]
 QUICK = [*SMALL, "logger=none", "threads=1", "trainer.max_steps=4", "trainer.warmup_steps=1", "trainer.val_every=2"]
+QUICK += ["scheduler.num_inference_steps=2"]
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import traceback
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -271,11 +272,20 @@ def _demonstrate(recording: Recording, world: Any, task: str, number: int, datas
                 return
             if over(world):
                 break
-        dataset.clear_episode_buffer()
+        _forget(dataset)
     raise ValueError(
         f"the expert of {task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}, within "
         f"{recording.max_steps} steps each; lower the noise or leave the task out"
     )
+
+
+def _forget(dataset: Any) -> None:
+    """Drops the episode. LeRobot's encoders look only once a second whether they are to stop; `None` ends them."""
+    encoder = getattr(getattr(dataset, "writer", None), "_streaming_encoder", None)
+    for waiting in getattr(encoder, "_frame_queues", {}).values():
+        with suppress(queue.Full):
+            waiting.put(None, timeout=1)
+    dataset.clear_episode_buffer()
 
 
 def _ask(world: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from provla.core.types import Spec
 from provla.run import judging
-from provla.run.judging import CALLS, FEW, WARM, latency
+from provla.run.judging import CALLS, FEW, WARM, latency  # as they are for users
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,7 @@ class Clock:
 def test_calls_that_warm_up_count_nothing(monkeypatch: pytest.MonkeyPatch, spec: Spec) -> None:
     rest = [0.001 * (1 + n) for n in range(CALLS)]  # 1 to 100 ms
     policy = Clock([9.0] * WARM + rest, monkeypatch)
+    monkeypatch.setattr(judging, "CALLS", CALLS)
     monkeypatch.setattr(judging, "LONG", 100.0)
     found = latency(policy, spec, CPU)
     assert policy.calls == policy.settled == WARM + CALLS
@@ -47,6 +48,7 @@ def test_calls_that_warm_up_count_nothing(monkeypatch: pytest.MonkeyPatch, spec:
 
 def test_slow_ones_are_called_less_often(monkeypatch: pytest.MonkeyPatch, spec: Spec) -> None:
     policy = Clock([2.0], monkeypatch)
+    monkeypatch.setattr(judging, "CALLS", CALLS)
     found = latency(policy, spec, CPU)
     assert policy.calls == WARM + FEW
     assert found == (pytest.approx(2000), pytest.approx(2000))

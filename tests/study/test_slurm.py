@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import FAKE
+from conftest import FAKE, LIGHT
 from test_sweep import results, start
 
 LONG = [o for o in FAKE if not o.startswith(("logger", "trainer.max_steps", "trainer.val_every"))] + [
+    *LIGHT,
     "logger=csv",
     "trainer.max_steps=400",
     "trainer.val_every=100000",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE, ROOT
+from conftest import FAKE, LIGHT, ROOT
 
 from provla.core.build import build
 from provla.core.errors import NoSpace
@@ -207,6 +207,7 @@ def test_a_grid_killed_anywhere_goes_on_and_edits_change_nothing(tmp_path: Path,
     option = (ROOT / "conf" / "fusion" / "film.yaml").read_text()
     (mine / "mine.yaml").write_text(option)
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        *LIGHT,
         "trainer.max_steps=60",
         "trainer.val_every=10",
     ]
@@ -258,6 +259,7 @@ def trials(folder: Path) -> list[Any]:
 def test_a_search_killed_and_restarted_has_n_trials_in_all(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        *LIGHT,
         "trainer.max_steps=60",
         "trainer.val_every=10",
     ]
@@ -521,8 +523,17 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
         "dataset.episodes_per_task=2",
         "dataset.image_size=32",
         "dataset.val_fraction=0.5",
+        "dataset.workers=1",
     ]
-    asked = [*tiny, *dataset, "eval_episodes=1", "env.max_episode_steps=16", "logger=wandb", "env.videos_per_task=0"]
+    asked = [
+        *tiny,
+        *LIGHT,
+        *dataset,
+        "eval_episodes=1",
+        "env.max_episode_steps=16",
+        "logger=wandb",
+        "env.videos_per_task=0",
+    ]
     sweep = tmp_path / "s"
     code, out, err = command(
         "train",
@@ -549,6 +560,7 @@ def test_workers_end_with_their_killed_sweep_and_nothing_is_written_twice(comman
 
     sweep, log = tmp_path / "s", tmp_path / "log.txt"
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
+        *LIGHT,
         "trainer.max_steps=150",
         "trainer.val_every=50",
     ]
@@ -615,7 +627,7 @@ def test_a_run_waits_for_the_process_that_is_in_its_folder(command: Command, tmp
 def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     code, out, err = command(
-        "train", "-m", "hydra/launcher=submitit_local", *QUICK, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}"
+        "train", "-m", "hydra/launcher=submitit_local", *QUICK, *LIGHT, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}"
     )
     assert code == 1, err + out
     assert sorted(r["status"] for r in results(sweep).values()) == ["completed", "failed"]
