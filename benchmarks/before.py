@@ -1,8 +1,10 @@
-"""The default run and its evaluation against themselves before: python benchmarks/before.py <commit> [rounds]
+"""The default run and its evaluation against themselves before:
+
+    python benchmarks/before.py <commit> [run|evaluation] [rounds]
 
 Each side in a checkout of its own, in turns, on the same recording. Weights need not be equal (convolutions of another
 layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that
-the older side has trained; whether its outcomes are equal stands there too.
+the older side has trained; whether its outcomes are equal stands there too. Without a word, both.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +33,51 @@ def run(checkout: Path, module: str, folder: Path, *asked: str) -> dict[str, Any
     return found
 
 
-def main(commit: str, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        before = Path(place) / "before"
-        subprocess.run(["git", "worktree", "add", "--detach", before, commit], check=True, cwd=ROOT)
-        try:
-            compare(before, Path(place), rounds)
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", before], check=True, cwd=ROOT)
-
-
 def timed(*asked: Any) -> float:
     return seconds(lambda: run(*asked))
 
 
-def compare(before: Path, place: Path, rounds: int) -> None:
-    sides = {"ours": ROOT, "theirs": before}
-    taken, rates, endings = [], [], set()
+SIDES = ("ours", "theirs")
+
+
+def trained(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
+    taken, rates = [], []
     for number in range(rounds):
-        folders = {name: place / f"{name}{number}" for name in sides}
-        pair = [timed(sides[name], "provla.train", folder, "logger=csv") for name, folder in folders.items()]
+        folders = {side: place / f"{side}{number}" for side in SIDES}
+        pair = [timed(checkouts[side], "provla.train", folder, "logger=csv") for side, folder in folders.items()]
         results = [json.loads((folder / "result.json").read_text()) for folder in folders.values()]
         rates.append([result["objective"]["value"] for result in results])
         taken.append((pair[0], pair[1]))
     told("default run", "itself before", taken, success=rates)
-    taken, asked = [], (f"checkpoint={place / 'theirs0'}", "eval_episodes=16")
+
+
+def judged(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
+    asked, taken, outcomes = (f"checkpoint={place / 'theirs0'}", "eval_episodes=16"), [], set()
     for number in range(3 * rounds):
-        folders = {name: place / f"judged-{name}{number}" for name in sides}
-        pair = [timed(sides[name], "provla.evaluate", folder, *asked) for name, folder in folders.items()]
-        endings |= {(folder / "episodes.csv").read_text() for folder in folders.values()}
+        folders = {side: place / f"judged-{side}{number}" for side in SIDES}
+        pair = [timed(checkouts[side], "provla.evaluate", folder, *asked) for side, folder in folders.items()]
+        outcomes |= {(folder / "episodes.csv").read_text() for folder in folders.values()}
         taken.append((pair[0], pair[1]))
-    told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=len(endings) == 1)
+    told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=len(outcomes) == 1)
+
+
+def main(commit: str, what: str, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place, before = Path(name), Path(name) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", before, commit], check=True, cwd=ROOT)
+        checkouts = {"ours": ROOT, "theirs": before}
+        try:
+            if what != "evaluation":
+                trained(checkouts, place, rounds)
+            else:
+                run(before, "provla.train", place / "theirs0", "logger=csv")
+            if what != "run":
+                judged(checkouts, place, rounds)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], check=True, cwd=ROOT)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    words = sys.argv[2:]
+    asked = next((word for word in words if word in ("run", "evaluation")), "both")
+    main(sys.argv[1], asked, next((int(word) for word in words if word.isdigit()), 1))
