@@ -71,7 +71,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     """benchmarks/RESULTS.md."""
     text = ["# What was measured against what", "", "`make bench` makes it, from [results.jsonl](results.jsonl)."]
     text += [
-        "Both sides in turns on one machine; medians, of the ratios too (theirs / ours: above 1 provla needs less)."
+        "Both sides in turns on one machine; medians, of the ratios too (theirs / ours, if a section says no other)."
     ]
     for name, (command, limit) in BENCHMARKS.items():
         mine = [row for row in rows if row["benchmark"] == name]

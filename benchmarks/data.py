@@ -1,8 +1,8 @@
 """Samples per second of the data path against LeRobotDataset, same content: python benchmarks/data.py [default] [large]
 
 Random access, one process, caches warm; both give an image, a state and a chunk of 16 actions. default: the recording
-of the default run (64×64 stored), into benchmarks/data.json. large: one camera of 480×640 stored, 224×224 delivered, of a
-data set that LeRobot writes first; states, chunks and masks are equal to the bit, and pictures after the same resize.
+of the default run (64×64 stored), into benchmarks/data.json. large: one camera of 480×640 stored, 224×224 delivered, of
+a data set that LeRobot writes first; states, chunks and masks are equal to the bit, and pictures after the same resize.
 Its first epoch too: provla's with the making of the frame cache, LeRobot's without anything before it. Lines of JSON.
 """
 
