@@ -3,11 +3,13 @@
 SigLIP-base's vision and Qwen2.5-0.5B's text at full size, from checkpoints that are written first, with random weights,
 in the number formats of the Hub's (float32, bfloat16); two cameras of 224×224, batches of 4, one thread, float32. Every
 figure is of a fresh process. First line: the training command where the frames' and sentences' features are known, from
-its start to its result, judging included, which runs the vision encoder for its milliseconds per chunk; against the
-steps alone of the plain way: LoRA in both, each sample's sentence padded to 64 tokens, through the causal language
-model with its logits. Second: the same command where it makes those caches. Third: the peak of the summed PSS of four
-such commands at once, for each of them, against one's alone. imports: of a process that does nothing but import what
-the command has imported in the end. Lines of JSON, in MB.
+its start to the end of its last step; against the steps alone of the plain way: LoRA in both, each sample's sentence
+padded to 64 tokens, through the causal language model with its logits. Second: the same command to its end, judging
+included, which runs the vision encoder for its milliseconds per chunk. Third: where the command makes those caches.
+Then the peak of the summed PSS of four such commands at once, for each of them, against the resident size of one alone,
+which is its PSS where nobody shares with it: up to the first's last step, and to its end. Other processes that have
+torch loaded make a PSS smaller: there should be none. imports: of a process that does nothing but import what the
+command has imported in the end, and its PSS. Lines of JSON, in MB.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SIZES = ["episodes=6", "length=24", "image_size=224", "cameras=[high,wrist]", "state_size=14", "action_size=14"]
+SIZES = ["episodes=4", "length=16", "image_size=224", "cameras=[high,wrist]", "state_size=14", "action_size=14"]
 ASKED = [
     *("dataset=fake", *(f"dataset.{size}" for size in SIZES), "augmentation=none", "adapter=frozen"),
     *("vision=siglip_base", "text=qwen2_5_0_5b", "vision.revision=null", "text.revision=null"),
@@ -73,13 +75,24 @@ def plain(place: Path) -> None:
 
 
 def train(place: Path) -> None:
-    """The command, in this process; what it has imported in the end goes into `modules`."""
-    from provla.train import main
+    """The command, in this process; prints its peak up to the end of the last step, and in all. What it has imported in
+    the end goes into `modules`.
+    """
+    from provla.run import train as run
+    from provla.train import main as start
 
+    peaks, save = {}, run.save_policy
+
+    def trained(*given: Any, **more: Any) -> None:  # the training has just ended
+        peaks["trained"] = own("VmHWM")
+        save(*given, **more)
+
+    run.save_policy = trained
     try:
-        main()
+        start()
     finally:  # it exits
         (place / "modules").write_text("\n".join(sys.modules))
+        print(json.dumps(peaks | {"peak": own("VmHWM")}))
 
 
 def imports(place: Path) -> None:
@@ -112,20 +125,20 @@ def command(place: Path, run: str, steps: int, seed: int = 0) -> subprocess.Pope
     return started("train", place, *ASKED, *names, f"trainer.max_steps={steps}", f"seed={seed}")
 
 
-def peak(place: Path, run: str, process: subprocess.Popen[str]) -> float:
-    """Of a run, as the kernel counted it (VmHWM), from the result that it writes last."""
-    ended(process)
-    return float(json.loads((place / run / "result.json").read_text())["peak_memory_mb"])
-
-
-def watched(processes: list[subprocess.Popen[str]]) -> float:
-    """The highest sum of their PSS [MB], looked at ten times a second until the first of them ends."""
-    highest = 0.0
-    while all(process.poll() is None for process in processes):
-        found = [re.search(r"^Pss:\s+(\d+) kB", _rollup(process.pid), re.MULTILINE) for process in processes]
+def watched(what: str, place: Path, runs: dict[str, subprocess.Popen[str]]) -> tuple[float, float]:
+    """The highest sum of what the runs' smaps say (Pss, Rss) [MB], looked at ten times a second: until the first has
+    trained, and until the first ends.
+    """
+    training = highest = 0.0
+    while all(process.poll() is None for process in runs.values()):
+        found = [re.search(rf"^{what}:\s+(\d+) kB", _rollup(process.pid), re.MULTILINE) for process in runs.values()]
         highest = max(highest, sum(int(one[1]) for one in found if one) / 1024)
+        if not any((place / run / "policy").exists() for run in runs):
+            training = highest
         time.sleep(0.1)
-    return highest
+    for process in runs.values():
+        ended(process)
+    return training, highest
 
 
 def _rollup(pid: int) -> str:
@@ -145,21 +158,21 @@ def main(steps: int) -> None:
         place = Path(folder)
         ended(started("write", place))
         theirs = ended(started("plain", place))
-        first = peak(place, "first", command(place, "first", steps))
-        ours = peak(place, "second", command(place, "second", steps))
+        first = ended(command(place, "first", steps))
+        ours = ended(command(place, "second", steps))
         bare = ended(started("imports", place))
         more = {"unit": "MB", "imports": round(bare["peak"]), "their_loading": round(theirs["loading"])}
-        say("peak memory, caches known", "steps of the plain way", ours, theirs["peak"], **more)
-        say("peak memory, caches made", "steps of the plain way", first, theirs["peak"], **more)
-        alone = command(place, "alone", steps)
-        one = watched([alone])
-        ended(alone)
-        beside = [command(place, f"beside{n}", steps, n) for n in range(PARALLEL)]
-        total = watched(beside)
-        for process in beside:
-            ended(process)
-        more = {"unit": "MB", "total": round(total), "imports": round(bare["pss"])}
-        say(f"PSS of each of {PARALLEL} runs at once", "of one alone", total / PARALLEL, one, **more)
+        against = "steps of the plain way"
+        say("peak memory of training, caches known", against, ours["trained"], theirs["peak"], **more)
+        say("peak memory of the command, caches known", against, ours["peak"], theirs["peak"], **more)
+        say("peak memory of the command, caches made", against, first["peak"], theirs["peak"], **more)
+        one = watched("Rss", place, {"alone": command(place, "alone", steps)})
+        beside = {f"beside{n}": command(place, f"beside{n}", steps, n) for n in range(PARALLEL)}
+        four = watched("Pss", place, beside)
+        for what, alone, total in zip(("training", "the command"), one, four, strict=True):
+            more = {"unit": "MB", "total": round(total), "plain": round(theirs["peak"])}
+            more |= {"imports": round(bare["peak"]), "imports_pss": round(bare["pss"])}
+            say(f"PSS of {what}, each of {PARALLEL} at once", "one alone", total / PARALLEL, alone, **more)
 
 
 if __name__ == "__main__":

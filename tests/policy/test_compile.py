@@ -91,7 +91,7 @@ def test_a_sentence_that_is_kept_is_no_memory_of_a_graph(spec: Spec) -> None:
         return found
 
     policy.text.forward = forward
-    (kept,) = (one.features for one in [policy._phrases(["open"])])
+    (kept,) = (one.features for one in [policy.phrases(["open"])])
     assert torch.equal(kept, given[0])
     given[0].fill_(7)  # as the next replay would
-    assert not torch.equal(policy._phrases(["open"]).features, given[0])
+    assert not torch.equal(policy.phrases(["open"]).features, given[0])
