@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ Files = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class _Kept:
-    """kind, asked: of the source. files: what lay in its folder. frames: its frame caches."""
+    """kind, asked: of the source. files: what lay in its folder. frames: its frame caches, by camera. data: without
+    them: they are mapped anew for each job, so that none counts the pages that another has read as its memory.
+    """
 
     kind: type
     asked: Mapping[str, Any]
     files: Files
-    frames: Files
+    frames: dict[str, tuple[str, list[int]]]
     data: Demonstrations
 
 
@@ -48,8 +50,9 @@ def recall(source: Any, files: Files) -> Demonstrations | None:
     for kept in _last:
         with suppress(OSError, ValueError):  # a frame cache is gone; values that have no equality
             same = type(source) is kept.kind and files == kept.files and vars(source) == kept.asked
-            if files and same and all(signature(Path(name)) == was for name, was in kept.frames.items()):
-                return kept.data
+            if files and same and all(signature(Path(name)) == was for name, was in kept.frames.values()):
+                maps = {camera: np.load(name, mmap_mode="r") for camera, (name, _) in kept.frames.items()}
+                return replace(kept.data, frames=maps)
     return None
 
 
@@ -57,7 +60,7 @@ def keep(source: Any, files: Files, data: Demonstrations) -> None:
     """Only data whose pictures lie in frame caches. Nobody can write into the arrays then, so that no job leaves
     anything to the next.
     """
-    maps = [frames for frames in data.frames.values() if isinstance(frames, np.memmap) and frames.filename]
+    maps = {name: str(one.filename) for name, one in data.frames.items() if isinstance(one, np.memmap) and one.filename}
     if not files or len(maps) < len(data.frames):
         return
     for array in vars(data).values():
@@ -65,5 +68,5 @@ def keep(source: Any, files: Files, data: Demonstrations) -> None:
             array.setflags(write=False)
     _last[:] = []
     with suppress(OSError):
-        frames = {str(one.filename): signature(Path(str(one.filename))) for one in maps}
-        _last[:] = [_Kept(type(source), dict(vars(source)), files, frames, data)]
+        frames = {camera: (name, signature(Path(name))) for camera, name in maps.items()}
+        _last[:] = [_Kept(type(source), dict(vars(source)), files, frames, replace(data, frames={}))]

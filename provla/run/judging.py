@@ -119,7 +119,7 @@ def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 WARM, CALLS, FEW, LONG = 3, 100, 10, 3.0  # calls before, calls; once they take so many seconds, fewer will do
-SHARE = 0.05  # of a training's seconds that the calls may take, where that is less
+SHARE, LEAST = 0.05, 5  # of a training's seconds that they may take, where that is less; then fewer yet will do
 
 
 class Latency(NamedTuple):
@@ -135,6 +135,7 @@ def latency(policy: Any, spec: Spec, device: torch.device, trained: float = math
     """
     policy.eval()
     enough = min(LONG, SHARE * trained)
+    few = FEW if enough == LONG else LEAST
     observation = fake_observation(spec, 1).to(device)
     times: list[float] = []
     for number in range(WARM + CALLS):
@@ -143,7 +144,7 @@ def latency(policy: Any, spec: Spec, device: torch.device, trained: float = math
         policy.act(observation, torch.Generator().manual_seed(0)).cpu()
         if number >= WARM:
             times.append(time.perf_counter() - begun)
-        if len(times) >= FEW and sum(times) > enough:
+        if len(times) >= few and sum(times) > enough:
             break
     median, p99 = 1000 * np.percentile(times, [50, 99])
     return Latency(float(median), float(p99))
