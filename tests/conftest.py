@@ -61,9 +61,13 @@ def pytest_configure(config: pytest.Config) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
     recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
-    # A picture is drawn once, and not twice to find out how wide its margins are.
+    # A run's picture is drawn once, and not twice to find out how wide its margins are.
     savefig = Figure.savefig
-    Figure.savefig = lambda *given, bbox_inches=None, **how: savefig(*given, **how)  # type: ignore[method-assign]
+
+    def draw(*given: Any, **how: Any) -> None:
+        savefig(*given, **{**how, "bbox_inches": None} if how.get("format") == "png" else how)
+
+    Figure.savefig = draw  # type: ignore[method-assign]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:

@@ -51,7 +51,10 @@ def recall(source: Any, files: Files) -> Demonstrations | None:
         with suppress(OSError, ValueError):  # a frame cache is gone; values that have no equality
             same = type(source) is kept.kind and files == kept.files and vars(source) == kept.asked
             if files and same and all(signature(Path(name)) == was for name, was in kept.frames.values()):
-                maps = {camera: np.load(name, mmap_mode="r") for camera, (name, _) in kept.frames.items()}
+                maps = {
+                    camera: np.load(name, mmap_mode="r", allow_pickle=False)
+                    for camera, (name, _) in kept.frames.items()
+                }
                 return replace(kept.data, frames=maps)
     return None
 

@@ -72,12 +72,7 @@ class ProVLA(Normalized):
         self.head = build(head, "head", nn.Module)(
             action_size=spec.action_size, horizon=spec.horizon, context_width=width
         )
-        if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
-            raise ValueError(
-                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use "
-                "head.conditioning=pooled, or a fusion that gives tokens, such as perceiver, qformer or "
-                "cross_attention"
-            )
+        _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
@@ -190,6 +185,14 @@ class ProVLA(Normalized):
             self.state_norm(observation.state),
         )
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
+
+
+def _check_conditioning(head: Mapping[str, Any], fusion: nn.Module) -> None:
+    if head.get("conditioning") == "tokens" and getattr(fusion, "vector", False):
+        raise ValueError(
+            f"head.conditioning=tokens: {type(fusion).__name__} gives one vector and no tokens; use "
+            "head.conditioning=pooled, or a fusion that gives tokens, such as perceiver, qformer or cross_attention"
+        )
 
 
 def _alone(node: Mapping[str, Any]) -> dict[str, Any]:

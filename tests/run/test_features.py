@@ -213,7 +213,7 @@ def test_quantised_weights_have_features_of_their_own(backbones: Path) -> None:
 def test_rows_are_read_without_the_mapping(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 2**16, (9, 2, 3), dtype=np.uint16)
     np.save(tmp_path / "a.npy", array)
-    mapped, rows = np.load(tmp_path / "a.npy", mmap_mode="r"), np.array([[8, 0], [3, 3], [-1, -9]])
+    mapped, rows = np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False), np.array([[8, 0], [3, 3], [-1, -9]])
     for one in (array, mapped):
         assert np.array_equal(read_rows(one, rows), array[rows])
         with pytest.raises(IndexError):

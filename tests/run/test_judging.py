@@ -55,6 +55,7 @@ def test_slow_ones_are_called_less_often(monkeypatch: pytest.MonkeyPatch, spec: 
 
 
 def test_a_short_training_is_no_reason_for_a_long_look(monkeypatch: pytest.MonkeyPatch, spec: Spec) -> None:
+    monkeypatch.setattr(judging, "CALLS", CALLS)
     policy = Clock([0.025], monkeypatch)
     latency(policy, spec, CPU, trained=2.0)
     assert policy.calls == WARM + LEAST

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAKE, ROOT, compose
+from safetensors.torch import save_file
 from test_trainer import BASES, CPU, setup
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ def sizes(found: Loop) -> list[int]:
 
 
 def rank(folder: Path, backbones: Path) -> None:
-    """What each of the two does. `<case>/rows.json` and policy.pt are rank 0's, said_….json what both came to."""
+    """What each of the two does. `<case>/rows.json` and policy.safetensors are rank 0's, said_….json both's."""
     torch.set_num_threads(1)
     ranks, said = join(), {}
     for case in CASES:
@@ -79,7 +80,7 @@ def rank(folder: Path, backbones: Path) -> None:
         said[case] = sizes(found)
         if ranks.leads:
             (folder / case / "rows.json").write_text(json.dumps(rows(fit)))
-            torch.save(policy.state_dict(), folder / case / "policy.pt")
+            save_file({k: v.clone() for k, v in policy.state_dict().items()}, folder / case / "policy.safetensors")
     said["up"] = rows(loop(folder / "up", CASES["plain"])[0].run())
     said |= {name: trouble(folder / name, ranks.rank) for name, trouble in TROUBLES.items()}
     (folder / f"said_{ranks.rank}.json").write_text(json.dumps(said))
@@ -211,7 +212,7 @@ def test_shards_train_what_one_process_does_and_leave_its_files(
     check_near(json.loads((ranked / case / "rows.json").read_text()), rows(one.run()), NEAR[case])
     mine, theirs = stored(tmp_path), stored(ranked / case)
     assert list(theirs) == list(mine)
-    for found, expected in ((theirs, mine), (torch.load(ranked / case / "policy.pt"), policy.state_dict())):
+    for found, expected in ((theirs, mine), (load_tensors(ranked / case / "policy.safetensors"), policy.state_dict())):
         for name, tensor in expected.items():
             assert (found[name].shape, found[name].dtype) == (tensor.shape, tensor.dtype)
             if NEAR[case] <= 1e-5:  # AdamW makes steps of one size of gradients that are all but zero
