@@ -61,13 +61,13 @@ def pytest_configure(config: pytest.Config) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
     recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
-    # A run's picture is drawn once, and not twice to find out how wide its margins are.
+    # A run's pictures are drawn once, and not twice to find out how wide their margins are.
     savefig = Figure.savefig
 
-    def draw(*given: Any, **how: Any) -> None:
-        savefig(*given, **{**how, "bbox_inches": None} if how.get("format") == "png" else how)
+    def once(*given: Any, **how: Any) -> None:
+        savefig(*given, **(how | {"bbox_inches": None} if how.get("format") == "png" else how))
 
-    Figure.savefig = draw  # type: ignore[method-assign]
+    Figure.savefig = once  # type: ignore[method-assign]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -156,27 +156,22 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """`command("train", "seed=1", …)` → exit code, stdout, stderr; the command runs in this process."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        from importlib import import_module
+
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
         capfd.readouterr()
-        code = called(monkeypatch, name, *arguments)
+        code = 0
+        try:
+            import_module(f"provla.{name}").main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
-
-
-def called(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> int:
-    """The exit code of a command that runs in this process."""
-    from importlib import import_module
-
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [f"provla.{name}", *arguments])
-    try:
-        import_module(f"provla.{name}").main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="session")

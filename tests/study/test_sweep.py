@@ -22,7 +22,7 @@ from provla.jobs.sweep import find_baseline, load_sweep, name_arms, slot
 from provla.pruner import Hyperband, Median, opened
 
 Command = Callable[..., tuple[int, str, str]]
-QUICK = [o for o in FAKE if not o.startswith("logger")] + ["logger=csv"]
+QUICK = [o for o in FAKE if not o.startswith("logger")] + [*LIGHT, "logger=csv"]
 OPTUNA = "hydra/sweeper=optuna"
 
 
@@ -183,7 +183,7 @@ hydra:
       seed: range(2)
 """
     )
-    plain = [o for o in FAKE if not o.startswith(("dataset", "logger", "fusion", "head"))]
+    plain = [o for o in FAKE if not o.startswith(("dataset", "logger", "fusion", "head"))] + LIGHT
     code, out, err = command("train", "-m", "--config-dir", str(tmp_path / "mine"), "experiments=own", *plain)
     assert code == 0, err
     assert "Is it [better]?" in out
@@ -207,7 +207,6 @@ def test_a_grid_killed_anywhere_goes_on_and_edits_change_nothing(tmp_path: Path,
     option = (ROOT / "conf" / "fusion" / "film.yaml").read_text()
     (mine / "mine.yaml").write_text(option)
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
-        *LIGHT,
         "trainer.max_steps=60",
         "trainer.val_every=10",
     ]
@@ -259,7 +258,6 @@ def trials(folder: Path) -> list[Any]:
 def test_a_search_killed_and_restarted_has_n_trials_in_all(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
-        *LIGHT,
         "trainer.max_steps=60",
         "trainer.val_every=10",
     ]
@@ -560,7 +558,6 @@ def test_workers_end_with_their_killed_sweep_and_nothing_is_written_twice(comman
 
     sweep, log = tmp_path / "s", tmp_path / "log.txt"
     long = [o for o in QUICK if not o.startswith(("trainer.max_steps", "trainer.val_every"))] + [
-        *LIGHT,
         "trainer.max_steps=150",
         "trainer.val_every=50",
     ]
@@ -627,7 +624,7 @@ def test_a_run_waits_for_the_process_that_is_in_its_folder(command: Command, tmp
 def test_submitit_local_runs_for_real(command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     code, out, err = command(
-        "train", "-m", "hydra/launcher=submitit_local", *QUICK, *LIGHT, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}"
+        "train", "-m", "hydra/launcher=submitit_local", *QUICK, "n_action_steps=4,9", f"hydra.sweep.dir={sweep}"
     )
     assert code == 1, err + out
     assert sorted(r["status"] for r in results(sweep).values()) == ["completed", "failed"]

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import FAKE, ROOT, called, compose
+from conftest import FAKE, ROOT, compose
 
 from provla.core.build import build
 from provla.core.machine import find_device
@@ -37,12 +37,13 @@ RUN = [
     "trainer.lr=2e-4",
     "scheduler.num_inference_steps=2",
 ]
+QUICK = [*RUN, "text=task_embedding"]  # to import, for who starts many processes
 MINUTE = 60.0
 
 
-def start(ranks: int, folder: Path) -> subprocess.Popen[str]:
+def start(ranks: int, folder: Path, asked: Sequence[str] = RUN) -> subprocess.Popen[str]:
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
-    words = [sys.executable, "-m", *launcher, "provla.train", *RUN, f"hydra.run.dir={folder}"]
+    words = [sys.executable, "-m", *launcher, "provla.train", *asked, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -84,27 +85,27 @@ def rank_of(launcher: int, rank: int) -> psutil.Process:
     return next(child for child in children if child.environ().get("RANK") == str(rank))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process."""
-    folder = tmp_path_factory.mktemp("ranks") / "alone"
-    with pytest.MonkeyPatch.context() as here:
-        assert called(here, "train", *RUN, f"hydra.run.dir={folder}") == 0
+def alone(folder: Path, asked: Sequence[str], command: Any) -> Path:
+    """A run of one process, this one."""
+    code, _, err = command("train", *asked, f"hydra.run.dir={folder}")
+    assert code == 0, err
     return folder
 
 
-def test_two_ranks_train_what_one_process_does_and_leave_one_set_of_outputs(tmp_path: Path, alone: Path) -> None:
-    folder = tmp_path / "two"
+def test_two_ranks_train_what_one_process_does_and_leave_one_set_of_outputs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command: Any
+) -> None:
+    folder, expected_folder = tmp_path / "two", alone(tmp_path_factory.mktemp("alone") / "run", RUN, command)
     code, said = end(start(2, folder))
     assert code == 0, said
     assert said.count("written to") == 1
-    check_same(folder, alone)
-    found, expected = result(folder), result(alone)
+    check_same(folder, expected_folder)
+    found, expected = result(folder), result(expected_folder)
     assert found["status"] == expected["status"] == "completed"
     assert found["config_hash"] == expected["config_hash"]
     assert found["machine"].pop("ranks") == 2  # sums over several are rounded otherwise
     assert found["machine"] == expected["machine"]
-    files = [{str(path.relative_to(root)) for path in root.rglob("*")} for root in (folder, alone)]
+    files = [{str(path.relative_to(root)) for path in root.rglob("*")} for root in (folder, expected_folder)]
     assert files[0] == files[1]
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
 
@@ -112,14 +113,12 @@ def test_two_ranks_train_what_one_process_does_and_leave_one_set_of_outputs(tmp_
 def begin(ranks: int, folder: Path) -> subprocess.Popen[str]:
     """Starts or goes on, up to the next checkpoint."""
     there = [path.name for path in folder.glob("checkpoints/step_*")]
-    process = start(ranks, folder)
+    process = start(ranks, folder, QUICK)
     wait_for(folder, there)
     return process
 
 
-def test_a_run_goes_on_on_any_number_of_ranks_after_signals_and_a_kill(
-    tmp_path: Path, alone: Path, command: Any
-) -> None:
+def test_a_run_goes_on_on_any_number_of_ranks_after_signals_and_a_kill(tmp_path: Path, command: Any) -> None:
     """One process, asked to end; two ranks, of which one is asked; two, of which one is killed; one to the end."""
     folder = tmp_path / "run"
     process = begin(1, folder)
@@ -146,10 +145,10 @@ def test_a_run_goes_on_on_any_number_of_ranks_after_signals_and_a_kill(
     assert "another of the 2 ranks of this run has ended" in said, said
     assert result(folder)["status"] == "interrupted"
 
-    code, said, err = command("train", *RUN, f"hydra.run.dir={folder}")
+    code, said, err = command("train", *QUICK, f"hydra.run.dir={folder}")
     assert code == 0, err
     assert "resuming from step" in said
-    check_same(folder, alone)
+    check_same(folder, alone(tmp_path / "alone", QUICK, command))
 
 
 def test_ranks_share_a_batch_and_its_draws() -> None:
