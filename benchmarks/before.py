@@ -1,10 +1,10 @@
 """The default run and its evaluation against themselves before:
 
-    python benchmarks/before.py <commit> [run|evaluation] [rounds]
+    python benchmarks/before.py <commit> [run|evaluation] [rounds] [<folder of a run to evaluate>]
 
 Each side in a checkout of its own, in turns, on the same recording. Weights need not be equal (convolutions of another
-layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that
-the older side has trained; whether its outcomes are equal stands there too. Without a word, both.
+layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that the older
+side has trained, or of a run that is there; whether outcomes are equal stands there too. Without a word, both.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def trained(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
     told("default run", "itself before", taken, success=rates)
 
 
-def judged(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
-    asked, taken, outcomes = (f"checkpoint={place / 'theirs0'}", "eval_episodes=16"), [], set()
+def judged(checkouts: Mapping[str, Path], place: Path, rounds: int, checkpoint: Path) -> None:
+    asked, taken, outcomes = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], set()
     for number in range(3 * rounds):
         folders = {side: place / f"judged-{side}{number}" for side in SIDES}
         pair = [timed(checkouts[side], "provla.evaluate", folder, *asked) for side, folder in folders.items()]
@@ -61,7 +61,7 @@ def judged(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
     told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=len(outcomes) == 1)
 
 
-def main(commit: str, what: str, rounds: int) -> None:
+def main(commit: str, what: str, rounds: int, trained_by: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         place, before = Path(name), Path(name) / "before"
         subprocess.run(["git", "worktree", "add", "--detach", before, commit], check=True, cwd=ROOT)
@@ -69,10 +69,10 @@ def main(commit: str, what: str, rounds: int) -> None:
         try:
             if what != "evaluation":
                 trained(checkouts, place, rounds)
-            else:
+            elif trained_by is None:
                 run(before, "provla.train", place / "theirs0", "logger=csv")
             if what != "run":
-                judged(checkouts, place, rounds)
+                judged(checkouts, place, rounds, trained_by or place / "theirs0")
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", before], check=True, cwd=ROOT)
 
@@ -80,4 +80,5 @@ def main(commit: str, what: str, rounds: int) -> None:
 if __name__ == "__main__":
     words = sys.argv[2:]
     asked = next((word for word in words if word in ("run", "evaluation")), "both")
-    main(sys.argv[1], asked, next((int(word) for word in words if word.isdigit()), 1))
+    folder = next((Path(word).resolve() for word in words if Path(word).is_dir()), None)
+    main(sys.argv[1], asked, next((int(word) for word in words if word.isdigit()), 1), folder)
