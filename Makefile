@@ -2,7 +2,7 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: train test check faults clean
+.PHONY: train test check faults bench clean
 
 train: .venv/installed
 	$(BIN)/python -m provla.train
@@ -39,6 +39,10 @@ check: .venv/installed-dev
 # Damage done for real, and what survived it: benchmarks/faults/RESULTS.md; half an hour on two cores.
 faults: .venv/installed-faults
 	$(BIN)/python benchmarks/faults/run.py
+
+# Each part against what else there is, or against itself before: benchmarks/RESULTS.md; an hour on two cores.
+bench: .venv/installed-test
+	$(BIN)/python benchmarks/bench.py $(ONLY)
 
 clean:
 	rm -rf .venv

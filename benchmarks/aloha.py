@@ -60,7 +60,7 @@ def write(root: Path, episodes: int = 3, steps: int = 40, seed: int = 0) -> Path
                 image[max(0, y - 30) : y + 30, max(0, x - 30) : x + 30] = (220, 60, 40)
                 frame[f"observation.images.{camera}"] = image
             dataset.add_frame(frame)
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return root
 

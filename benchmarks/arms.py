@@ -1,9 +1,8 @@
 """What every fusion, head and scheduler costs: python benchmarks/arms.py
 
 On the default policy, one part changed at a time: parameters of the part, FLOPs of a forward pass of the policy per
-sample, milliseconds per training step of 64 and per sampled chunk. And the U-Net's training step against LeRobot's at
-the same widths. Rounds alternate between all arms, so that a noisy machine slows them alike; medians. Writes
-benchmarks/arms.csv.
+sample, milliseconds per training step of 64 and per sampled chunk. Rounds alternate between all arms, so that a noisy
+machine slows them alike; medians. Writes benchmarks/arms.csv.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import nn
 from provla.command.entry import ROOT
 from provla.core.build import build
 from provla.core.files import csv_text, write_text
-from provla.core.types import Spec, Tokens, fake_batch, fake_observation
+from provla.core.types import Spec, fake_batch, fake_observation
 from provla.policy.matched import count_parameters
 from provla.run.rehearsal import flops_per_sample
 
@@ -95,57 +94,10 @@ def arms() -> list[dict[str, Any]]:
     return rows
 
 
-def against_lerobot() -> list[dict[str, Any]]:
-    """unet1d and LeRobot's conditional U-Net, the same widths, the same batch, taking turns."""
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-    from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalUnet1d
-
-    features = {
-        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
-        "observation.state": PolicyFeature(FeatureType.STATE, (4,)),
-    }
-    config = DiffusionConfig(
-        horizon=16,
-        n_action_steps=8,
-        down_dims=(64, 128, 256),
-        kernel_size=3,
-        diffusion_step_embed_dim=128,
-        input_features=features,
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
-    )
-    theirs = DiffusionConditionalUnet1d(config, global_cond_dim=256)
-    node: Any = OmegaConf.to_container(compose("train").head, resolve=True)
-    mine = build(node, "head", nn.Module)(action_size=4, horizon=16, context_width=256)
-    actions, noise, times, condition = (
-        torch.randn(BATCH, 16, 4),
-        torch.randn(BATCH, 16, 4),
-        torch.randint(0, 100, (BATCH,)),
-        torch.randn(BATCH, 256),
-    )
-    context = Tokens.full(condition.unsqueeze(1))
-    heads = {"unet1d": mine, "LeRobot's DiffusionConditionalUnet1d": theirs}
-    losses = (
-        lambda: (mine(actions, times, context) - noise).square().mean(),
-        lambda: (theirs(actions, times, global_cond=condition) - noise).square().mean(),
-    )
-    found = medians(
-        {name: stepper(head, loss) for (name, head), loss in zip(heads.items(), losses, strict=True)}, rounds=40
-    )
-    return [
-        {
-            "arm": f"training step of the head alone: {name}",
-            "part_parameters": count_parameters(head)["total"],
-            "ms_per_training_step": round(found[name], 1),
-        }
-        for name, head in heads.items()
-    ]
-
-
 def main() -> None:
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        rows = [*arms(), *against_lerobot()]
+        rows = arms()
     write_text(ROOT / "benchmarks" / "arms.csv", csv_text(rows))
     print(
         "| arm | parameters of the arm | MFLOPs per sample | ms per training step | ms per chunk "

@@ -12,41 +12,12 @@ from provla.command.entry import command
 
 def check(source: Any, name: str) -> None:
     """Reads every file and frame cache again and lists what is wrong; `ValueError` where there is something."""
-    from rich.table import Table
-
     from provla.core.progress import console
 
     if not hasattr(source, "inspect"):
         raise ValueError(f"dataset={name} has no files to check")
     found = source.inspect(fresh=True, thorough=True)
-    table = Table(title=f"{found.source}, checked", title_justify="left")
-    for column in ("what", "how much", "against", "wrong"):
-        table.add_column(column, justify="right" if column == "wrong" else "left")
-    tables, files = [p for p in found.problems if p in found.contents.problems], len(found.sums.wrong)
-    pictures = f"{len(found.contents.rows)} pictures of {', '.join(camera.name for camera in found.cameras)}"
-    for row in (
-        (
-            "files",
-            len(found.sums),
-            found.sums.origin or "nothing: neither recorded here nor fetched from the Hub",
-            files,
-        ),
-        (
-            "rows",
-            f"{len(found.contents.rows)} of {len(found.contents.starts) - 1} episodes",
-            "each other, meta/episodes, meta/stats.json",
-            len(tables),
-        ),
-        (
-            "pictures",
-            pictures,
-            "their decoder, meta/info.json, meta/episodes",
-            len(found.problems) - len(tables) - files,
-        ),
-        ("frame caches", len(found.frames), "their sha256", len(found.rebuilt)),
-    ):
-        table.add_row(*map(str, row))
-    console.print(table)
+    _list_checked(found)
     for line in found.notes:
         console.print(line)
     if not found.problems and not found.rebuilt:
@@ -56,6 +27,31 @@ def check(source: Any, name: str) -> None:
     raise ValueError(
         f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes"
     )
+
+
+def _list_checked(found: Any) -> None:
+    from rich.table import Table
+
+    from provla.core.progress import console
+    from provla.dataset.stored import Stored
+
+    table = Table(title=f"{found.source}, checked", title_justify="left")
+    for column in ("what", "how much", "against", "wrong"):
+        table.add_column(column, justify="right" if column == "wrong" else "left")
+    tables, files = [p for p in found.problems if p in found.contents.problems], len(found.sums.wrong)
+    rows, cameras = len(found.contents.rows), ", ".join(camera.name for camera in found.cameras)
+    origin = found.sums.origin or "nothing: neither recorded here nor fetched from the Hub"
+    told = "each other, meta/episodes, meta/stats.json"
+    pictures = "their decoder, meta/info.json, meta/episodes"
+    caches = sum(not isinstance(one, Stored) for one in found.frames.values())
+    for row in (
+        ("files", len(found.sums), origin, files),
+        ("rows", f"{rows} of {len(found.contents.starts) - 1} episodes", told, len(tables)),
+        ("pictures", f"{rows} pictures of {cameras}", pictures, len(found.problems) - len(tables) - files),
+        ("frame caches", caches, "their sha256", len(found.rebuilt)),
+    ):
+        table.add_row(*map(str, row))
+    console.print(table)
 
 
 def _list_problems(found: Any) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from filelock import FileLock, Timeout
 
 from provla.core.checks import Count, Natural
+from provla.core.claims import Taken, claimed
 from provla.core.files import writing
 
 STORE = "pruning.db"
@@ -31,9 +31,7 @@ def opened(path: Path) -> Iterator[Any]:
     optuna.logging.set_verbosity(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(
-            path.with_name(f".{path.name}.lock"), timeout=60
-        ):  # two processes must not make the tables at once
+        with claimed(path.with_name(f".{path.name}.claim"), 60):  # two processes must not make the tables at once
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}
             )
@@ -42,11 +40,11 @@ def opened(path: Path) -> Iterator[Any]:
         finally:
             storage.remove_session()
             storage.engine.dispose()
-    except (DatabaseError, optuna.exceptions.StorageInternalError, Timeout) as error:
+    except (DatabaseError, optuna.exceptions.StorageInternalError, Taken) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         held = (
             "another process holds it; stop that one, or wait"
-            if "lock" in reason
+            if isinstance(error, Taken) or "lock" in reason
             else "it is damaged; delete it to start the study's bookkeeping anew"
         )
         with writing(path):  # a full disk is no damage
@@ -113,7 +111,8 @@ class _OptunaPruner(NoPruner):
 
         if self._store is None:
             raise AssertionError("a pruner is opened before it is asked")
-        with opened(self._store) as storage, FileLock(self._store.with_name(f".{STORE}.turn"), timeout=60):
+        # In turns, from before the file is opened: SQLite's own locks hold among the processes of one host alone.
+        with claimed(self._store.with_name(f".{STORE}.turn"), 60), opened(self._store) as storage:
             yield optuna.create_study(
                 storage=storage,
                 study_name="pruning",

@@ -11,11 +11,21 @@ if starting(__name__):
     early()  # before the imports that take long
 
 from provla.command.entry import command, time_limit
+from provla.core.ranks import launched
 
 
-@command("train", paths=("resume", "rerun", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
+def follow() -> None:
+    """A rank beside the first."""
+    from provla.run.follow import follow
+
+    follow()
+
+
+@command("train", follow=follow, paths=("resume", "rerun", "hydra.run.dir", "hydra.sweep.dir"), studies=True)
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float:
     """See conf/train.yaml."""
+    if config["rerun"] and launched().size > 1:
+        raise ValueError("rerun under several ranks: a run is made again as one process; start it without the launcher")
     if config["rerun"]:
         from hydra.core.hydra_config import HydraConfig
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 # Several processes share the cores: none waits in a loop. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -28,8 +31,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 from tiny import TINY  # noqa: E402
 
 from provla.core.types import Batch, Spec, fake_batch  # noqa: E402
+from provla.dataset import recording as recordings  # noqa: E402
 from provla.dataset.metaworld import MetaworldRecording  # noqa: E402
 from provla.dataset.recording import record  # noqa: E402
+from provla.run import judging  # noqa: E402
 
 # The fake data set and a policy that trains in a second; the parts under test are named after these.
 FAKE = [
@@ -40,6 +45,8 @@ FAKE = [
     "trainer.log_every=1",
     "threads=1",
 ]
+# Parts that import neither transformers nor diffusers, which takes four of the nine seconds of a process that trains.
+LIGHT = ["text=task_embedding", "scheduler=l1"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +56,18 @@ def pytest_configure(config: pytest.Config) -> None:
     from absl import logging
 
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
+    # What this process records is recorded by forks of one that has imported LeRobot, which takes seven seconds of a
+    # core; a process that tests start spawns its own, as everywhere else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lerobot.datasets.lerobot_dataset", "provla.dataset.recording"])
+    recordings.multiprocessing = SimpleNamespace(get_context=lambda kind: context)  # type: ignore[attr-defined]
+    # A run's pictures are drawn once, and not twice to find out how wide their margins are.
+    savefig = Figure.savefig
+
+    def once(*given: Any, **how: Any) -> None:
+        savefig(*given, **(how | {"bbox_inches": None} if how.get("format") == "png" else how))
+
+    Figure.savefig = once  # type: ignore[method-assign]
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -119,7 +138,10 @@ def check_split(policy: Any, batch: Batch) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test writes outside its own folder or leaves torch in another state."""
+    """No test writes outside its own folder, leaves torch in another state, or waits for a hundred chunks to say how
+    long one takes.
+    """
+    monkeypatch.setattr(judging, "CALLS", 3)
     monkeypatch.setenv("PROVLA_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -180,12 +202,15 @@ def write_lerobot(
     vectors: Sequence[str] = ("observation.state", "action"),
     cameras: Mapping[str, dict[str, Any]] | None = None,
     episodes: int = 5,
-    length: int = 12,
+    length: int | Callable[[int], int] = 12,
     task: Callable[[int, int], str] = lambda episode, step: "Wave" if episode % 2 else "Point",
+    picture: Callable[[int, int, int], np.ndarray] | None = None,
+    encoder: Mapping[str, Any] | None = None,
     **feature: Any,
 ) -> Path:
-    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. task: of (episode,
-    step). feature: of the vectors.
+    """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. length: of an
+    episode, or of each. task: of (episode, step). picture: of (camera, episode, step). encoder: what differs from h264
+    with a key frame at every second. feature: of the vectors.
     """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -208,11 +233,11 @@ def write_lerobot(
         features=features,
         root=root,
         use_videos=any(f["dtype"] == "video" for f in features.values()),
-        rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=8, preset="ultrafast"),
+        rgb_encoder=RGBEncoderConfig(**{"vcodec": "h264", "g": 2, "crf": 8, "preset": "ultrafast", **(encoder or {})}),
     )
     rng = np.random.default_rng(0)
     for episode in range(episodes):
-        for step in range(length):
+        for step in range(length(episode) if callable(length) else length):
             frame: dict[str, Any] = {}
             for key in vectors:
                 frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(
@@ -222,9 +247,13 @@ def write_lerobot(
                 # A grey level that names camera, episode and step, so that a mixed-up frame shows.
                 shape, depth = features[f"observation.images.{camera}"]["shape"], "info" in cameras[camera]
                 level = 20 + 100 * k + 12 * episode + 4 * (step % 3)
-                frame[f"observation.images.{camera}"] = np.full(shape, level, dtype=np.uint16 if depth else np.uint8)
+                frame[f"observation.images.{camera}"] = (
+                    np.full(shape, level, dtype=np.uint16 if depth else np.uint8)
+                    if picture is None
+                    else picture(k, episode, step)
+                )
             dataset.add_frame(frame | {"task": task(episode, step)})
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return root
 

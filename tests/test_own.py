@@ -19,6 +19,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 SMALL = [o for o in TINY if not o.startswith(("dataset", "env"))]
 QUICK = [*SMALL, "logger=none", "threads=1", "trainer.max_steps=4", "trainer.warmup_steps=1", "trainer.val_every=2"]
+QUICK += ["scheduler.num_inference_steps=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +101,7 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
         shared,
     ]
     axes = ["fusion=concat_mlp,film", "seed=range(2)", "study=toy", "perturb={action_delay:2,empty:1}"]
-    quick = [option for option in QUICK if not option.startswith("fusion=")]
+    quick = [*(option for option in QUICK if not option.startswith("fusion=")), "env.videos_per_task=0"]
     code, _, err = command("train", "-m", *asked, *quick, *axes, "hydra.sweep.dir=sweep")
     assert code == 0, err
     found = {file.parent: json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")}

@@ -144,7 +144,7 @@ def _refused(work: object, folder: Path, what: str) -> list[str]:
     try:
         work()  # type: ignore[operator]
     except NoSpace as error:
-        left = [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        left = [path.name for path in folder.rglob("*") if path.is_file() and ".claim" not in str(path)]
         return (
             [f"{what} left {left}"] if left else [] if "no space left on disk" in str(error) else [f"{what}: {error}"]
         )

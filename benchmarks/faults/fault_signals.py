@@ -37,7 +37,7 @@ def fault_signal_in_a_training(place: Path) -> tuple[int, int, str]:
     moments = {
         "first step": (lambda signum: _at_call("provla.trainer.loop", "seed_everything", 1, signum), 1),
         "accumulation": (lambda signum: _at_call("provla.trainer.loop", "seed_everything", 5 * PARTS - 1, signum), 5),
-        "validation": (lambda signum: _at_call("provla.trainer.loop", "repeatable", 1, signum), 6),
+        "validation": (lambda signum: _at_call("provla.trainer.validation", "repeatable", 1, signum), 6),
         "save": (lambda signum: _at_call("provla.trainer.checkpoint", "save_tensors", 2, signum), 6),
     }
     survived, lost = 0, []

@@ -21,21 +21,34 @@ def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> st
     name, revision: of the folder or Hub snapshot that `model` was just loaded from. While its files stay as they are
     (place, size, times, inode), the next start takes the hash from `fingerprints/` in the data folder.
     """
+    key, kept, stored = _stored(model, name, revision)
+    if stored:
+        return stored
+    found = f"sha256:{content(model)}"
+    if key["files"]:
+        with contextlib.suppress(OSError, NoSpace):  # it is only a convenience
+            write_json(kept, key | {"fingerprint": found})
+    return found
+
+
+def known_fingerprint(model: nn.Module, name: str, revision: str | None) -> str:
+    """As `weights_fingerprint`, of a model that may have no weights yet; empty where these files were never hashed."""
+    return _stored(model, name, revision)[2]
+
+
+def _stored(model: nn.Module, name: str, revision: str | None) -> tuple[dict[str, Any], Path, str]:
+    """What a hash is of, where it is kept, and the hash that is kept there."""
     from transformers import __version__
 
     files = _files(name, revision)
-    key = {"files": files, "layout": _hash(model, content=False), "transformers": __version__}
+    key = {"files": files, "layout": content(model, False), "transformers": __version__}
     kept = data_home() / "fingerprints" / f"{fingerprint(key, 32)}.json"
     if files:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             stored = json.loads(kept.read_text())
             if stored["files"] == files:
-                return str(stored["fingerprint"])
-    found = f"sha256:{_hash(model)}"
-    if files:
-        with contextlib.suppress(OSError, NoSpace):  # it is only a convenience
-            write_json(kept, key | {"fingerprint": found})
-    return found
+                return key, kept, str(stored["fingerprint"])
+    return key, kept, ""
 
 
 def vectors_fingerprint(model: nn.Module) -> str:
@@ -48,11 +61,12 @@ def vectors_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash(model: nn.Module, content: bool = True) -> str:
+def content(model: nn.Module, whole: bool = True) -> str:
+    """sha256 over names, shapes, types and, unless told otherwise, bytes of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if content:
+        if whole:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from provla.backbone.fingerprints import vectors_fingerprint, weights_fingerprint
+from provla.backbone.fingerprints import known_fingerprint, vectors_fingerprint, weights_fingerprint
+from provla.backbone.later import StandIn, is_standing_in, putting_off
 from provla.core.build import first_line
 from provla.core.hub import from_pretrained, library, load_weights
 
@@ -56,6 +57,7 @@ class Source:
     gradient_checkpointing: bool
     files: str | None
     key: str
+    options: dict[str, Any] | None = field(default=None, init=False)  # of a model that may rest
 
     @property
     def from_scratch(self) -> bool:
@@ -88,15 +90,44 @@ class Source:
             )
         return found
 
+    def model(self, **options: Any) -> Any:
+        """As `load`; where weights may come later (`put_off`) and it is known which they are, an `outline`."""
+        if self.loads and putting_off():
+            assert self.name is not None
+            self.options = options
+            outline = self.outline(torch.device("meta"))
+            if known_fingerprint(outline, self.name, self.commit):
+                return outline
+        return self.load(**options)
+
+    def outline(self, device: torch.device) -> Any:
+        """What `model` would load, as it stands on a device that holds no numbers."""
+        cls, config = self.model_class(), self._config(self.options or {})
+        config.dtype = DTYPES[self.dtype]  # as loading notes it
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(config.dtype)
+        try:
+            with device:
+                return self._cut(cls(config, **_no_pooler(cls)))
+        finally:
+            torch.set_default_dtype(before)
+
+    def _config(self, options: Mapping[str, Any]) -> Any:
+        """Of the model that is loaded."""
+        assert self.name is not None
+        where = f"{self.key}.name"
+        config = from_pretrained(self.model_class().config_class, self.name, self.revision, where)
+        for option, value in options.items():
+            setattr(config, option, value)
+        _check_attention(config, where)
+        return config
+
     def load(self, **options: Any) -> Any:
         """The model. options: arguments of its configuration that the caller insists on."""
         cls, where = self.model_class(), f"{self.key}.name"
         if self.loads:
             assert self.name is not None
-            config = from_pretrained(cls.config_class, self.name, self.revision, where)
-            for option, value in options.items():
-                setattr(config, option, value)
-            _check_attention(config, where)
+            config = self._config(options)
             more = {
                 "config": config,
                 "dtype": DTYPES[self.dtype],
@@ -122,6 +153,10 @@ class Source:
                 raise ValueError(
                     f"{self.key}.config cannot be built as a {self.architecture}: {first_line(error)}"
                 ) from error
+        return self._cut(model)
+
+    def _cut(self, model: Any) -> Any:
+        """To the layers that run."""
         if self.layer is not None:
             _truncate(model, self.layer, self.key)
         if self.gradient_checkpointing:
@@ -146,11 +181,76 @@ class Tower(nn.Module):
         super().__init__()
         self.model = model
         self._processor = processor
+        self._source, self._device = source, torch.device("cpu")
+        self._stand_in: StandIn | None = None
         self.pretrained = not source.from_scratch
-        self.base, self.vectors = None, ""
+        self.base, self._vectors = None, ""
         if source.loads and source.name:
             self.base = Base(source.name, source.commit, weights_fingerprint(model, source.name, source.commit))
-            self.vectors = vectors_fingerprint(model)
+            self._vectors = "" if self.resting else vectors_fingerprint(model)
+
+    @property
+    def vectors(self) -> str:
+        if self.base is not None and not self._vectors:
+            self.wake()
+            self._vectors = vectors_fingerprint(self.model)
+        return self._vectors
+
+    @property
+    def resting(self) -> bool:
+        """Its weights are not here; who asks `ready` gets them."""
+        first = next(self.model.parameters(), None)
+        return first is not None and first.is_meta
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be."""
+        first = next(self.model.parameters(), None)
+        return self._device if first is None or first.is_meta else first.device
+
+    def ready(self) -> Any:
+        """The model, with its weights; inside `standing_in` what stands for it."""
+        if not (self.resting and is_standing_in()):
+            self.wake()
+            return self.model
+        if self._stand_in is None:
+            self._stand_in = StandIn(self._source.outline, self._device)
+        return self._stand_in
+
+    def stay(self) -> None:
+        """Wakes it for good: somebody is about to do with its weights what nobody here knows."""
+        self.wake()
+        self._source.options = None
+
+    def wake(self) -> None:
+        """Loads the weights of a tower that rests. `ValueError` where they are other ones by now."""
+        source, self._stand_in = self._source, None
+        if not self.resting:
+            return
+        assert self.base is not None
+        # Whoever asks may be sampling: draws and gradients are as if the weights had been here all the time.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            model = source.load(**source.options or {}).requires_grad_(False).eval()
+        if weights_fingerprint(model, self.base.name, self.base.revision) != self.base.fingerprint:
+            raise ValueError(f"{source.key}.name={source.name!r}: its weights have changed since this run began")
+        self.model = model.to(self._device)
+
+    def rest(self) -> None:
+        """Lets the weights go until somebody asks, where `put_off` has said that nothing changes them."""
+        if self._source.options is not None and not self.resting:
+            self.model = self._source.outline(torch.device("meta")).requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What moves a module. A model that rests stays where it is, and comes to the right device when it wakes."""
+        self._device = fn(torch.empty(0, device=self._device)).device
+        model = self.model
+        if self.resting:
+            self._modules["model"] = None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._modules["model"] = model
+        return self
 
     @property
     def adaptable(self) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import logging
@@ -12,7 +11,6 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -24,13 +22,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from provla.command.explain import complain, explain, explained
 from provla.command.help import command_help
 from provla.command.places import look_here_first
 from provla.core import signals
 from provla.core.errors import Interrupted, exit_code
 from provla.core.files import ROOT, in_words
+from provla.core.ranks import LAUNCHED, launched
 from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.core.unread import check_read
 from provla.study.register import register
@@ -43,7 +42,12 @@ Task = Callable[[dict[str, Any], Path, dict[str, str]], float | None]
 
 
 def command(
-    name: str, lists: Sequence[str] = (), paths: Sequence[str] = (), studies: bool = False, free: Sequence[str] = ()
+    name: str,
+    lists: Sequence[str] = (),
+    paths: Sequence[str] = (),
+    studies: bool = False,
+    free: Sequence[str] = (),
+    follow: Callable[[], None] | None = None,
 ) -> Callable[[Task], Callable[[], None]]:
     """Makes a command of `task(config, folder, choices)`: composes conf/<name>.yaml, resolves it, and reports errors.
 
@@ -51,9 +55,10 @@ def command(
     the others go on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
     paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers
     stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
-    the task checks them.
+    the task checks them. follow: what the other processes do where several are started side by side; without it they
+    are refused.
     """
-    return lambda task: Command(name, task, tuple(lists), tuple(paths), studies, tuple(free))
+    return lambda task: Command(name, task, tuple(lists), tuple(paths), studies, tuple(free), follow)
 
 
 @dataclass
@@ -66,9 +71,13 @@ class Command:
     paths: Sequence[str]
     studies: bool
     free: Sequence[str]
+    follow: Callable[[], None] | None = None
     failures: list[int] = field(default_factory=list)
 
     def __call__(self) -> None:
+        if self.follow and not launched().leads:
+            self._follow(self.follow)
+            return
         with signals.listening():
             self._run()
 
@@ -77,14 +86,23 @@ class Command:
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(command_help(self.name, sys.modules[self.task.__module__].__doc__ or self.name, ROOT, sys.argv[1:]))
             sys.exit(0)
-        refuse_several_processes()
+        refuse_several_processes(self.follow is not None, sys.argv[1:])
         sys.argv[1:] = [_plain(argument, self.lists, self.paths, self.free) for argument in sys.argv[1:]]
-        with _explained(self.name):
+        with explained():
             _prepare(self.studies)
             _check(sys.argv[1:])
             with _shown():
                 hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=self.name)(self._job)()
         sys.exit(self.failures[0] if self.failures else 0)
+
+    def _follow(self, follow: Callable[[], None]) -> None:
+        """A process beside rank 0, which alone composes."""
+        if any(ONLY_SHOWN.fullmatch(argument.partition("=")[0]) for argument in sys.argv[1:]):
+            sys.exit(0)
+        refuse_several_processes(True, sys.argv[1:])
+        with explained():
+            _prepare(self.studies)
+            follow()
 
     def _job(self, config: DictConfig) -> float | None:
         logging.getLogger().setLevel(logging.WARNING)  # libraries speak up when something is wrong
@@ -101,12 +119,13 @@ class Command:
         except Interrupted:
             if not signals.is_worker():
                 raise
+            signals.requeue()
             # Raised in a launcher's process it would end the siblings; the sweep has had the signal itself.
             return float("nan")
         except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
             # Caught here, because Hydra would print the overrides and a traceback around it.
             composing = isinstance(error, OmegaConfBaseException | HydraException)
-            message = explain(error, self.name) if composing else str(in_words(error))
+            message = explain(error) if composing else str(in_words(error))
             complain(message if alone else f"job {state.job.override_dirname} failed: {message}")
             if alone or not self.studies:  # a study's sweeper knows which of its jobs count as failed
                 self.failures.append(1 if not alone else 2 if composing else exit_code(error))
@@ -142,36 +161,6 @@ def _resolve(config: DictConfig, state: Any) -> tuple[dict[str, Any], dict[str, 
     assert isinstance(resolved, dict)
     chosen = {key: value for key, value in options.items() if isinstance(value, str) and not key.startswith("hydra")}
     return {str(key): value for key, value in resolved.items()}, chosen
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Whatever ends a command says so in a sentence, and with its exit code."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        complain(explain(error, name))
-        sys.exit(2)
-    except (ValueError, OSError) as error:  # of a sweep, before or between its jobs
-        complain(str(in_words(error)))
-        sys.exit(exit_code(error))
-    except (Interrupted, KeyboardInterrupt) as error:
-        folder = "study= or hydra.sweep.dir= of a sweep, else hydra.run.dir="
-        way = f"the same command with the same folder ({folder}) goes on from here"
-        complain(f"{str(error) or 'interrupted'}; {way}")
-        sys.exit(getattr(error, "exit_code", 130))
-    except Exception as error:
-        steps = traceback.extract_tb(error.__traceback__)
-        said = {
-            RecursionError: "the defaults lists of the configuration files go round in a circle: an option names "
-            "itself, or one that names it",
-            TypeError: "the option of a group is a name, such as env=none, or a list of names",
-        }
-        if type(error) in said and any(step.name == "_create_defaults_tree_impl" for step in steps):
-            complain(said[type(error)])
-            sys.exit(2)
-        print(hide(traceback.format_exc()), file=sys.stderr)
-        sys.exit(1)
 
 
 def _check(arguments: Sequence[str]) -> None:
@@ -216,19 +205,32 @@ SIDE_BY_SIDE = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "P
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
-def refuse_several_processes() -> None:
-    """Ends this process with exit code 2 where a launcher started it as one of several: they would all want the same
-    folder.
+# Flags with which a command shows something and does nothing.
+ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg|-i|--info|-p|--package|--resolve|-sc|--shell.*")
+
+
+def refuse_several_processes(ranked: bool, arguments: Sequence[str]) -> None:
+    """Ends this process with exit code 2 where a launcher started it as one of several, and they are not the ranks of
+    one training: they would all want the same folder. ranked: whether the command takes ranks.
     """
+    if ranked and (size := launched().size) > 1:
+        if not {"-m", "--multirun"} & set(arguments):
+            return
+        complain(
+            f"-m under {size} ranks: a sweep starts each job as one process on one device; start it by python -m "
+            "provla.train alone, or one run under the launcher without -m"
+        )
+        sys.exit(2)
     several = [
         f"{key}={value}" for key in SIDE_BY_SIDE if (value := os.environ.get(key, "")).isdecimal() and int(value) > 1
     ]
     ranks = [f"{key}={value}" for key in RANKS if (value := os.environ.get(key, "")).isdecimal()]
     if several or any(int(rank.partition("=")[2]) > 0 for rank in ranks):
         complain(
-            f"this is one of several processes ({', '.join([*several, *ranks])}), and a run of provla is one process "
-            "on one device so far; start it by python -m provla.… alone, without accelerate launch, torchrun or "
-            "several tasks of srun; several GPUs take the jobs of a sweep (-m)"
+            f"this is one of several processes ({', '.join([*several, *ranks])}), which this was not made for: "
+            "torchrun and accelerate launch start the ranks of python -m provla.train, which they tell "
+            f"{', '.join(LAUNCHED)}; start anything else as one process, without several tasks of srun or MPI; several "
+            "GPUs take the jobs of a sweep (-m)"
         )
         sys.exit(2)
 
@@ -245,20 +247,31 @@ def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequ
     return argument
 
 
-def _places(threads: int) -> int:
+def _places(threads: int, jobs_per_gpu: Any) -> int:
     from provla.jobs.sweep import places
 
-    return places(threads)
+    return places(threads, jobs_per_gpu)
 
 
 def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[str, str], state: Any) -> float | None:
-    """A sweep's job. Where several run at a time it waits for its place and its GPU, and talks into its own log.txt."""
+    """A sweep's job. Where several run at a time it waits for its place and its GPU, unless Ray has given it both, and
+    talks into its own log.txt.
+    """
     launcher = state.launcher
-    if "joblib" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
-        return task(config, folder, choices)
-    from provla.jobs.sweep import cores, places, share, slot
 
-    count = int(launcher.get("n_jobs") or places(config["threads"]))
+    def run() -> float | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            return task(config, folder, choices)
+
+    if "RayLauncher" in launcher._target_:
+        return run()
+    if "JoblibLauncher" not in launcher._target_ and "LocalLauncher" not in launcher._target_:
+        return task(config, folder, choices)
+    from provla.core.ranks import cores
+    from provla.jobs.sweep import places, share, slot
+
+    count = int(launcher.get("n_jobs") or places(config["threads"], launcher.get("jobs_per_gpu", 1)))
     count = cores() if count < 0 else count
     if (
         multiprocessing.get_start_method(allow_none=True) == "loky"
@@ -266,10 +279,8 @@ def _in_place(task: Task, config: dict[str, Any], folder: Path, choices: dict[st
         multiprocessing.set_start_method("spawn", force=True)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with slot(Path(state.sweep.dir), count) as number:
-        folder.mkdir(parents=True, exist_ok=True)
         config["device"] = share(number, str(config.get("device", "auto")))
-        with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            return task(config, folder, choices)
+        return run()
 
 
 def time_limit() -> float | None:
@@ -294,68 +305,6 @@ def job_folder(overrides: str) -> str:
     overrides = re.sub(r"(^|,)\+*(pruner|logger)\.[\w.]+=[^,]*", "", overrides).lstrip(",")
     name = re.sub(r"[/\s]+", "_", hide(overrides).replace(HIDDEN, "hidden")) or "default"
     return name if len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
-
-
-def complain(message: str) -> None:
-    """One message on stderr, without secrets."""
-    print(f"error: {hide(message)}", file=sys.stderr)
-
-
-def explain(error: Exception, name: str) -> str:
-    """A composition error in the user's terms: what was found, what is valid."""
-    text = str(error).strip()
-    if isinstance(error, YAMLError):
-        return f"a configuration file is no YAML that can be read: {text}"
-    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        key = match[1] or match[2]
-        return f"unknown key {key!r}{_suggest(key, name)}"
-    if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
-        options = ", ".join(
-            line.strip()
-            for line in match[3].splitlines()
-            if line.strip() and "=" not in line and "Config search path" not in line
-        )
-        group, _, option = match[1].rpartition("/")
-        return f"unknown option {group}={option}; valid: {options}"
-    if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
-        return f"unknown group {match[1]!r}"
-    if match := re.search(r"Error merging override \+*([^=\s]+)=(.*)", text, re.DOTALL):
-        return (
-            f"{match[1]}={match[2]} cannot be merged with what a configuration file gives for {match[1]} "
-            f"({str(error.__cause__ or error).splitlines()[0]}); to replace it: ~{match[1]} '+{match[1]}={match[2]}'"
-        )
-    place = re.search(r"full_key: (\S+)", text)
-    where = place[1] if place else "a key"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        key = place[1] if place else match[1]
-        return f"{key} has no value; give {key}=…"
-    if match := re.search(r"Interpolation key '([^']+)' not found", text):
-        return (
-            f"{where} takes its value from {match[1]}, which this {match[1].partition('.')[0]} does not have; choose "
-            f"another one, or set {where} itself"
-        )
-    if "Recursive interpolation" in text:
-        return (
-            f"{where} takes its value from itself, by a circle; choose options that fit together, or set {where} itself"
-        )
-    return text
-
-
-def _suggest(key: str, name: str) -> str:
-    """The keys beside a wrong one, the likeliest first."""
-    parent, _, last = key.rpartition(".")
-    try:
-        from hydra import compose, initialize_config_dir
-
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose(name)
-        node = OmegaConf.select(config, parent) if parent else config
-        keys = [str(k) for k in node if not str(k).startswith("_")]
-    except Exception:  # a suggestion is a courtesy; the error itself stands
-        return ""
-    close = difflib.get_close_matches(last, keys, 1)
-    hint = f"; did you mean {parent + '.' if parent else ''}{close[0]}?" if close else ""
-    return f"{hint} valid here: {', '.join(keys)}" if hint else f"; valid here: {', '.join(keys)}"
 
 
 def _read_env_file() -> None:

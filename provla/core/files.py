@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from provla.core.claims import check_all
 from provla.core.errors import NoSpace
 from provla.core.secrets import hide_in
 
@@ -137,6 +138,7 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
         try:
             yield partial
             flush(partial)
+            check_all()  # what this process writes may be another's by now
             if partial.is_dir() and not partial.is_symlink() and os.path.lexists(path):
                 old = partial.with_suffix(".old")
                 os.replace(path, old)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown
+from provla.core.checks import Depth, Name, Natural, Seed, Steps, check_values, did_you_mean, shown, value_in
 from provla.core.files import fingerprint
 from provla.core.renamed import as_first_named
 from provla.core.secrets import hide_in
@@ -48,6 +48,7 @@ class Root:
     n_action_steps: Depth
     eval_episodes: Steps
     objective: Name
+    feature_cache: Literal["auto", "off"]
     sampler_steps: list[Steps]
     perturb: Name | list[Name] | Mapping[str, Natural] | None
     question: str | None
@@ -68,15 +69,17 @@ NEUTRAL = (
     "logger",
     "pruner",
     "objective",
+    "feature_cache",
     "sampler_steps",
     "perturb",
     *STUDY,
 )
 NEUTRAL_INSIDE = {
-    "dataset": ("data_dir", "workers"),
+    "dataset": ("data_dir", "workers", "window_gb", "window_workers"),
     "env": ("num_envs", "videos_per_task", "video_size", "video_stride", "timeout", "workers"),
-    "trainer": ("on_nan", "max_skipped"),
+    "trainer": ("on_nan", "max_skipped", "profile", "shard"),
 }
+WINDOW = ("cache", "window_blocks", "window_frames")  # of a data set: with cache=window alone its order is another
 # How chunks were executed before there was a choice: runs of then are the same runs.
 PLAIN = {"_target_": "provla.execution.Chunk", "delay": 0, "smoothing": 0.0}
 
@@ -92,6 +95,10 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
         inside = NEUTRAL_INSIDE.get(key, ())
         if key == "env" and isinstance(node, Mapping) and not node.get("perturb"):
             inside = (*inside, "perturb", "paraphrases")
+        if key == "trainer" and isinstance(node, Mapping) and node.get("graph") != "on":  # which rounds otherwise
+            inside = (*inside, "graph")
+        if key == "dataset" and _ours(config, key) and value_in(node, "cache") != "window":
+            inside = (*inside, *WINDOW)
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return kept
 
@@ -166,7 +173,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     check_study(config.get("study"))
     check_values(Root, config, "")
     # A run of an earlier version has none of these.
-    missing = [key for key in valid if key not in config and key not in ("rerun", "trust", "execution", "perturb")]
+    later = ("rerun", "trust", "execution", "perturb", "feature_cache")
+    missing = [key for key in valid if key not in config and key not in later]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")
 

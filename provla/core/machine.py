@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from provla.core.files import ROOT
+from provla.core.ranks import launched
 
 PACKAGES = (
     *("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot"),
@@ -67,6 +69,8 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
     }
+    if (ranks := launched().size) > 1:
+        found["ranks"] = ranks
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return found
@@ -82,22 +86,36 @@ def _cpu() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where a result was made: memory it took, versions, machine, commit, and a hash of what is not committed."""
+    memory = {"peak_memory_mb": peak_memory()}
+    if device.type == "cuda":
+        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    made = {
+        "versions": dict(_versions()),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "machine": machine(device),
+    }
+    return {**memory, **made, **code()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of what this process may have imported: looked up once."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    memory = {"peak_memory_mb": peak_memory()}
-    if torch.cuda.is_available():
-        memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    made = {
-        "versions": versions,
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "machine": machine(device),
-    }
-    return {**memory, **made, **commit()}
+    return versions
+
+
+@cache
+def code() -> dict[str, str | None]:
+    """The `commit` that this process runs, looked at once: what is edited after the first look is not what was
+    imported, and git is two processes.
+    """
+    return commit()
 
 
 def commit() -> dict[str, str | None]:
@@ -131,18 +149,24 @@ def peak_memory() -> float:
     return (int(found[1]) if found else used) / 1024
 
 
-def forget_peak_memory() -> None:
-    """Starts the peak anew, so that a sweep's job does not report that of the job before it in the same process."""
+def forget_peak_memory(device: torch.device) -> None:
+    """Starts the peak anew, on the run's GPU too, so that a sweep's job does not report that of the job before it in
+    the same process.
+    """
     with contextlib.suppress(OSError):  # Linux alone can
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def find_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. `ValueError` for a device that is not there."""
+    """auto: a GPU where there is one, each rank its own; it becomes the process's present one, which accelerate takes.
+    `ValueError` for a device that is not there.
+    """
+    if launched().size > 1:
+        name = _own_device(name)
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -152,4 +176,23 @@ def find_device(name: str) -> torch.device:
         raise ValueError(
             f"device={name!r} is not available: {str(error).splitlines()[0]}; valid: auto, cpu, cuda, cuda:<n>"
         ) from error
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
+
+
+def _own_device(name: str) -> str:
+    """The device of a rank."""
+    ranks, count = launched(), torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        raise ValueError(f"device={name}: each of the {ranks.size} ranks has its own; give device=auto, cuda or cpu")
+    if ranks.local >= count:
+        raise ValueError(
+            f"rank {ranks.rank} is process {ranks.local + 1} of its machine, which has {count} GPUs; start a process "
+            f"per GPU (--nproc-per-node={count}, or --num_processes), or give device=cpu"
+        )
+    return f"cuda:{ranks.local}"

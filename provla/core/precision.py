@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from provla.core.device import seed_torch
 from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Observation
 
@@ -41,7 +42,7 @@ def repeatable(seed: int, device: torch.device) -> Iterator[None]:
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
     ):
-        torch.manual_seed(seed)
+        seed_torch(seed, device)
         yield
 
 

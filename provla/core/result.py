@@ -61,6 +61,7 @@ class Result:
     success: dict[str, dict[str, float]] = field(default_factory=dict)  # task, or success_rate → rate, low, high, …
     faults: int | None = None  # failures that were no failing at the task
     ms_per_chunk: float | None = None
+    ms_per_chunk_p99: float | None = None
     execution: dict[str, Any] | None = None  # how chunks were executed
     sampler_steps: list[dict[str, Any]] | None = None  # quality and time for each number of steps
     perturb: list[dict[str, Any]] | None = None  # what is left of success under each factor

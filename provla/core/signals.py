@@ -33,7 +33,8 @@ WORKERS = ("popen_loky", "submitit.core._submit")  # in the command lines of the
 class _State:
     """listening: whether the handlers are in place. signum, at: the signal that came, and when. deferred: how many
     blocks hold it back. worker: a launcher's process, whose sweep decides what a second signal does. forward: tells
-    others of a signal. put_off: seconds that signals have been put off for an import's sake.
+    others of a signal. put_off: seconds that signals have been put off for an import's sake. requeue: submitit's answer
+    to the signal that came, which puts the job into the queue again and exits.
     """
 
     listening: bool = False
@@ -43,10 +44,12 @@ class _State:
     worker: bool = False
     forward: Callable[[], None] | None = None
     put_off: float = 0.0
+    requeue: Callable[[], None] | None = None
 
 
 _state = _State()
 _told: list[Callable[[], None]] = []
+_submitit: dict[int, Callable[..., Any]] = {}  # its handlers, in whose place this module's stand
 
 
 def starting(name: str) -> bool:
@@ -142,6 +145,20 @@ def check() -> None:
         raise Interrupted(_state.signum)
 
 
+def pending() -> int:
+    """The signal that has come and waits; 0: none."""
+    return _state.signum or 0
+
+
+def ending() -> None:
+    """From here on this process ends by itself: a launcher that asks for it says nothing new, and must not keep it from
+    writing why. One that has come already is forgotten.
+    """
+    _state.signum = None
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def forward_to_workers() -> None:
     """Asks the processes of joblib and submitit_local for the end of their jobs."""
 
@@ -156,8 +173,10 @@ def _install() -> dict[signal.Signals, Any]:
     before = {}
     for signum in SIGNALS:
         handler = signal.getsignal(signum)
-        if handler is None or handler is signal.SIG_IGN or (signum != signal.SIGTERM and _of_submitit(handler)):
-            continue  # as nohup wants it, and as submitit does, which requeues a job at its own signal
+        if handler is None or handler is signal.SIG_IGN:
+            continue  # as nohup wants it
+        if callable(handler) and _of_submitit(handler) and signum != signal.SIGTERM:  # which it passes over
+            _submitit[signum] = handler
         before[signum] = handler
         signal.signal(signum, _on_signal)
     _state.listening = True
@@ -182,7 +201,15 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
+def requeue() -> None:
+    """Puts this process's job into its cluster's queue again, and exits, where the signal that came asks for that."""
+    if _state.requeue is not None:
+        _state.requeue()
+
+
 def _on_signal(signum: int, frame: FrameType | None) -> None:
+    if signum in _submitit:  # it may come after SIGTERM: first the checkpoint, then the queue
+        _state.requeue = lambda: _submitit[signum](signum, None)
     if not _state.deferred and _state.put_off < PATIENCE and _importing(frame):
         _state.put_off += LATER
         again = threading.Timer(LATER, os.kill, (os.getpid(), signum))
@@ -191,7 +218,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         return
     if _state.signum is not None:
         if not _state.worker and time.monotonic() - _state.at > SAME:
-            _end(signum)
+            end_at_once(f"{signal.Signals(signum).name} again: ended at once", 128 + signum)
         return
     _state.signum, _state.at = signum, time.monotonic()
     tell()
@@ -211,11 +238,11 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
 
-def _end(signum: int) -> None:
+def end_at_once(message: str, code: int = 1) -> None:
     """Ends this process and its children where they stand."""
     _for_children(lambda child: child.kill())
-    _say(f"{signal.Signals(signum).name} again: ended at once")
-    os._exit(128 + signum)
+    _say(message)
+    os._exit(code)
 
 
 def _for_children(call: Callable[[Any], None]) -> None:

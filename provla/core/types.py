@@ -14,6 +14,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from provla.core.device import send
+
 JointGroups = Mapping[str, Sequence[str]] | Literal["each"] | None
 
 
@@ -21,8 +23,23 @@ class _Movable:
     """Moves and slices every tensor (and list) of a dataclass along the batch."""
 
     def to(self, device: torch.device) -> Self:
+        """On `device`; a GPU is not waited for."""
         held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, (Tensor, Observation))}
+        moved = {
+            name: send(value, device) if isinstance(value, Tensor) else value.to(device)
+            for name, value in held.items()
+            if isinstance(value, (Tensor, Observation))
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def pinned(self) -> Self:
+        """In memory that a GPU copies from while others go on."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moved = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value.pinned()
+            for name, value in held.items()
+            if isinstance(value, (Tensor, Observation))
+        }
         return replace(self, **moved)  # type: ignore[type-var]
 
     def rows(self, part: slice) -> Self:
@@ -36,14 +53,35 @@ class _Movable:
 
 @dataclass(frozen=True)
 class Observation(_Movable):
-    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions."""
+    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions.
+
+    features (B,T,C,…): what a frozen vision encoder has made of the images, where somebody knows it already. sentences,
+    which (B,) int64: the sentences to be read, each once, and which of them each sample has, where somebody has looked
+    already (see `told`).
+    """
 
     images: Tensor
     state: Tensor
     instruction: list[str]
+    features: Tensor | None = None
+    sentences: tuple[str, ...] | None = None
+    which: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
+
+    def told(self) -> tuple[list[str], Tensor]:
+        """The distinct sentences, and which of them each sample has: (B,) int64, where the state lies."""
+        if self.sentences is not None and self.which is not None:
+            return list(self.sentences), self.which
+        place = {text: number for number, text in enumerate(dict.fromkeys(self.instruction))}
+        return list(place), send(torch.tensor([place[text] for text in self.instruction]), self.state.device)
+
+    def look_up(self, sentences: Sequence[str]) -> Self:
+        """With `which`, of the given sentences, so that a policy has nothing to look for."""
+        place = {text: number for number, text in enumerate(sentences)}
+        which = torch.tensor([place[text] for text in self.instruction])
+        return replace(self, sentences=tuple(sentences), which=which)
 
 
 @dataclass(frozen=True)
@@ -53,8 +91,8 @@ class Batch(_Movable):
     actions (B,H,A) float32 in the robot's units; is_pad (B,H) bool, True past the episode's end. The random draws of a
     training step travel with the samples they belong to, so that splitting a batch changes no gradient and every arm of
     a study meets the same draws: noise (B,H,A) standard normal; time (B,), crop (B,2) and color (B,2) uniform in [0,
-    1); key (B,) int64, a seed per sample for draws whose size only the policy knows. steps_per_sample: unpadded steps
-    per sample of the batch that this one is a part of; None where it is no part.
+    1); key (B,) int64, a seed per sample for draws whose size only the policy knows, which stays on the host.
+    steps_per_sample: unpadded steps per sample of the batch that this one is a part of; None where it is no part.
     """
 
     observation: Observation
@@ -70,12 +108,17 @@ class Batch(_Movable):
     def __len__(self) -> int:
         return len(self.observation)
 
+    def to(self, device: torch.device) -> Self:
+        """On `device`, but for the keys: generators are seeded by the host, which would have to wait for them."""
+        return replace(super().to(device), key=self.key)
+
     def split(self, parts: int) -> Iterator[Self]:
         """`parts` batches of consecutive rows, of nearly equal size."""
         bounds = [len(self) * i // parts for i in range(parts + 1)]
         if parts == 1:
             return iter((self,))
-        whole = replace(self, steps_per_sample=(~self.is_pad).sum().item() / len(self))
+        mean = self.steps_per_sample or (~self.is_pad).sum().item() / len(self)  # a part's parts are of the whole
+        whole = replace(self, steps_per_sample=mean)
         return (whole.rows(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a)
 
     def per_sample(self, mean: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from provla.core.claims import claimed
 from provla.core.errors import NoSpace
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.progress import console, progress_bars
@@ -62,7 +62,7 @@ def frame_cache(
         return found
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with claimed(path.with_suffix(".claim")):
             return (None if fresh else _known(path, notes)) or _make(path, notes, root, camera, spans, size, fps)
 
 
@@ -161,7 +161,7 @@ def _decode_into(
                 problems += found
                 if problems:
                     continue
-                frames = np.stack([_small(image, size) for image in images])
+                frames = np.stack([small(image, size) for image in images])
                 file.seek(offset + span.row * 3 * size[0] * size[1])
                 file.write(frames.tobytes())
                 digests[at[span.episode]] = _digest(frames)
@@ -183,7 +183,7 @@ class _Incomplete(Exception):
     """Some pictures could not be read: no file is made."""
 
 
-def _small(image: Image, size: tuple[int, int]) -> Frames:
+def small(image: Image, size: tuple[int, int]) -> Frames:
     """(3,h,w), area-averaged to `size`."""
     if image.shape[:2] != size:
         import cv2

@@ -11,20 +11,36 @@ from numpy.typing import NDArray
 
 from provla.core.checks import shown
 from provla.dataset.cache import Frames
+from provla.dataset.stored import Stored
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a training goes through pictures that are decoded as it goes; see `provla.dataset.window`.
+
+    blocks: that are open at a time. frames: of an episode that make one, at most. gb: of the ring; None: half as much
+    again as the blocks take. workers: threads that decode; None: one for each core.
+    """
+
+    blocks: int
+    frames: int
+    gb: float | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
 class Demonstrations:
     """Whole data set as arrays; row i is one control step.
 
-    frames: camera → (N,3,h,w) uint8; state (N,S), actions (N,A) float32; starts (E+1,): episode e is rows
-    starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first row; row_task (N,): of each
-    row, None where no episode changes its task. skipped: what is wrong with the episodes that were left out.
+    frames: camera → (N,3,h,w) uint8, an array or what is indexed like one; state (N,S), actions (N,A) float32; starts
+    (E+1,): episode e is rows starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first
+    row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
+    that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
     """
 
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, Frames | Stored]
     state: Array
     actions: Array
     starts: Array
@@ -36,6 +52,7 @@ class Demonstrations:
     source: str
     row_task: Array | None = None
     skipped: list[str] = field(default_factory=list)
+    window: Window | None = None
 
     def check(self) -> None:
         """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from provla.dataset.format import Camera
 from provla.dataset.problem import Problem
 
 Image = NDArray[np.uint8]  # (h,w,3)
+Take = Callable[[int, Image], Image]  # a picture's number in its span, and the picture → what is kept of it
+MISSING = "is missing: the data set is incomplete; fetch or record it again"
+BACK = (0, 64)  # frames before a part at which its video is entered, in turn: a key frame may lie before it is shown
 
 
 def thinning(height: int, width: int) -> int:
@@ -46,15 +50,7 @@ def read_spans(
         name = str(file.relative_to(root))
         if not file.is_file():
             for span in wanted:
-                yield (
-                    span,
-                    [],
-                    [
-                        Problem(
-                            name, span.episode, None, "is missing: the data set is incomplete; fetch or record it again"
-                        )
-                    ],
-                )
+                yield span, [], [Problem(name, span.episode, None, MISSING)]
             continue
         if camera.stored == "image":
             yield from _pictures(root, file, camera, wanted)
@@ -68,12 +64,39 @@ def read_spans(
             yield from _cut(_decode(file, camera, fps, careful=True), wanted, name)
 
 
+def read_part(
+    root: Path, camera: Camera, span: Span, first: int, length: int, fps: float, take: Take
+) -> Problem | None:
+    """Shows `take` the pictures `first` … `first + length - 1` of a span, as `read_spans` reads them, or says what is
+    wrong with them. A video is entered at a key frame before the first of them and read front to back from there.
+    """
+    part, name = replace(span, first=span.first + first, length=length), str(span.file.relative_to(root))
+    if not span.file.is_file():
+        return Problem(name, span.episode, None, MISSING)
+    if camera.stored == "image":
+        ways = [_pictures(root, span.file, camera, [part], take)]
+    else:
+        ways = [
+            _cut(_decode(span.file, camera, fps, start=max(0, part.first - back)), [part], name, take) for back in BACK
+        ]
+        ways.append(_cut(_decode(span.file, camera, fps, careful=True), [part], name, take))
+    for way in ways:
+        with suppress(_Broken):
+            problems = next(way)[2]
+            return replace(problems[0], frame=first + (problems[0].frame or 0)) if problems else None
+    raise AssertionError("who reads carefully meets no _Broken")
+
+
 class _Broken(Exception):
     """A video that has to be read packet by packet to know which of its frames are whole."""
 
 
+def _whole(number: int, image: Image) -> Image:
+    return image
+
+
 def _cut(
-    stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str
+    stream: Iterator[tuple[int, Image | str]], spans: list[Span], name: str, take: Take = _whole
 ) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
     """Spans of a stream of numbered frames, in which a text stands for one that cannot be read. Spans do not
     overlap.
@@ -99,7 +122,7 @@ def _cut(
                         Problem(name, span.episode, number - span.first, "two frames are shown at the time of this one")
                     )
                 else:
-                    kept[number] = frame
+                    kept[number] = take(number - span.first, frame)
                 if number == last and not problems and len(kept) == span.length:
                     break
         if not problems and len(kept) < span.length:
@@ -108,12 +131,15 @@ def _cut(
         yield span, [] if problems else [kept[span.first + i] for i in range(span.length)], problems[:1]
 
 
-def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> Iterator[tuple[int, Image | str]]:
+def _decode(
+    file: Path, camera: Camera, fps: float, careful: bool = False, start: int | None = None
+) -> Iterator[tuple[int, Image | str]]:
     """All frames of a video with their numbers; -1 with the reason where there are no more.
 
     Where anything is wrong `_Broken` is raised, unless careful: then a text stands for each frame that cannot be
     trusted, which are all from a damaged one to the next key frame. libav conceals most errors unless it is told to
-    explode.
+    explode. start: the first frame that is wanted, where those before the last key frame up to it are not looked at;
+    others read other parts at the same time, each in one thread.
     """
     import av
 
@@ -122,17 +148,11 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
     av.logging.set_libav_level(av.logging.PANIC)
     try:
         with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise ValueError("it holds no video")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise ValueError("its codec is unknown")
-            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
-            stream.thread_type = "NONE" if careful else "AUTO"
+            stream = _stream(container, threads=0 if start is None else 1, frames_at_once=start is None and not careful)
             if reason := _misfit(stream, camera, fps):
                 yield -1, reason
                 return
-            broken, count = "", 0
+            broken, count = "", _enter(container, stream, start, fps)
             for packet in container.demux(stream):
                 if packet.is_corrupt or packet.is_keyframe:  # up to the next key frame, all hang on what was damaged
                     broken = "it is damaged" if packet.is_corrupt else ""
@@ -146,15 +166,46 @@ def _decode(file: Path, camera: Camera, fps: float, careful: bool = False) -> It
                     raise _Broken
                 for frame in frames:
                     at = count if frame.pts is None else float(frame.pts * frame.time_base) * fps
+                    if count < 0:
+                        count = _entered(at, start)
                     if not careful and (abs(at - count) > 0.5 or frame.is_corrupt):
                         raise _Broken
-                    yield (round(at) if careful else count), broken or _rgb(frame, camera)
+                    if start is None or count >= start:
+                        yield (round(at) if careful else count), broken or _rgb(frame, camera)
                     count += 1
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, av.FFmpegError) and not careful:
             raise _Broken from error
         said = getattr(error, "strerror", None) or error
         yield -1, f"cannot be decoded ({said}): it is truncated or damaged; fetch or record the data set again"
+
+
+def _stream(container: Any, threads: int, frames_at_once: bool) -> Any:
+    """The video in a file, which raises what is wrong with it. threads: 0 as many as its codec likes."""
+    if not container.streams.video:
+        raise ValueError("it holds no video")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError("its codec is unknown")
+    stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", "ec": "0"}
+    stream.thread_type = "AUTO" if frames_at_once else "NONE"
+    stream.thread_count = threads  # some codecs bring threads of their own
+    return stream
+
+
+def _enter(container: Any, stream: Any, start: int | None, fps: float) -> int:
+    """Goes to the key frame before `start`. The number of the frame that comes next; -1 where its time will say it."""
+    if not start:
+        return 0
+    container.seek(round(start / fps / stream.time_base), stream=stream)
+    return -1
+
+
+def _entered(at: float, start: int | None) -> int:
+    """The number of the first frame after `_enter`. `_Broken` where it has no time, or lies behind the wanted one."""
+    if start is None or not -0.5 < at < start + 0.5:
+        raise _Broken
+    return round(at)
 
 
 def _rgb(frame: Any, camera: Camera) -> Image | str:
@@ -177,23 +228,22 @@ def _misfit(stream: Any, camera: Camera, fps: float) -> str:
 
 
 def _pictures(
-    root: Path, file: Path, camera: Camera, spans: list[Span]
+    root: Path, file: Path, camera: Camera, spans: list[Span], take: Take = _whole
 ) -> Iterator[tuple[Span, list[Image], list[Problem]]]:
     """Pictures that stand, encoded, in the rows of a parquet file, or in files that it names."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     name = str(file.relative_to(root))
     try:
-        table = pq.read_table(file, columns=[camera.key], page_checksum_verification=True, memory_map=True)[camera.key]
+        table, offset = _column(file, camera.key, spans[0].first, spans[-1].first + spans[-1].length)
         for span in spans:
             images, problems = [], []
-            for i, cell in enumerate(table.slice(span.first, span.length)):
+            for i, cell in enumerate(table.slice(span.first - offset, span.length)):
                 image = _picture(root, cell.as_py(), camera)
                 if isinstance(image, str):
                     problems.append(Problem(name, span.episode, i, image))
                     break
-                images.append(image)
+                images.append(take(i, image))
             if not problems and len(images) < span.length:
                 problems = [Problem(name, span.episode, len(images), "the file ends before it: it is truncated")]
             yield span, [] if problems else images, problems
@@ -208,6 +258,18 @@ def _pictures(
                     )
                 ],
             )
+
+
+def _column(file: Path, key: str, first: int, end: int) -> tuple[Any, int]:
+    """A column's row groups that hold any of the rows `first` … `end - 1`, and the number of their first row."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, page_checksum_verification=True, memory_map=True) as stored:
+        sizes = [stored.metadata.row_group(i).num_rows for i in range(stored.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = [i for i, size in enumerate(sizes) if ends[i] > first and ends[i] - size < end]
+        offset = int(ends[groups[0]] - sizes[groups[0]]) if groups else first
+        return stored.read_row_groups(groups, columns=[key])[key], offset
 
 
 def _picture(root: Path, cell: Any, camera: Camera) -> Image | str:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from provla.core.files import fingerprint
-from provla.dataset.cache import Frames, frame_cache
+from provla.core.progress import progress_bars
+from provla.dataset.cache import Frames, frame_cache, statistics
 from provla.dataset.checksums import Checksums
 from provla.dataset.format import Camera
-from provla.dataset.frames import Span
+from provla.dataset.frames import MISSING, Span, read_spans
 from provla.dataset.problem import Problem
+from provla.dataset.stored import Stored
 from provla.dataset.verify import Contents, compare_pictures
 
 
@@ -26,7 +28,7 @@ class Inspection:
     cameras: list[Camera]
     episodes: list[int]
     problems: list[Problem]
-    frames: dict[str, Frames]
+    frames: dict[str, Frames | Stored]
     notes: list[str]
     rebuilt: list[str]
     sums: Checksums
@@ -41,18 +43,9 @@ class Inspection:
 
     def decode(self, place: Path, image_size: tuple[int, int] | None, fresh: bool) -> list[Problem]:
         """Fills in the frames of the episodes that are left, from the caches in `place`; what is wrong with them."""
-        contents, worse = self.contents, list[Problem]()
-        info, lengths = contents.info, np.diff(contents.starts)[self.episodes]
-        rows = np.concatenate([[0], np.cumsum(lengths)])
+        contents, info, worse = self.contents, self.contents.info, list[Problem]()
         for camera in self.cameras:
-            spans = []
-            for e, length, row in zip(self.episodes, lengths, rows, strict=False):
-                if camera.stored == "video":
-                    chunk, number, first = (int(x) for x in contents.videos[camera.key][e])
-                    file = info.video(camera.key, chunk, number)
-                else:
-                    file, first = contents.rows.place(int(contents.starts[e]))
-                spans.append(Span(e, file, first, int(length), int(row)))
+            spans = self._spans(camera)
             folder = place / _identity(info.root, camera, spans, self.sums)
             cached = frame_cache(folder, info.root, camera, spans, image_size or camera.size, info.fps, fresh)
             worse += cached.problems
@@ -68,6 +61,52 @@ class Inspection:
                 else:
                     worse += [Problem(**problem) for problem in cached.compared["problems"]]
         return worse
+
+    def leave(self, image_size: tuple[int, int] | None, fresh: bool) -> list[Problem]:
+        """Fills in the frames of the episodes that are left, to be decoded when they are asked for; what is wrong with
+        their files, of which each picture is looked at with fresh alone.
+        """
+        info, worse = self.contents.info, list[Problem]()
+        for camera in self.cameras:
+            spans = self._spans(camera)
+            self.frames[camera.name] = Stored(info.root, camera, spans, image_size or camera.size, info.fps)
+            gone = {file: not file.is_file() for file in {span.file for span in spans}}
+            worse += [
+                Problem(str(span.file.relative_to(info.root)), span.episode, None, MISSING)
+                for span in spans
+                if gone[span.file]
+            ]
+            if fresh and not worse:
+                worse += self._look(camera, spans)
+        return worse
+
+    def _look(self, camera: Camera, spans: list[Span]) -> list[Problem]:
+        """What is wrong with a camera's pictures."""
+        info, worse, seen = self.contents.info, list[Problem](), {}
+        with progress_bars() as bars:
+            bar = bars.add_task("decoding", total=sum(span.length for span in spans), note=camera.name)
+            for span, images, found in read_spans(info.root, camera, spans, info.fps):
+                bars.advance(bar, span.length)
+                worse += found
+                if not found:
+                    seen[span.episode] = statistics(images)
+        if worse:
+            return worse
+        everywhere, sampled = ([seen[e][i] for e in self.episodes] for i in range(2))
+        return compare_pictures(self.contents, camera, self.episodes, everywhere, sampled)
+
+    def _spans(self, camera: Camera) -> list[Span]:
+        """Where the pictures of the episodes that are left lie."""
+        contents, spans, row = self.contents, [], 0
+        for e, length in zip(self.episodes, np.diff(contents.starts)[self.episodes].tolist(), strict=True):
+            if camera.stored == "video":
+                chunk, number, first = (int(x) for x in contents.videos[camera.key][e])
+                file = contents.info.video(camera.key, chunk, number)
+            else:
+                file, first = contents.rows.place(int(contents.starts[e]))
+            spans.append(Span(e, file, first, length, row))
+            row += length
+        return spans
 
 
 def report(found: Inspection, whole: list[Problem]) -> str:

@@ -7,14 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-from provla.core.checks import Count, Extent, Fraction, Name, Names, Seed
+from provla.core.checks import Count, Depth, Extent, Fraction, Name, Names, Positive, Seed
 from provla.core.hub import guarded
 from provla.core.progress import console
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
-from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.demonstrations import Demonstrations, Window
 from provla.dataset.format import Camera, Info, read_info
-from provla.dataset.inspection import Inspection, files, report
+from provla.dataset.inspection import Inspection, report
+from provla.dataset.inspection import files as files_of
+from provla.dataset.kept import keep, look, recall
 from provla.dataset.problem import Problem
 from provla.dataset.verify import read_contents
 
@@ -26,7 +28,11 @@ class LeRobotSource:
     state_key and action_key name the features; several make one state, side by side in the order given. image_size:
     [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
     names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
-    bad_episodes: fail, or skip to leave out those with which something is wrong.
+    bad_episodes: fail, or skip to leave out those with which something is wrong. cache: full, the frame cache; none:
+    pictures are decoded when a batch needs them; window: ahead of it, in an order that keeps few of them
+    (`provla.dataset.window`), by `window_blocks` open blocks of at most `window_frames` frames of an episode, in a ring
+    of `window_gb` GB, by `window_workers` threads. Without a frame cache, pictures are looked at when they are needed:
+    what is wrong with one ends a training there.
     """
 
     def __init__(
@@ -44,6 +50,11 @@ class LeRobotSource:
         joint_groups: JointGroups = None,
         num_episodes: Count | None = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
+        cache: Literal["full", "window", "none"] = "full",
+        window_blocks: Count = 256,
+        window_frames: Count = 64,
+        window_gb: Positive | None = None,
+        window_workers: Depth | None = None,
     ) -> None:
         if root is None and repo_id is None:
             raise ValueError("the data set has no source: give dataset.root=<folder> and/or dataset.repo_id=<Hub id>")
@@ -58,13 +69,19 @@ class LeRobotSource:
         self.image_size = None if image_size is None else (image_size[0], image_size[1])
         self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.cached = cache == "full"
+        self.window = Window(window_blocks, window_frames, window_gb, window_workers) if cache == "window" else None
 
     def load(self) -> Demonstrations:
         """Everything but the pixels in memory; frames decoded now if they are not cached.
 
-        All is checked when it is read first, and again where a file has changed. Errors: `ValueError` that names file,
-        episode and frame.
+        All is checked when it is read first, and again where a file has changed; until then a process has what it
+        loaded last. Errors: `ValueError` that names file, episode and frame.
         """
+        place = self.root if self.cached else None
+        files = look(place)
+        if (known := recall(self, files)) is not None:
+            return known
         found = self.inspect()
         for line in found.notes:
             console.print(line)
@@ -78,7 +95,10 @@ class LeRobotSource:
             )
             for problem in found.problems:
                 console.print(f"  {problem}")
-        return self._demonstrations(found)
+        data = self._demonstrations(found)
+        if not found.notes and not found.problems and look(place) == files:  # else there is something to say again
+            keep(self, files, data)
+        return data
 
     def inspect(self, fresh: bool = False, thorough: bool = False) -> Inspection:
         """Reads and checks everything; what is wrong stands in the answer. `ValueError` where the data set cannot be
@@ -96,18 +116,23 @@ class LeRobotSource:
         if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
             raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
         count = total if self.num_episodes is None else self.num_episodes
-        sums = Checksums(root, self.data_dir / "checked", files(contents, cameras), fresh)
+        sums = Checksums(root, self.data_dir / "checked", files_of(contents, cameras), fresh)
         problems = [p for p in contents.problems if p.episode is None or p.episode < count]
         failed = bool(problems) and self.bad_episodes == "fail" and not thorough
         problems = [Problem(name, None, None, why) for name, why in sums.wrong.items()] + problems
         found = Inspection(contents, cameras, [], problems, {}, [*notes, *contents.notes], [], sums)
         while not failed:
             found.episodes = [e for e in range(count) if e not in found.bad]
-            worse = found.decode(self.data_dir / "frames", self.image_size, fresh) if found.episodes else []
+            worse = self._look(found, fresh) if found.episodes else []
             problems += worse
             failed = not worse or self.bad_episodes == "fail"
         sums.remember()
         return found
+
+    def _look(self, found: Inspection, fresh: bool) -> list[Problem]:
+        if self.cached:
+            return found.decode(self.data_dir / "frames", self.image_size, fresh)
+        return found.leave(self.image_size, fresh)
 
     def _demonstrations(self, found: Inspection) -> Demonstrations:
         contents, info = found.contents, found.contents.info
@@ -131,6 +156,7 @@ class LeRobotSource:
             source=found.source,
             row_task=row_task,
             skipped=[str(problem) for problem in found.problems],
+            window=self.window,
         )
 
     def _folder(self) -> Path:

@@ -17,13 +17,14 @@ import traceback
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock
 
+from provla.core.claims import claimed
 from provla.core.files import check_space, fingerprint, write_json, writing
 from provla.core.progress import progress_bars
 from provla.core.world import Embodiment
@@ -112,7 +113,7 @@ def record(recording: Recording, folder: Path, workers: int) -> Path:
         return final
     with writing(final, recording.room):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{recording.name}.lock"):
+        with claimed(folder / f".{recording.name}.claim"):
             if not (final / RECORD).is_file():
                 _record(recording, final, max(1, workers))
     return final
@@ -271,11 +272,20 @@ def _demonstrate(recording: Recording, world: Any, task: str, number: int, datas
                 return
             if over(world):
                 break
-        dataset.clear_episode_buffer()
+        _forget(dataset)
     raise ValueError(
         f"the expert of {task} failed {MAX_ATTEMPTS} times in a row with dataset.noise={recording.noise}, within "
         f"{recording.max_steps} steps each; lower the noise or leave the task out"
     )
+
+
+def _forget(dataset: Any) -> None:
+    """Drops the episode. LeRobot's encoders look only once a second whether they are to stop; `None` ends them."""
+    encoder = getattr(getattr(dataset, "writer", None), "_streaming_encoder", None)
+    for waiting in getattr(encoder, "_frame_queues", {}).values():
+        with suppress(queue.Full):
+            waiting.put(None, timeout=1)
+    dataset.clear_episode_buffer()
 
 
 def _ask(world: Any) -> Any:

@@ -9,6 +9,8 @@ import torch
 
 from provla.core.types import Batch, Observation
 from provla.dataset.demonstrations import Array, Demonstrations
+from provla.dataset.features import Features
+from provla.dataset.rows import read_rows
 
 
 class Sampler:
@@ -22,7 +24,7 @@ class Sampler:
         self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
     ) -> None:
         self.data, self.episodes, self.rows = data, episodes, data.rows(episodes)
-        self._frames = [data.frames[camera] for camera in cameras]
+        self.frames = [data.frames[camera] for camera in cameras]
         owner = np.repeat(np.arange(len(data.task)), np.diff(data.starts))
         self._first, self._last = data.starts[owner], data.starts[owner + 1] - 1
         self._instruction = np.array(data.instructions, dtype=object)[
@@ -30,50 +32,92 @@ class Sampler:
         ]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._epoch: tuple[tuple[int, int], Array] | None = None
+        self.features: list[Features] | None = None  # of each camera's frames, where they are known
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, rows: Array) -> Batch:
+    def gather(self, rows: Array, images: Array | None = None) -> Batch:
         """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
-        last action after its end (where `is_pad`)."""
+        last action after its end (where `is_pad`). images: theirs (B,T,C,3,h,w), where somebody has them already, or
+        the rows (B,T) at which they lie, for whoever has them later (`Resident.look`); then there are no features.
+        """
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
-        behind = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])  # (B, T)
-        images = (
-            np.stack([frames[behind] for frames in self._frames], 2)
-            if len(self._frames) > 1
-            else self._frames[0][behind][:, :, None]
-        )
+        behind = self.seen(rows)
+        known = self.features if images is None else None
         return Batch(
             Observation(
-                torch.from_numpy(images), torch.from_numpy(self.data.state[behind]), list(self._instruction[rows])
+                torch.from_numpy(self._looked_up(behind) if images is None else images),
+                torch.from_numpy(self.data.state[behind]),
+                list(self._instruction[rows]),
+                None if known is None else torch.stack([one[behind] for one in known], 2),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
         )
 
+    def _looked_up(self, rows: Array) -> Array:
+        """rows (B,T) → (B,T,C,3,h,w)."""
+        look = np.ndarray.__getitem__ if self.features is None else read_rows
+        found = [look(frames, rows) if isinstance(frames, np.ndarray) else frames[rows] for frames in self.frames]
+        one: Array = found[0][:, :, None]
+        return one if len(found) == 1 else np.stack(found, 2)
+
+    def seen(self, rows: Array) -> Array:
+        """(B,T): the rows of the frames that are observed at these."""
+        found: Array = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])
+        return found
+
+    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Array | None:
+        """Those of a training step, where they are made ready before it; None: `gather` looks them up."""
+        return None
+
+    def waited(self) -> float | None:
+        """Seconds in which steps have waited for pictures since this was last asked; None where none ever does."""
+        return None
+
+    def close(self) -> None:
+        """Ends what is done ahead of steps."""
+
     def rows_at(self, seed: int, step: int, size: int) -> Array:
         """The rows of the data set that a training step sees."""
         per_epoch = max(1, len(self.rows) // size)
-        return self._order(seed, step // per_epoch, size)[(step % per_epoch) * size :][:size]
+        return self._order(seed, step // per_epoch)[(step % per_epoch) * size :][:size]
 
-    def step(self, seed: int, step: int, size: int) -> Batch:
-        """The batch of a training step, with its random draws (see `Batch`)."""
-        batch = self.gather(self.rows_at(seed, step, size))
+    def step(self, seed: int, step: int, size: int, rank: int = 0, ranks: int = 1, pictures: bool = True) -> Batch:
+        """The batch of a training step, with its random draws (see `Batch`). pictures: else the rows at which they lie.
+
+        Of several ranks each gathers its rows `rank::ranks`: the draws of all are made, and its own kept.
+        """
+        rows = self.rows_at(seed, step, size)
+        own = slice(rank, None, ranks)
+        images = self.pictures(seed, step, size, rank, ranks) if pictures else self.seen(rows[own])
+        batch = self.gather(rows[own], images)
         rng = np.random.default_rng([seed, step, 1])
+        noise = rng.standard_normal((len(rows), *batch.actions.shape[1:]), dtype=np.float32)
         return Batch(
             batch.observation,
             batch.actions,
             batch.is_pad,
-            noise=torch.from_numpy(rng.standard_normal(tuple(batch.actions.shape), dtype=np.float32)),
-            time=torch.from_numpy(rng.random(size, dtype=np.float32)),
-            crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
-            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)),
-            key=torch.from_numpy(rng.integers(2**63, size=size)),
+            noise=torch.from_numpy(noise[own]),
+            time=torch.from_numpy(rng.random(size, dtype=np.float32)[own]),
+            crop=torch.from_numpy(rng.random((size, 2), dtype=np.float32)[own]),
+            color=torch.from_numpy(rng.random((size, 2), dtype=np.float32)[own]),
+            key=torch.from_numpy(rng.integers(2**63, size=size)[own]),
+            steps_per_sample=self.unpadded(rows) / len(rows) if ranks > 1 else None,
         )
 
-    def _order(self, seed: int, epoch: int, size: int) -> Array:
-        if self._epoch is None or self._epoch[0] != (seed, epoch):
-            self._epoch = (seed, epoch), np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
-        return self._epoch[1]
+    def shuffled(self, seed: int, epoch: int) -> Array:
+        """All rows, in an epoch's order."""
+        return np.random.default_rng([seed, epoch, 0]).permutation(self.rows)
+
+    def unpadded(self, rows: Array) -> int:
+        """How many steps of these rows' chunks lie before their episodes' ends."""
+        return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
+
+    def _order(self, seed: int, epoch: int) -> Array:
+        known = self._epoch  # of this call: another thread may be in another epoch
+        if known is None or known[0] != (seed, epoch):
+            known = self._epoch = (seed, epoch), self.shuffled(seed, epoch)
+        return known[1]

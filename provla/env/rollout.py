@@ -82,13 +82,12 @@ def rollout(
     how.check(spec)
     policy.eval()
     with Worlds(suite, spec) as worlds, progress_bars() as bars:
+        shown = len(worlds.tasks) if getattr(policy, "compiled", False) else 0
         stage = _Stage(suite, worlds, seed, lambda: how.begin(spec))
         bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
         stage.begin(range(len(worlds.tasks)))
         while stage.playing:
-            generators, anchor = [play.generator for play in stage.playing], _anchor(stage.playing, spec, device)
-            held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
-            stage.step(policy.act(_observe(stage.playing, device), generators, **held).cpu().numpy())
+            stage.step(_act(policy, stage.playing, spec, device, shown))
             bars.update(
                 bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded"
             )
@@ -167,6 +166,19 @@ class _Stage:
                 play.take(seen[play.slot])
             if play.over:
                 self.finished[play.outcome.episode] = play.outcome
+
+
+def _act(policy: Any, playing: list[_Play], spec: Spec, device: torch.device, shown: int) -> NDArray[np.float32]:
+    """A chunk (B,H,A) for each. shown: rows that the policy sees at least, the last of them again and again: a compiled
+    one would be compiled anew for every number of episodes that are left.
+    """
+    more = max(0, shown - len(playing))
+    seen = playing + playing[-1:] * more
+    generators = [play.generator for play in playing] + [torch.Generator() for _ in range(more)]
+    anchor = _anchor(seen, spec, device)
+    held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
+    chunks: NDArray[np.float32] = policy.act(_observe(seen, device), generators, **held).cpu().numpy()
+    return chunks[: len(playing)]
 
 
 def _anchor(playing: list[_Play], spec: Spec, device: torch.device) -> Anchor | None:

@@ -61,8 +61,8 @@ class TaskSuite:
     """Episodes of several tasks: the same initial states for every policy. What a suite adds are its fields, each with
     its type, and `sentences`.
 
-    episodes_per_task: episodes of seeds first_seed, first_seed + 1, … num_envs: worlds alive at once, spread over the
-    tasks; their observations form one batch. max_episode_steps: control steps after which an episode has failed.
+    episodes_per_task: episodes of seeds first_seed, first_seed + 1, … num_envs: worlds alive at once (at least: every
+    task has as many); their observations form one batch. max_episode_steps: control steps until an episode has failed.
     videos_per_task: episodes filmed, with a frame every video_stride control steps. instructions: task → what is said
     instead of its own sentence, or several things to say in turn. timeout: seconds that a world may take to reset or to
     execute a chunk before its episode has failed. workers: processes that the worlds are spread over; null: one per

@@ -138,7 +138,9 @@ class Worlds:
 
     def __init__(self, suite: Any, spec: Spec, slots: int | None = None) -> None:
         tasks = tasks_of(suite)
-        self.tasks = [tasks[i % len(tasks)] for i in range(slots or max(option(suite, "num_envs"), len(tasks)))]
+        # As many of each task: else the last episodes of one are played by few worlds, while the others rest.
+        each = -(-option(suite, "num_envs") // len(tasks)) or 1
+        self.tasks = [tasks[i % len(tasks)] for i in range(slots or each * len(tasks))]
         self._timeout = float(option(suite, "timeout"))
         self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps)}
         self._stories: dict[int, _Story] = {}

@@ -12,27 +12,43 @@ from torch.nn import functional as F
 
 from provla.core.checks import Channels, Depth, Even
 from provla.core.types import Tokens
-from provla.head.parts import Conditioning, Pool, Pooling, TimeEmbedding, check_conditioning
+from provla.head.parts import Conditioning, Mish, Pool, Pooling, TimeEmbedding, check_conditioning
+
+
+class Conv(nn.Conv1d):
+    """A convolution over the time of (B,C,1,T), channels last: so oneDNN needs an eighth less for a training step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1,):
+            return F.linear(x.movedim(1, -1), self.weight.squeeze(2), self.bias).movedim(-1, 1)
+        return F.conv2d(x, self.weight.unsqueeze(2), self.bias, (1, *self.stride), (0, *self.padding))
+
+
+class Grow(nn.ConvTranspose1d):
+    """The same for a transposed one."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.conv_transpose2d(x, self.weight.unsqueeze(2), self.bias, (1, *self.stride), (0, *self.padding))
 
 
 class ResidualBlock1d(nn.Module):
     """Two convolutions over time with GroupNorm and Mish; the condition scales and shifts what is between them
-    (FiLM).
+    (FiLM). (B,before,1,T) → (B,after,1,T).
     """
 
     def __init__(self, before: int, after: int, condition: int, kernel_size: int) -> None:
         super().__init__()
         self.first = nn.Sequential(
-            nn.Conv1d(before, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish()
+            Conv(before, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), Mish()
         )
         self.second = nn.Sequential(
-            nn.Conv1d(after, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), nn.Mish()
+            Conv(after, after, kernel_size, padding=kernel_size // 2), nn.GroupNorm(8, after), Mish()
         )
         self.condition = nn.Linear(condition, 2 * after)
-        self.skip = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
+        self.skip = Conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.condition(condition).unsqueeze(-1).chunk(2, 1)  # (B, after, 1)
+        scale, shift = self.condition(condition)[:, :, None, None].chunk(2, 1)  # (B, after, 1, 1)
         found: Tensor = self.second((1 + scale) * self.first(x) + shift) + self.skip(x)
         return found
 
@@ -76,16 +92,16 @@ class UNet1d(nn.Module):
             )
 
         self.down = nn.ModuleList(pair(a, b) for a, b in pairwise([inputs, *channels]))
-        self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, 2, 1) for c in channels[:-1])
+        self.shrink = nn.ModuleList(Conv(c, c, 3, 2, 1) for c in channels[:-1])
         self.middle = pair(channels[-1], channels[-1])
         self.up = nn.ModuleList(pair(2 * a, b) for a, b in pairwise(channels[::-1]))
-        self.grow = nn.ModuleList(nn.ConvTranspose1d(c, c, 4, 2, 1) for c in channels[-2::-1])
+        self.grow = nn.ModuleList(Grow(c, c, 4, 2, 1) for c in channels[-2::-1])
         last = channels[0]
         self.out = nn.Sequential(
-            nn.Conv1d(last, last, kernel_size, padding=kernel_size // 2),
+            Conv(last, last, kernel_size, padding=kernel_size // 2),
             nn.GroupNorm(8, last),
-            nn.Mish(),
-            nn.Conv1d(last, action_size, 1),
+            Mish(),
+            Conv(last, action_size, 1),
         )
 
     def forward(self, actions: Tensor, time: Tensor, context: Tokens) -> Tensor:
@@ -96,7 +112,8 @@ class UNet1d(nn.Module):
             condition = F.mish(self.time(time))
         else:
             condition = F.mish(torch.cat([self.time(time), pooled], -1))  # (B, time + context)
-        x = F.pad(actions.transpose(1, 2), (0, -horizon % self._multiple))  # (B, A, H')
+        padded = F.pad(actions, (0, 0, 0, -horizon % self._multiple))  # (B, H', A)
+        x = padded.transpose(1, 2).unsqueeze(2)  # (B, A, 1, H'), channels last as they lie
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
             for block in blocks:  # type: ignore[attr-defined]
@@ -111,7 +128,7 @@ class UNet1d(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, condition)
             x = grow(x)
-        found: Tensor = self.out(x).transpose(1, 2)[:, :horizon]
+        found: Tensor = self.out(x).squeeze(2).transpose(1, 2)[:, :horizon]
         return found
 
 

@@ -3,7 +3,8 @@ not end its sweep for ever.
 
 Whoever is killed cannot say so. So a job leaves a mark when it starts and takes it back however it ends, by an error or
 a signal too. A mark that is still there was left by a process that was killed (SIGKILL, as for lack of memory). That
-counts against the job, unless it got further meanwhile (a newer checkpoint) or the machine was started anew.
+counts against the job, unless it got further meanwhile (a newer checkpoint) or its machine was started anew, which can
+be told of this very host alone.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from provla.core.claims import HERE, boot, holder
 from provla.core.files import write_json
 
 MARK = "attempt.json"
-BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux
+CLAIM = ".claim"  # in a run's folder: who is at work there (see `provla.jobs.sweep.alone`)
 
 
 def begin(folder: Path) -> None:
     """Leaves the mark of a job that starts in `folder`, on the disk before anything that might kill it."""
-    write_json(folder / MARK, {"running": True, "killed": killed(folder), "step": _step(folder), "boot": _boot()})
+    mark = {"running": True, "killed": killed(folder), "step": _step(folder), "boot": boot(), "host": HERE.name}
+    write_json(folder / MARK, mark)
 
 
 def end(folder: Path) -> None:
@@ -50,7 +51,8 @@ def killed(folder: Path) -> int:
         return int(state.get("killed", 0))
     if _step(folder) > state.get("step", 0):
         return 0
-    return int(state.get("killed", 0)) + (state.get("boot") == _boot())
+    anew = state.get("host", HERE.name) == HERE.name and state.get("boot") != boot()
+    return int(state.get("killed", 0)) + (not anew)
 
 
 def begun(folder: Path) -> bool:
@@ -64,14 +66,8 @@ def lost(folder: Path) -> bool:
 
 
 def busy(folder: Path) -> bool:
-    """Whether a process is at work in a run's folder (see `provla.jobs.sweep.alone`)."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    """Whether a process is at work in a run's folder; of one on another host, this may wait for its beat."""
+    return bool(holder(folder / CLAIM))
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -87,11 +83,3 @@ def _step(folder: Path) -> int:
     return max(
         (int(path.name[5:]) for path in (folder / "checkpoints").glob("step_*") if path.name[5:].isdecimal()), default=0
     )
-
-
-def _boot() -> str:
-    """Names the time since the machine was started; empty where it cannot be told."""
-    try:
-        return BOOT.read_text().strip()
-    except OSError:
-        return ""

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from provla.core.claims import Claim
 from provla.core.files import SWEEP, atomic, fingerprint, link_or_copy, write_json
 from provla.core.identity import sampler_steps, training_identity
 from provla.core.progress import console
@@ -31,8 +30,8 @@ class Training:
     foreign: the sibling validated with other sampler steps, so that its metrics of sampled chunks are not this run's.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], lock: Any | None = None) -> None:
-        self.identity, self._folder, self._lock = training_identity(config), folder, lock
+    def __init__(self, folder: Path, config: Mapping[str, Any], claim: Claim | None = None) -> None:
+        self.identity, self._folder, self._claim = training_identity(config), folder, claim
         self.checkpoints = training_identity({**config, "pruner": {"_target_": "provla.pruner.NoPruner"}})
         self._sampler = fingerprint(sampler_steps(config))
         self.by: str | None = None
@@ -68,9 +67,9 @@ class Training:
         self.release()
 
     def release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def own(self, history: Sequence[Mapping[str, float]], judged: int | None = None) -> list[dict[str, float]]:
         """The part of a history that is this run's too: without the metrics that another sampler gave, and without the
@@ -105,15 +104,9 @@ def one_training(folder: Path, config: Mapping[str, Any]) -> Iterator[Training]:
     if not (folder.parent / SWEEP).is_file():
         yield training
         return
-    places = folder.parent / ".trainings"
-    places.mkdir(exist_ok=True)
-    lock = FileLock(places / f"{training.identity}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print("a sibling is training the same weights; waiting for them")
-        lock.acquire()
-    training = Training(folder, config, lock)
+    claim = Claim(folder.parent / ".trainings" / training.identity)
+    claim.take(waiting=lambda who: console.print(f"a sibling ({who}) is training the same weights; waiting for them"))
+    training = Training(folder, config, claim)
     try:
         training.look_around()
         if training.by is not None:

@@ -5,17 +5,16 @@ what failed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from provla.core.claims import HERE, Claim, Taken
 from provla.core.files import SWEEP, fingerprint, write_json, writing
 from provla.core.identity import differences, essence, identity
+from provla.core.ranks import cores
 from provla.core.result import ATTEMPTS, ENDED, Result, read_result
 from provla.jobs import attempts
 
@@ -227,20 +226,21 @@ def spelled(value: Any) -> str:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The sweep's folder, for one sweep at a time. `ValueError` where another process runs it."""
-    lock = FileLock(folder / ".sweep.lock")
+    from provla.core.progress import console
+
+    claim = Claim(folder / ".sweep.claim")
     try:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
+            claim.take(0, lambda who: console.print(f"this sweep was begun by {who}"))
+    except Taken as error:
         raise ValueError(
-            f"another process is running the sweep in {folder}; wait for it or stop it, or choose another study= or "
-            "hydra.sweep.dir="
+            f"another process is running the sweep in {folder} ({error.who}); wait for it or stop it, or choose "
+            "another study= or hydra.sweep.dir="
         ) from error
     try:
         yield
     finally:
-        lock.release()
+        claim.release()
 
 
 @contextmanager
@@ -250,18 +250,14 @@ def alone(folder: Path) -> Iterator[None]:
     """
     from provla.core.progress import console
 
-    lock = FileLock(folder / ".lock")
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout:
-        console.print("another process is at work in this run's folder; waiting for its end")
-        lock.acquire()
+    said = "another process is at work in this run's folder ({}); waiting for its end"
+    claim = Claim(folder / attempts.CLAIM)
+    with writing(folder):
+        claim.take(waiting=lambda who: console.print(said.format(who)))
     try:
         yield
     finally:
-        lock.release()
+        claim.release()
 
 
 @contextmanager
@@ -269,30 +265,24 @@ def slot(folder: Path, count: int) -> Iterator[int]:
     """One of `count` places in which a sweep's jobs run at the same time: it says which cores' share and which GPU a
     job has.
 
-    A place is a file lock, so a killed job gives it back.
+    A place is a claim, so a killed job gives it back; each host has its own.
     """
     import time
 
-    places = folder / ".slots"
-    places.mkdir(parents=True, exist_ok=True)
+    claims = [Claim(folder / ".slots" / HERE.name / str(number)) for number in range(count)]
     while True:
-        for number in range(count):
-            lock = FileLock(places / f"{number}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                yield number
-            finally:
-                lock.release()
-            return
-        time.sleep(0.2)
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for claim in claims:
+            with suppress(Taken):
+                claim.take(0)
+                break
+        else:
+            time.sleep(0.2)
+            continue
+        try:
+            yield int(claim.path.name)
+        finally:
+            claim.release()
+        return
 
 
 def gpus() -> int:
@@ -302,19 +292,23 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def places(threads: int) -> int:
-    """How many jobs of so many threads run at the same time: one per GPU, or as many as there are cores for where there
-    is none.
+def places(threads: int, jobs_per_gpu: Any = 1) -> int:
+    """How many jobs of so many threads run at the same time: `jobs_per_gpu` on each GPU, or as many as there are cores
+    for where there is none. `ValueError` for what is no such number.
     """
-    return gpus() or max(1, cores() // threads)
+    if not isinstance(jobs_per_gpu, int) or isinstance(jobs_per_gpu, bool) or jobs_per_gpu < 1:
+        raise ValueError(f"hydra.launcher.jobs_per_gpu={jobs_per_gpu!r}: expected a whole number from 1")
+    return gpus() * jobs_per_gpu or max(1, cores() // threads)
 
 
-def crowded(threads: int, jobs: int) -> str:
-    """A sentence for jobs at the same time that want more cores than there are; empty where each thread has its own."""
+def crowded(threads: int, jobs: int, what: str = "jobs") -> str:
+    """A sentence for jobs, or ranks, at the same time that want more cores than there are; empty where each thread has
+    its own.
+    """
     if gpus() or jobs == 1 or jobs * threads <= cores():
         return ""
     return (
-        f"{jobs} jobs of {threads} threads share {cores()} cores; fewer at a time, or "
+        f"{jobs} {what} of {threads} threads share {cores()} cores; fewer at a time, or "
         f"threads={max(1, cores() // jobs)}, are faster (another number of threads is another run: it rounds sums "
         "otherwise)"
     )

@@ -98,6 +98,8 @@ def load_policy(
         if not wanted:
             raise
         raise _without_bases(folder, wanted, error) from error
+    for _, tower in towers(policy):  # whoever loads a policy may do anything with it
+        tower.stay()
     check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return policy.eval(), sizes

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from provla.core.build import build, check_node, first_line
 from provla.core.checks import Steps
+from provla.core.device import send
 from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
@@ -225,7 +226,7 @@ class LeRobotPolicy(Normalized):
                 max_length=self.policy.config.tokenizer_max_length,
             )
             for key, name in (("tokens", "input_ids"), ("attention_mask", "attention_mask")):
-                found[f"observation.language.{key}"] = torch.tensor(words[name], device=pixels.device)
+                found[f"observation.language.{key}"] = send(torch.tensor(words[name]), pixels.device)
         return found
 
 
@@ -242,9 +243,8 @@ class _Latent(TorchFunctionMode):
         if func is not torch.randn_like or self.seeds is None:
             return func(*args, **(kwargs or {}))
         like = args[0]  # (B, latent)
-        return torch.stack(
-            [torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
-        ).to(like)
+        drawn = [torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
+        return send(torch.stack(drawn), like.device).to(like)
 
 
 def _classes(kind: str) -> tuple[Any, Any]:

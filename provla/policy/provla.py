@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from provla.adapter import Adapter, own
+from provla.backbone.later import put_off
 from provla.backbone.tower import towers
 from provla.core.build import build, check_node
 from provla.core.checks import Width
@@ -18,17 +19,24 @@ from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_obs
 from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
+from provla.policy.phrases import Phrases
 from provla.quant import Quant, QuantReport
+
+# As torch.compile has them; true, as it was called first, is default.
+Compile = Literal["default", "reduce-overhead", "max-autotune"] | bool
 
 
 class ProVLA(Normalized):
     """Observation → vision and text Tokens → fusion → head, denoised by the scheduler. Pure composition.
 
     The parts are configuration nodes; this class supplies the sizes they share. States and actions are normalised on
-    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks.
-    context_width: a linear layer brings the context to this width, so that heads have one size whatever the fusion's;
-    None: the head reads the fusion's own width.
+    the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks, in one of
+    its modes, of which the last two replay CUDA graphs of each network. context_width: a linear layer brings the
+    context to this width, so that heads have one size whatever the fusion's; None: the head reads the fusion's own
+    width.
     """
+
+    graphable = True  # where an observation says `which` sentences it has, its loss reads nothing else of the host
 
     def __init__(
         self,
@@ -43,16 +51,18 @@ class ProVLA(Normalized):
         quant: Mapping[str, Any],
         normalization: Normalization,
         device: torch.device,
-        compile: bool = False,
+        compile: Compile = False,
         context_width: Width | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self._normalization = normalization
-        self.vision = build(_alone(vision), "vision", nn.Module)(
-            num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
-        )
-        self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
+        with put_off(not compile and _unchanged("vision", vision, adapter, quant)):
+            self.vision = build(_alone(vision), "vision", nn.Module)(
+                num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
+            )
+        with put_off(not compile and _unchanged("text", text, adapter, quant)):
+            self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         state_size = spec.n_obs_steps * spec.state_size
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
@@ -62,23 +72,28 @@ class ProVLA(Normalized):
         self.head = build(head, "head", nn.Module)(
             action_size=spec.action_size, horizon=spec.horizon, context_width=width
         )
-        if head.get("conditioning") == "tokens" and getattr(self.fusion, "vector", False):
-            raise ValueError(
-                f"head.conditioning=tokens: {type(self.fusion).__name__} gives one vector and no tokens; use "
-                "head.conditioning=pooled, or a fusion that gives tokens, such as perceiver, qformer or "
-                "cross_attention"
-            )
+        _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
         }
+        self.phrases = Phrases(self.text)
         self.to(device)
-        if compile:
-            _repeatable_compiler()
-            for network in (*(tower.model for _, tower in towers(self)), self.fusion, self.head):
-                network.compile()
+        self.compiled = "default" if compile is True else compile or ""
+        self._replays = device.type == "cuda" and self.compiled in ("reduce-overhead", "max-autotune")
+        if self.compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """The models of towers, whose pictures and sentences are prepared in Python; fusion and head; and a vision
+        encoder that is no tower. A text encoder that is none reads sentences, each of which it would be compiled for.
+        """
+        _repeatable_compiler()
+        alone = [] if any(towers(self.vision)) else [self.vision]
+        for network in (*(tower.model for _, tower in towers(self)), *alone, self.fusion, self.head):
+            network.compile(mode=self.compiled)
 
     def _adapt(
         self,
@@ -135,6 +150,7 @@ class ProVLA(Normalized):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, the scheduler's objective (a scalar with gradients). Augments images in training mode."""
+        self._begin()
         images = self.augmentation(batch) if self.training else batch.observation.images
         context = self._context(images, batch.observation)
         actions = self.action_norm(batch.actions)
@@ -143,28 +159,52 @@ class ProVLA(Normalized):
     forward = loss  # what accelerate wraps
 
     def sample(self, observation: Observation, generator: Generators, anchor: Anchor | None) -> Tensor:
+        self._begin()
         context = self._context(observation.images, observation)
         shape = (len(observation), self.spec.horizon, self.spec.action_size)
         held = {} if anchor is None else {"anchor": anchor}  # a scheduler of one's own may know of none
         chunk: Tensor = self.scheduler.sample(self.head, context, shape, generator, **held)
         return chunk
 
+    def _begin(self) -> None:
+        """Tells torch.compile's CUDA graphs that what they gave is done with: they keep it no longer. But the gradients
+        of a step's first parts are not.
+        """
+        if self._replays and not any(p.grad is not None for p in self.parameters()):
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
     def _context(self, images: Tensor, observation: Observation) -> Tokens:
-        distinct = list(dict.fromkeys(observation.instruction))  # each is encoded once
-        words: Tokens = self.text(distinct)
+        distinct, rows = observation.told()  # each is encoded once
+        words: Tokens = self.phrases(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
-        rows = torch.tensor([distinct.index(text) for text in observation.instruction], device=words.mask.device)
+        known = observation.features
+        seen = self.vision(images) if known is None else self.vision.assemble(known.flatten(0, 2), len(observation))
         context: Tokens = self.fusion(
-            self.vision(images),
+            seen,
             Tokens(words.features.index_select(0, rows), words.mask[rows]),
             self.state_norm(observation.state),
         )
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
 
+def _check_conditioning(head: Mapping[str, Any], fusion: nn.Module) -> None:
+    if head.get("conditioning") == "tokens" and getattr(fusion, "vector", False):
+        raise ValueError(
+            f"head.conditioning=tokens: {type(fusion).__name__} gives one vector and no tokens; use "
+            "head.conditioning=pooled, or a fusion that gives tokens, such as perceiver, qformer or cross_attention"
+        )
+
+
 def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
     """A tower's node without its own ways to adapt and quantise it, which are read here."""
     return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
+def _unchanged(key: str, node: Mapping[str, Any], adapter: Mapping[str, Any], quant: Mapping[str, Any]) -> bool:
+    """Whether an encoder stays what its base is."""
+    how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+    bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+    return type(how) is Adapter and how.mode == "frozen" and not bits.bits
 
 
 def _repeatable_compiler() -> None:

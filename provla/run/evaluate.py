@@ -33,7 +33,7 @@ from provla.policy.folder import find_policy, load_policy
 from provla.run.judging import Judgement
 from provla.run.setting import execution_of
 from provla.run.show import show
-from provla.trainer.loop import validate
+from provla.trainer.validation import validate
 
 
 def check_data(data: Demonstrations, spec: Spec) -> None:

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from provla.core.device import settle
 from provla.core.errors import NotFinite
 from provla.core.files import csv_text, write_text
 from provla.core.result import Objective, Result
@@ -69,18 +70,26 @@ class Judgement:
         """All of the suite's episodes, into episodes.csv and videos/. how: chunks are executed."""
         if suite.episodes:
             if how.delay == "measured":
-                how = how.settled(spec, ms_per_chunk(policy, spec, device))
+                how = how.settled(spec, latency(policy, spec, device).median)
             self.execution = {"kind": type(how).__name__, **asdict(how)}
             self.episodes = rollout(policy, suite, spec, seed, device, how)
             self.metrics |= rates(self.success)
             self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")
 
-    def conclude(self, result: Result, objective: str, policy: Any, spec: Spec, device: torch.device) -> None:
-        """Into a result: what was found, and how long a robot would wait for a chunk."""
+    def conclude(
+        self,
+        result: Result,
+        objective: str,
+        policy: Any,
+        spec: Spec,
+        device: torch.device,
+        trained: float = math.inf,
+    ) -> None:
+        """Into a result: what was found, and how long a robot would wait for a chunk. trained: see `latency`."""
         result.objective, result.metrics = objective_of(objective, self.metrics), self.metrics
         result.success, result.faults, result.execution = self.success, self.faults, self.execution
-        result.ms_per_chunk = ms_per_chunk(policy, spec, device)
+        result.ms_per_chunk, result.ms_per_chunk_p99 = latency(policy, spec, device, trained)
 
 
 EPISODE = ("task", "instruction", "episode_seed", "success", "steps", "ending", "reason")
@@ -109,16 +118,36 @@ def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
     write_text(path, csv_text(rows, list(rows[0]) if rows else EPISODE))
 
 
-def ms_per_chunk(policy: Any, spec: Spec, device: torch.device, repeats: int = 7) -> float:
-    """Median milliseconds of `act` on one observation: what a robot would wait."""
+WARM, CALLS, FEW, LONG = 3, 100, 10, 3.0  # calls before, calls; once they take so many seconds, fewer will do
+SHARE, LEAST = 0.05, 5  # of a training's seconds that they may take, where that is less; then fewer yet will do
+
+
+class Latency(NamedTuple):
+    """Milliseconds that a robot would wait for a chunk: the median, and what 99 of a hundred calls stay below."""
+
+    median: float
+    p99: float
+
+
+def latency(policy: Any, spec: Spec, device: torch.device, trained: float = math.inf) -> Latency:
+    """Of `act` on one observation, until its actions are on the host. trained: seconds of the policy's training; after
+    a minute or more of it there is time for all calls.
+    """
     policy.eval()
+    enough = min(LONG, SHARE * trained)
+    few = FEW if enough == LONG else LEAST
     observation = fake_observation(spec, 1).to(device)
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    for number in range(WARM + CALLS):
+        settle(device)
         begun = time.perf_counter()
         policy.act(observation, torch.Generator().manual_seed(0)).cpu()
-        times.append(time.perf_counter() - begun)
-    return 1000 * float(np.median(times))
+        if number >= WARM:
+            times.append(time.perf_counter() - begun)
+        if len(times) >= few and sum(times) > enough:
+            break
+    median, p99 = 1000 * np.percentile(times, [50, 99])
+    return Latency(float(median), float(p99))
 
 
 def objective_of(name: str, metrics: Mapping[str, float]) -> Objective:

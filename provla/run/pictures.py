@@ -10,7 +10,8 @@ import torch
 
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
-from provla.run.plots import plot_chunks, plot_losses
+from provla.run.chunks import plot_chunks
+from provla.run.plots import plot_losses
 from provla.trainer.fit import Fit
 
 
@@ -30,13 +31,11 @@ def plot_run(
                 seen.add(task)
                 rows.append(int(data.starts[episode] + data.starts[episode + 1]) // 2)
         batch = val.gather(np.array(rows))
-        samples = [
-            policy.act(batch.observation.to(device), torch.Generator().manual_seed(i)).cpu().numpy() for i in range(4)
-        ]
+        samples = _samples(policy, val, rows, device)
         images = batch.observation.images[:, -1].permute(0, 1, 3, 4, 2).numpy()
         written.append(
             plot_chunks(
-                np.stack(samples, 1),
+                samples,
                 batch.actions.numpy(),
                 batch.is_pad.numpy(),
                 images,
@@ -46,9 +45,17 @@ def plot_run(
                 folder / "chunks.png",
             )
         )
-        mean = np.mean(samples, 0)  # (R, H, A)
+        mean = samples.mean(1)  # (R, H, A)
         for r, i, j in np.ndindex(mean.shape):
             if not batch.is_pad[r, i]:
                 row = {"instruction": batch.observation.instruction[r], "step": i, "joint": data.joint_names[j]}
                 table.append(row | {"predicted": float(mean[r, i, j]), "demonstrated": float(batch.actions[r, i, j])})
     return written, table
+
+
+def _samples(policy: Any, val: Sampler, rows: list[int], device: torch.device, count: int = 4) -> Any:
+    """(R,P,H,A): `count` chunks for each row, sampled as one batch, because as many small ones take as long each."""
+    seen = val.gather(np.tile(rows, count)).observation.to(device)
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    drawn = policy.act(seen, [generator for generator in generators for _ in rows]).cpu().numpy()
+    return drawn.reshape(count, len(rows), *drawn.shape[1:]).swapaxes(0, 1)

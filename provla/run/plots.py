@@ -11,10 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
@@ -33,10 +30,17 @@ STYLE = {
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a figure as PNG, atomically, and closes it."""
+    """Writes a figure of pyplot's as PNG, cut to what is drawn, and closes it."""
+    try:
+        return write_picture(figure, path, bbox_inches="tight")
+    finally:
+        plt.close(figure)
+
+
+def write_picture(figure: Figure, path: Path, **how: Any) -> Path:
+    """Writes a figure as PNG, atomically."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
-    plt.close(figure)
+    figure.savefig(picture, format="png", dpi=130, **how)
     write_bytes(path, picture.getvalue())
     return path
 
@@ -51,7 +55,9 @@ class _Plain(LogFormatter):
 def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
     """Training and validation loss and the learning rate over the steps."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), gridspec_kw={"wspace": 0.25})
+        figure = Figure(figsize=(9, 3.2))
+        margins = {"left": 0.09, "right": 0.985, "bottom": 0.16, "top": 0.97, "wspace": 0.25}
+        left, right = figure.subplots(1, 2, gridspec_kw=margins)
         for axes, series in (
             (left, (("train/loss", "training", BLUE), ("val/loss", "validation, averaged weights", ORANGE))),
             (right, (("val/trajectory_mse", "trajectory MSE of sampled chunks", ORANGE),)),
@@ -77,67 +83,10 @@ def plot_losses(history: Sequence[dict[str, float]], path: Path) -> Path:
                 axes.legend()
         left.set_ylabel("objective's loss")
         right.set_ylabel("validation, robot's units²")
-        return save(figure, path)
+        return write_picture(figure, path)
 
 
-MOST_JOINTS, MOST_CAMERAS, ACROSS = 28, 4, 7  # a picture shows so many, and says where there are more
-
-
-def plot_chunks(
-    predicted: Array,
-    actions: Array,
-    is_pad: Array,
-    images: Array,
-    titles: Sequence[str],
-    joints: Sequence[str],
-    cameras: Sequence[str],
-    path: Path,
-) -> Path:
-    """Predicted chunks (P samples each) against demonstrated ones: per observation its cameras' images on the left, and
-    a panel per joint.
-
-    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,K,h,w,3).
-    """
-    rows, shown, seen = len(actions), list(joints)[:MOST_JOINTS], list(cameras)[:MOST_CAMERAS]
-    across = min(ACROSS, len(shown))
-    lines, views = -(-len(shown) // across), len(seen)
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(1.9 * (views + across), 0.5 + 1.6 * rows * lines), layout="constrained")
-        grid = figure.add_gridspec(rows * lines, views + across)
-        for r in range(rows):
-            for k, camera in enumerate(seen):
-                axes = figure.add_subplot(grid[r * lines : (r + 1) * lines, k])
-                axes.imshow(images[r, k])
-                axes.set_axis_off()
-                said = "\n".join(_wrap(titles[r])) if k == 0 else ""
-                axes.set_title("\n".join(filter(None, [said, camera if views > 1 else ""])), fontsize=7)
-            for j, joint in enumerate(shown):
-                axes = figure.add_subplot(grid[r * lines + j // across, views + j % across])
-                _draw_joint(axes, predicted[r, ..., j], actions[..., j], r, is_pad[r])
-                if r == 0:
-                    axes.set_title(joint, fontsize=8)
-                axes.tick_params(labelsize=6, labelbottom=r == rows - 1 and j // across == lines - 1)
-        handles = [Line2D([], [], color=BLUE), Line2D([], [], color=ORANGE)]
-        figure.legend(handles, ["predicted", "demonstrated"], loc="outside lower center", ncols=2)
-        left_out = [
-            f"{count} of {len(names)} {what}"
-            for what, names, count in (("joints", joints, len(shown)), ("cameras", cameras, views))
-            if len(names) > count
-        ]
-        if left_out:
-            figure.suptitle(f"shown: the first {' and '.join(left_out)}", fontsize=8)
-        return save(figure, path)
-
-
-def _draw_joint(axes: Axes, predicted: Array, actions: Array, r: int, is_pad: Array) -> None:
-    """One joint of one observation: predicted (P,H), actions (R,H) of all observations, which share a scale."""
-    steps, valid = np.arange(actions.shape[1]), ~is_pad
-    for sample in predicted:
-        axes.plot(steps, sample, color=BLUE, lw=0.9, alpha=0.6)
-    axes.plot(steps[valid], actions[r, valid], color=ORANGE, lw=1.8)
-    # One scale per joint: a wiggle of a thousandth is none.
-    low, high = actions.min(), actions.max()
-    axes.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.15 * (high - low) + 1e-3)
+MOST_JOINTS = 28  # a picture shows so many, and says where there are more
 
 
 def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path:
@@ -165,12 +114,6 @@ def plot_steps(rows: Sequence[dict[str, Any]], quality: str, path: Path) -> Path
             axes.set_xticks(steps, [str(s) for s in steps])
             axes.set_xlabel("sampler steps")
         return save(figure, path)
-
-
-def _wrap(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 22)
 
 
 def plot_dataset(
@@ -206,6 +149,20 @@ def plot_dataset(
             axes.tick_params(labelsize=7)
         if len(names) > len(shown):
             bottom.suptitle(f"shown: the first {len(shown)} of {len(names)} joints", fontsize=8)
+        return save(figure, path)
+
+
+def plot_profile(stages: Mapping[str, float], path: Path) -> Path:
+    """Seconds of each stage, the first at the top, with its share of them all."""
+    whole = sum(stages.values()) or 1.0
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.28 * max(3, len(stages))))
+        bars = axes.barh(list(stages), list(stages.values()), color=[GREY if k == "other" else BLUE for k in stages])
+        axes.bar_label(bars, [f" {value / whole:.0%}" for value in stages.values()], fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel("seconds")
+        axes.margins(x=0.1)
         return save(figure, path)
 
 

@@ -21,7 +21,7 @@ from provla.run.train import train
 
 # What may stand beside rerun= on the command line, because it cannot change a result.
 BESIDE = ("device", "data_dir", "logger", "trust", "hydra")
-TIMES = ("train/steps_per_second",)  # columns of metrics.csv that no two runs share
+TIMES = ("train/steps_per_second", "train/waiting")  # columns of metrics.csv that no two runs share
 
 
 def rerun(asked: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> float:

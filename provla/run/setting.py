@@ -14,6 +14,7 @@ from provla.core.progress import console
 from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
+from provla.dataset.window import WindowSampler
 from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
@@ -78,6 +79,25 @@ def execution_of(config: Mapping[str, Any]) -> Execution:
 
 def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
     """The data, held against everything that will use them. `ValueError` for what does not fit."""
+    setting = load_data(config, parts)
+    spec, held = setting.spec, setting.held
+    if parts.simulated:
+        check_fit(parts.suite, spec)
+        parts.execution.check(spec)
+        if config.get("perturb"):
+            chosen(config["perturb"], available(parts.suite))
+        rehearse(parts.suite, spec)
+    check_objective(config["objective"], parts.suite, spec, bool(len(held)))
+    if config.get("perturb") and not parts.simulated:
+        raise ValueError(f"perturb={config['perturb']}: this run has no simulation, so nothing can be perturbed")
+    if not len(held):
+        check_unvalidated(config, parts.source.val_fraction, parts.simulated)
+    parts.trainer.check_samples(len(setting.learn))
+    return setting
+
+
+def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
+    """The data, for a rank that nobody asks what fits them. `ValueError` for what are none."""
     data: Demonstrations = parts.source.load()
     if not isinstance(data, Demonstrations):
         raise ValueError(
@@ -86,23 +106,10 @@ def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     data.check()
     spec = make_spec(config, data)
-    if parts.simulated:
-        check_fit(parts.suite, spec)
-        parts.execution.check(spec)
-        if config.get("perturb"):
-            chosen(config["perturb"], available(parts.suite))
-        rehearse(parts.suite, spec)
-    learn, held = (
-        Sampler(data, episodes, spec.cameras, spec.horizon, spec.n_obs_steps)
-        for episodes in data.split(parts.source.val_fraction, parts.source.split_seed)
-    )
-    check_objective(config["objective"], parts.suite, spec, bool(len(held)))
-    if config.get("perturb") and not parts.simulated:
-        raise ValueError(f"perturb={config['perturb']}: this run has no simulation, so nothing can be perturbed")
-    if not len(held):
-        check_unvalidated(config, parts.source.val_fraction, parts.simulated)
-    parts.trainer.check_samples(len(learn))
-    return Setting(data, spec, learn, held)
+    train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
+    sizes = spec.cameras, spec.horizon, spec.n_obs_steps
+    learn = Sampler(data, train, *sizes) if data.window is None else WindowSampler(data, train, *sizes)
+    return Setting(data, spec, learn, Sampler(data, val, *sizes))
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:

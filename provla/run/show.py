@@ -75,8 +75,8 @@ def show(result: Result, folder: Path) -> None:
             table.add_row(name, f"{value:.4f}")
         console.print(table)
     console.print(
-        f"{result.ms_per_chunk:.0f} ms per action chunk, {result.wall_seconds:.0f} s in all, peak memory "
-        f"{result.made['peak_memory_mb'] / 1024:.1f} GB"
+        f"{result.ms_per_chunk:.0f} ms per action chunk (99 % within {result.ms_per_chunk_p99:.0f}), "
+        f"{result.wall_seconds:.0f} s in all, peak memory {result.made['peak_memory_mb'] / 1024:.1f} GB"
     )
     console.print(f"written to {folder}")
 

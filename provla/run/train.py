@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 
-from provla.core.build import build
 from provla.core.checks import value_in
 from provla.core.errors import Interrupted, NoSpace
 from provla.core.files import SWEEP, refuse_links_out, tidy, write_json
 from provla.core.identity import check_keys, identity
-from provla.core.machine import environment, find_device, forget_peak_memory, reproducible
+from provla.core.machine import code, environment, find_device, forget_peak_memory, reproducible
 from provla.core.precision import describe_precision
 from provla.core.progress import console
+from provla.core.ranks import RankLost, join, part
 from provla.core.result import ENDED, Result, read_result
 from provla.core.secrets import hide
 from provla.core.signals import deferred, is_worker, telling
@@ -36,16 +36,19 @@ from provla.logger.wandb import WANDB_RUN, download_checkpoint
 from provla.policy.folder import save_policy
 from provla.policy.matched import count_parameters, parameters_by_part
 from provla.run.evaluate import evaluate_steps
-from provla.run.judging import Judgement, episode_rows, ms_per_chunk
+from provla.run.features import remember
+from provla.run.follow import dismiss_others, make_policy, start_others
+from provla.run.judging import Judgement, episode_rows, latency
 from provla.run.pictures import plot_run
+from provla.run.profile import write_profile
 from provla.run.rehearsal import rehearse_policy
 from provla.run.setting import Parts, Setting, load_setting, make_parts
 from provla.run.show import announce, run_name, show, tags
 from provla.run.survival import factors, survive
 from provla.trainer.checkpoint import Checkpoints
-from provla.trainer.fit import PRUNED, Fit, seed_everything
-from provla.trainer.loop import validate
+from provla.trainer.fit import PRUNED, Fit
 from provla.trainer.options import Trainer
+from provla.trainer.validation import validate
 
 FOLDERS = (
     "checkpoints",
@@ -55,6 +58,7 @@ FOLDERS = (
     "steps",
     "perturb",
     "bad_batches",
+    "profile",
 )  # what a run writes beside its files
 
 
@@ -75,9 +79,13 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
         if stored.status in ENDED:
             at = "" if stored.train_steps is None else f", at step {stored.train_steps}"
             console.print(f"this run is {stored.status} already{at}: {folder}")
+            dismiss_others()
             return stored.value
-        with one_training(folder, config) as training:
-            return _run(config, folder, choices, device, stored, training, minutes)
+        try:
+            with one_training(folder, config) as training:
+                return _run(config, folder, choices, device, stored, training, minutes)
+        finally:
+            part()
 
 
 def _run(
@@ -91,7 +99,8 @@ def _run(
 ) -> float:
     tidy(folder)
     write_json(folder / "config.json", config)
-    forget_peak_memory()
+    forget_peak_memory(device)
+    code()  # before the training, in whose time somebody may edit it
     started = time.monotonic()
     attempts.begin(folder)
     begun = Result(config_hash=identity(config), choices=dict(choices), seed=config["seed"])
@@ -107,7 +116,7 @@ def _run(
             result = _train(config, folder, device, training, begun)
     except BaseException as error:
         # SystemExit: submitit requeues by it.
-        ended = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+        ended = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit | RankLost)
         fail(hide(traceback.format_exc()), "interrupted" if ended else "failed")
         if isinstance(error, TimedOut):
             console.print(f"{error}: {folder.name}")
@@ -136,15 +145,19 @@ def _claim(folder: Path, config: Mapping[str, Any]) -> Result:
 
 def _train(config: Mapping[str, Any], folder: Path, device: torch.device, training: Training, begun: Result) -> Result:
     """The story of a run: what is cheap is checked, data are loaded, the policy is built, trained and judged."""
-    parts = make_parts(config)
-    setting, result = load_setting(config, parts), replace(begun, status="failed", metrics={})
-    policy = _build(config, parts, setting, device, result)
-    checkpoints, history = _take_up(config, folder, parts, training)
-    _start_tracking(config, folder, parts, history, training, result)
+    with join().leading():  # what is wrong is said here, once, and ends the other ranks
+        parts = make_parts(config)
+        setting, result = load_setting(config, parts), replace(begun, status="failed", metrics={})
+        policy = _build(config, parts, setting, device, result)
+        remember(config, policy, setting, device)
+        checkpoints, history = _take_up(config, folder, parts, training)
+        _start_tracking(config, folder, parts, history, training, result)
     try:
+        start_others(config, setting, folder)
         parts.pruner.open(folder, parts.trainer.total_steps(len(setting.learn)))
         track, prune = parts.logger.log, parts.pruner.prune
         fit = parts.trainer.fit(policy, setting.learn, setting.held, checkpoints, config["seed"], device, track, prune)
+        part()
         result.train_steps, result.train_seconds, result.stopped = fit.step, fit.seconds, fit.stopped
         result.best_step, result.skipped_steps = fit.best_step, fit.skipped
         if fit.stopped.startswith(PRUNED):
@@ -155,8 +168,11 @@ def _train(config: Mapping[str, Any], folder: Path, device: torch.device, traini
             save_policy(
                 folder / "policy", policy, config["policy"], setting.spec, identity=identity(config), step=fit.step
             )
+            judging = time.monotonic()
             _judge(config, folder, parts, setting, policy, fit, training, device, result)
             result.status = "completed"
+            if getattr(parts.trainer, "profile", False):  # a trainer of one's own may know of none
+                write_profile(folder, time.monotonic() - judging)
         parts.pruner.close(result.status)
         return result
     except Exception:
@@ -172,13 +188,12 @@ def _train(config: Mapping[str, Any], folder: Path, device: torch.device, traini
 
 def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: torch.device, result: Result) -> Any:
     """The policy, normalised to the data and rehearsed; what is known of it before any training, into `result`."""
-    seed_everything(config["seed"])
-    policy = build(config["policy"], "policy", torch.nn.Module, spec=setting.spec, device=device)
-    rows = setting.learn.rows
-    policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
+    policy = make_policy(config, setting, device)
+    if check := getattr(parts.trainer, "check_policy", None):  # a trainer of one's own may know of none
+        check(policy)
     result.flops_per_sample = rehearse_policy(policy, setting.spec, device)
     if parts.simulated and parts.execution.delay == "measured":  # rather now than after the training
-        parts.execution.settled(setting.spec, ms_per_chunk(policy, setting.spec, device)).check(setting.spec)
+        parts.execution.settled(setting.spec, latency(policy, setting.spec, device).median).check(setting.spec)
     result.parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     result.precision, result.judged = describe_precision(policy), parts.trainer.keep
     result.quantization = {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()}
@@ -256,7 +271,7 @@ def _judge(
         parts.logger.log(fit.step, row)
     judged.play(policy, parts.suite, setting.spec, config["seed"], device, folder, parts.execution)
     plots, chunks = plot_run(policy, fit, setting.held, setting.data, folder / "plots", device)
-    judged.conclude(result, config["objective"], policy, setting.spec, device)
+    judged.conclude(result, config["objective"], policy, setting.spec, device, fit.seconds)
     result.trained_by, result.sampler_steps = training.by, _judge_steps(config, folder)
     result.perturb = _judge_under(config, folder)
     parts.logger.media(plots, judged.videos)

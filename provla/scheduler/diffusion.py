@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from provla.core.checks import Steps
@@ -55,6 +56,8 @@ class Diffusion(nn.Module):
             **options,
         )
         self.num_inference_steps = num_inference_steps
+        self._alphas: Tensor | None = None  # on the device of whoever asked last, like the sampler's steps
+        self._steps: tuple[int, Tensor] | None = None
 
     @property
     def limit(self) -> float:
@@ -77,6 +80,18 @@ class Diffusion(nn.Module):
         found._scheduler = type(found._scheduler).from_config(given)  # its betas and range too
         return found
 
+    def _signal(self, device: torch.device) -> Tensor:
+        """(num_train_timesteps,) float32: how much of a clean action is left at each step."""
+        if self._alphas is None or self._alphas.device != device:
+            self._alphas = self._scheduler.alphas_cumprod.to(device)
+        return self._alphas
+
+    def _clock(self, device: torch.device) -> Tensor:
+        """The sampler's steps, as the head is told them."""
+        if self._steps is None or self._steps[0] != self.num_inference_steps or self._steps[1].device != device:
+            self._steps = self.num_inference_steps, self._scheduler.timesteps.to(device)
+        return self._steps[1]
+
     def loss(
         self,
         head: Head,
@@ -92,7 +107,7 @@ class Diffusion(nn.Module):
         steps = self._scheduler.config.num_train_timesteps
         noise, time = draw(actions, noise, time)
         t = (time * steps).long().clamp(max=steps - 1)
-        alpha = self._scheduler.alphas_cumprod.to(actions.device)[t].view(-1, 1, 1)
+        alpha = self._signal(actions.device)[t].view(-1, 1, 1)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         prediction = head(signal * actions + spread * noise, t, context)
         targets = {"epsilon": noise, "sample": actions, "v_prediction": signal * noise - spread * actions}
@@ -111,8 +126,8 @@ class Diffusion(nn.Module):
         """
         self._scheduler.set_timesteps(self.num_inference_steps)
         head, x = in_float32(head), first_noise(context, shape, generator)
-        for t in self._scheduler.timesteps:
-            prediction = head(x, t.to(x.device).expand(len(x)), context)
+        for t, told in zip(self._scheduler.timesteps, self._clock(x.device), strict=True):
+            prediction = head(x, told.expand(len(x)), context)
             if anchor is not None:
                 prediction = self._pulled(prediction, x, t, anchor)
             x = self._scheduler.step(prediction, t, x, generator=generator).prev_sample

@@ -282,13 +282,14 @@ class GridSweeper(Sweeper):
 
     def _at_once(self) -> int:
         """How many jobs the launcher runs at the same time."""
-        from provla.jobs.sweep import cores, places
+        from provla.core.ranks import cores
+        from provla.jobs.sweep import places
 
         launcher = self.composed.hydra.launcher
         if "n_jobs" in launcher:
             return cores() if launcher.n_jobs == -1 else int(launcher.n_jobs)
         kind = str(launcher._target_).rpartition(".")[2]
-        return {"LocalLauncher": places(self.composed.threads), "SlurmLauncher": 8}.get(kind, 1)
+        return {"LocalLauncher": places(self.composed.threads), "SlurmLauncher": 8, "RayLauncher": 8}.get(kind, 1)
 
     def _report_key(self) -> str:
         default = Path("outputs") / str(self.composed.study)

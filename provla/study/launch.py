@@ -34,6 +34,8 @@ class JobRunner:
         base: DictConfig,
         at_once: int,
     ) -> None:
+        from provla.core.signals import forward_to_workers
+
         self._folder = Path(str(base.hydra.sweep.dir))
         self._launcher, self._context, self._compose, self._threads, self._at_once = (
             launcher,
@@ -45,6 +47,12 @@ class JobRunner:
         self._pruning = not str(base.pruner._target_).endswith(".NoPruner")
         kind, settings = type(launcher).__name__, getattr(launcher, "joblib", {})
         self._pool = kind == "JoblibLauncher" and settings.get("n_jobs") != 1  # several workers, which end together
+        # Where jobs run in processes that the launcher watches, a signal is theirs first: each writes a checkpoint, and
+        # this one ends after them.
+        self._tell = {"LocalLauncher": forward_to_workers, "RayLauncher": getattr(launcher, "ask_to_end", None)}.get(
+            kind, forward_to_workers if self._pool else None
+        )
+        self._crowds = self._pool or kind == "LocalLauncher"  # this machine, not a cluster
         self._serial = kind == "BasicLauncher" or (kind == "JoblibLauncher" and not self._pool)
         self._launched = 0
         self.order: list[str] = []  # folders of the jobs as they were asked, and how many there will be
@@ -87,7 +95,7 @@ class JobRunner:
             for one in todo:
                 self._start([one])
             return
-        if warning := crowded(self._threads, min(len(todo), self._at_once)):
+        if self._crowds and (warning := crowded(self._threads, min(len(todo), self._at_once))):
             console.print(warning)
         first = {job.training or job.config_hash: job for _, job in reversed(todo)}
         todo = sorted(todo, key=lambda pair: first[pair[1].training or pair[1].config_hash] is not pair[1])
@@ -99,17 +107,14 @@ class JobRunner:
         from rich.markup import escape
 
         from provla.core.progress import console
-        from provla.core.signals import check, deferred, forward_to_workers
+        from provla.core.signals import check, deferred
         from provla.study.study import log_end
 
         self._context.config_loader = Composed({o: self._compose(o) for o, _ in batch})  # type: ignore[assignment]
         for _, job in batch:
             console.print(f"[bold]job {self.order.index(job.folder) + 1} of {self.total}[/bold] {escape(job.folder)}")
-        # Where jobs run in processes beside this one, a signal is theirs first: each writes a checkpoint, and this one
-        # ends after them.
-        beside = self._pool or type(self._launcher).__name__ == "LocalLauncher"
         try:
-            with deferred(forward_to_workers) if beside else nullcontext():
+            with deferred(self._tell) if self._tell else nullcontext():
                 self._launcher.launch([list(o) for o, _ in batch], initial_job_idx=self._launched)
         except (
             Exception

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from provla.backbone.tower import DType, Source, Tower
 from provla.core.checks import Name, Width
+from provla.core.device import send
 from provla.core.hub import from_pretrained, library
 from provla.core.types import Tokens
+from provla.text.parts import Spelled
 
 
 class TextTower(Tower):
@@ -45,25 +51,65 @@ class TextTower(Tower):
         tokenizer = _tokenizer(source, pad_token)
         if source.from_scratch:
             source.config = {**config, "vocab_size": len(tokenizer)}
-        model = source.load()
+        model = source.model()
         super().__init__(source, model, tokenizer)
         self.width: int = model.config.hidden_size
         self._max_length = min(max_length, getattr(model.config, "max_position_embeddings", max_length))
         self._pool = pool
+        # Nobody reads on from here; what a cache is made of would come from the host at every call.
+        takes = "use_cache" in inspect.signature(model.forward).parameters
+        self._options = {"use_cache": False} if takes else {}
+        self._spelled = Spelled(self._spell)
 
     def forward(self, instructions: list[str]) -> Tokens:
-        words = self._processor(
-            instructions, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        )
-        device = self.model.get_input_embeddings().weight.device
-        mask: Tensor = words["attention_mask"].to(device)
-        features = self.model(input_ids=words["input_ids"].to(device), attention_mask=mask).last_hidden_state.float()
+        model = self.ready()
+        words = self._spelled(instructions, self.device)
+        mask = words.mask
+        with self._answering(words):
+            features = model(input_ids=words.ids, attention_mask=mask, **self._options).last_hidden_state.float()
         tokens = Tokens(features, mask.bool())
         if self._pool == "mean":
             return Tokens.full(tokens.mean().unsqueeze(1))
         if self._pool == "last":
-            return Tokens.full(features[torch.arange(len(mask), device=device), mask.sum(1) - 1].unsqueeze(1))
+            return Tokens.full(features[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1].unsqueeze(1))
         return tokens
+
+    def _spell(self, sentences: list[str], device: torch.device) -> _Words:
+        made = self._processor(
+            sentences, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        ids, mask = made["input_ids"], made["attention_mask"]
+        return _Words(send(ids, device), send(mask, device), bool(mask.numpy().all()))
+
+    def _answering(self, words: _Words) -> AbstractContextManager[Any]:
+        compiled = self.model._compiled_call_impl is not None  # then nobody asks
+        return nullcontext() if compiled else _Answering(words)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """ids and mask (N,L) int64; whole: no token is absent."""
+
+    ids: Tensor
+    mask: Tensor
+    whole: bool
+
+
+class _Answering(TorchFunctionMode):
+    """transformers asks at every call whether all of its padding mask is there, and so waits for a GPU to have done all
+    that it was told; here the tokenizer, which knew it before, answers.
+    """
+
+    def __init__(self, words: _Words) -> None:
+        super().__init__()
+        self._words = words
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.all and not kwargs and len(args) == 1:
+            asked: Tensor = args[0]
+            if asked.dtype == torch.bool and asked.shape == self._words.mask.shape:
+                return self._words.whole
+        return func(*args, **(kwargs or {}))
 
 
 def _tokenizer(source: Source, pad_token: str | None) -> Any:

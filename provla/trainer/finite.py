@@ -14,22 +14,26 @@ from torch.nn import Parameter
 
 from provla.core.files import write_json
 
+Agree = Callable[[Tensor], Tensor]  # which tensors are finite → which are on all ranks, where each sees a part of them
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+
+def not_finite(tensors: Mapping[str, Tensor], agree: Agree | None = None) -> list[str]:
     """The names of the tensors that hold NaN or infinity. Stops a GPU once."""
-    held = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    held = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not held:
         return []
     found = [tensor.isfinite().all() for tensor in held.values()]
-    flags = torch.stack([flag.to(found[0].device) for flag in found]).tolist()
-    return [name for name, finite in zip(held, flags, strict=True) if not finite]
+    flags = torch.stack([flag.to(found[0].device) for flag in found])
+    flags = flags if agree is None else agree(flags)
+    return [name for name, finite in zip(held, flags.tolist(), strict=True) if not finite]
 
 
 class Gauge:
     """Sums of a training's loss and gradient norm since the last logged step, and the first step at which one was not
     finite.
 
-    All of it stays on the device, in float64 where that has it, until `read` or `broken` ask for it.
+    All of it stays on the device, in float64 where that has it, until `read` or `broken` ask for it, and always in the
+    same place, where a graph of a step finds it.
     """
 
     def __init__(self, device: torch.device, sums: Sequence[float], scaled: bool) -> None:
@@ -41,14 +45,16 @@ class Gauge:
         self._first = torch.zeros((), dtype=torch.int64, device=device)
         self._scaled = scaled
 
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """A step's loss and the norm of its gradient; what is not finite is not summed."""
+    def add(self, step: int | Tensor, loss: Tensor, norm: Tensor) -> None:
+        """A step's loss and the norm of its gradient; what is not finite is not summed. step: its number, which a graph
+        has on the device.
+        """
         found = torch.stack([loss.to(self.sums.dtype), norm.to(self.sums.dtype), torch.ones_like(self.sums[0])])
         finite = found.isfinite()
         self.sums += torch.where(finite.all(), found, 0.0)
         bad = ~(finite[0] if self._scaled else finite.all())
-        self._first = torch.where(bad & (self.bad == 0), step, self._first)
-        self.bad = torch.maximum(self.bad, bad.to(self.bad.dtype))
+        self._first.copy_(torch.where(bad & (self.bad == 0), step, self._first))
+        self.bad.copy_(torch.maximum(self.bad, bad.to(self.bad.dtype)))
 
     def broken(self) -> int | None:
         """The first bad step. Stops a GPU."""
@@ -56,7 +62,7 @@ class Gauge:
 
     def forgive(self) -> None:
         """Forgets the bad step."""
-        self.bad = torch.zeros_like(self.bad)
+        self.bad.zero_()
 
     def read(self) -> list[float]:
         """The sums of loss and gradient norm, and over how many steps. Stops a GPU."""
@@ -65,19 +71,19 @@ class Gauge:
 
     def clear(self) -> None:
         """Starts a new sum."""
-        self.sums = torch.zeros_like(self.sums)
+        self.sums.zero_()
 
 
-def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor]) -> str:
+def name_bad(weights: Mapping[str, Parameter], backward: Callable[[], Tensor], agree: Agree | None = None) -> str:
     """What is not finite at a step: a weight, the loss or a gradient. backward: the step once more up to its gradients;
     its loss.
     """
-    if bad := not_finite({name: weight.detach() for name, weight in weights.items()}):
+    if bad := not_finite({name: weight.detach() for name, weight in weights.items()}, agree):
         return f"the weight {_some(bad)}"
     loss = float(backward())
     if not math.isfinite(loss):
         return f"the loss ({loss})"
-    bad = not_finite({name: weight.grad for name, weight in weights.items() if weight.grad is not None})
+    bad = not_finite({name: weight.grad for name, weight in weights.items() if weight.grad is not None}, agree)
     return f"the gradient of {_some(bad)}" if bad else "the norm of all gradients"
 
 

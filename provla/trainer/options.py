@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from provla.core.checks import Count, Fraction, Name, Natural, NonNegative, Positive, check_values
+from provla.core.progress import console
+from provla.core.ranks import launched
 from provla.dataset.sampler import Sampler
 from provla.trainer.checkpoint import Checkpoints
 from provla.trainer.fit import Fit
@@ -34,7 +36,11 @@ class Trainer:
     `machine.reproducible`; on the CPU they are always taken). on_nan: where a step's loss or gradient is not finite,
     stop the run (its checkpoints stand), or skip the step: its update is left out, `max_skipped` times in a run; on a
     GPU, skip waits for each step's numbers. Either way `bad_batches/` beside the checkpoints names the step's episodes
-    and frames.
+    and frames. profile: where the time goes, as a page and a trace in the run's `profile/`; no result changes. graph:
+    on: a step is one CUDA graph, where that can be (one GPU, one rank, no accumulation, no fp16), else a line says why
+    not; it rounds the learning rate to float32. auto: off, until it has been tried on a GPU. shard: several ranks hold
+    weights, gradients, optimiser and average in shards (FSDP2) and not each the whole (DDP), so that what does not fit
+    one GPU's memory trains on several; checkpoints are the same files. One process has nothing to share.
     """
 
     batch_size: Count
@@ -61,6 +67,9 @@ class Trainer:
     deterministic: bool
     on_nan: Literal["stop", "skip"] = "stop"
     max_skipped: Natural = 10
+    graph: Literal["auto", "on", "off"] = "auto"
+    profile: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         check_values(type(self), vars(self), "trainer")
@@ -69,13 +78,25 @@ class Trainer:
                 "trainer.max_steps, trainer.max_epochs and trainer.max_minutes are all null: the training would never "
                 "end; set one"
             )
+        for key, value, why in (
+            ("graph", "on", "what shards say to each other in a step is in no graph"),
+            ("precision", "fp16", "fp16's loss scaling has not been tried on shards"),
+        ):
+            if self.shard and getattr(self, key) == value:
+                other = "auto" if key == "graph" else "bf16 or none"
+                raise ValueError(
+                    f"trainer.shard=true with trainer.{key}={value}: {why}; set trainer.{key}={other}, or "
+                    "trainer.shard=false"
+                )
 
     @property
     def max_seconds(self) -> float:
         return math.inf if self.max_minutes is None else 60 * self.max_minutes
 
     def check_samples(self, samples: int) -> None:
-        """`ValueError` where a step wants more samples than there are: it would see some of them twice."""
+        """`ValueError` where a step wants more samples than there are, for it would see some of them twice, or a number
+        that the ranks do not divide.
+        """
         size = self.batch_size * self.grad_accumulation
         if size > samples:
             accumulated = f" × trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
@@ -83,6 +104,24 @@ class Trainer:
                 f"trainer.batch_size={self.batch_size}{accumulated}: expected at most {samples} samples a step, which "
                 "is all there are to train on; lower it, or give more episodes"
             )
+        if size % (ranks := launched().size):
+            accumulated = f" · trainer.grad_accumulation={self.grad_accumulation}" if self.grad_accumulation > 1 else ""
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size}{accumulated}: the {size} samples of a step cannot be shared "
+                f"evenly by {ranks} ranks; give a multiple of {ranks}, or start another number of processes"
+            )
+
+    def check_policy(self, policy: Any) -> None:
+        """`ValueError` for a policy that cannot be trained so, before anything waits for it."""
+        if self.shard and launched().size == 1:
+            console.print(
+                "trainer.shard=true: one process holds everything; several share it "
+                "(torchrun --nproc-per-node=2 -m provla.train …)"
+            )
+        elif self.shard:
+            from provla.trainer.shards import check_shardable
+
+            check_shardable(policy)
 
     def total_steps(self, samples: int) -> int:
         """Optimiser steps of the whole training; more than anybody takes where only minutes limit it.
@@ -136,4 +175,7 @@ class Trainer:
 
         prune: told the monitored metric of each validation but the last, it says whether to end there.
         """
-        return Loop(self, policy, train, val, checkpoints, seed, device, log, prune).run()
+        try:
+            return Loop(self, policy, train, val, checkpoints, seed, device, log, prune).run()
+        finally:
+            train.close()

@@ -19,9 +19,10 @@ class ImageTower(Tower):
     """A vision transformer of transformers; see `Source` for which.
 
     The whole image is resized to the backbone's input (robots need its margins: nothing is cropped), and normalised as
-    its image processor says. pool: patches (a token each), mean (of the patches), pooler (the model's own: the class
-    token of CLIP and DINOv2, SigLIP's attention pooling). input_size: [h, w] or null, the image processor's.
-    processor: size, image_mean and image_std where no files hold them.
+    its image processor says. pool: patches (a token each), patches_2x2 (a token for four neighbours, their mean), mean
+    (of the patches), pooler (the model's own: the class token of CLIP and DINOv2, SigLIP's attention pooling).
+    input_size: [h, w] or null, the image processor's. processor: size, image_mean and image_std where no files hold
+    them.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ImageTower(Tower):
         name: Name | None = None,
         revision: Name | None = None,
         pretrained: bool = True,
-        pool: Literal["patches", "mean", "pooler"] = "patches",
+        pool: Literal["patches", "patches_2x2", "mean", "pooler"] = "patches",
         layer: int | None = None,
         input_size: Extent | None = None,
         dtype: DType = "float32",
@@ -46,10 +47,17 @@ class ImageTower(Tower):
             architecture, name, revision, config, pretrained, layer, dtype, gradient_checkpointing, files, key
         )
         options = {"vision_use_head": pool == "pooler"} if architecture.startswith("Siglip") else {}
-        super().__init__(source, source.load(**options), image_processor(source, processor))
+        super().__init__(source, source.model(**options), image_processor(source, processor))
         self.width: int = self.model.config.hidden_size
         self._pool = pool
         self._pixels = Pixels(self._processor, input_size)
+        edge = self.model.config.patch_size
+        self._grid = (self._pixels.size[0] // edge, self._pixels.size[1] // edge)
+        if pool == "patches_2x2" and any(side % 2 for side in self._grid):
+            raise ValueError(
+                f"{key}.pool=patches_2x2: the image has {self._grid[0]}×{self._grid[1]} patches, expected even "
+                f"numbers; choose another {key}.input_size, or pool=patches"
+            )
         self._extra = _prefix_tokens(self.model)
         native = self.model.config.image_size
         resized = (
@@ -60,14 +68,24 @@ class ImageTower(Tower):
         self.view = nn.Parameter(torch.zeros(num_images, 1, self.width))
 
     def forward(self, images: Tensor) -> Tokens:
-        pixels = self._pixels(flatten(images)).to(self.model.dtype)
-        found = self.model(pixel_values=pixels, **self._options)
+        return self.assemble(self.encode(flatten(images)), len(images))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(M,3,h,w) uint8 → (M,N,D): all that the model makes of them."""
+        model = self.ready()
+        found = model(pixel_values=self._pixels(pictures).to(model.dtype), **self._options)
         if self._pool == "pooler":
-            features = found.pooler_output.unsqueeze(1)
-        else:
-            features = found.last_hidden_state[:, self._extra :]  # (B·T·C, N, D)
-            features = features.mean(1, keepdim=True) if self._pool == "mean" else features
-        views = features.to(self.view.dtype).unflatten(0, (len(images), -1)) + self.view
+            one: Tensor = found.pooler_output.unsqueeze(1)
+            return one
+        features: Tensor = found.last_hidden_state[:, self._extra :]  # (M, N, D)
+        if self._pool == "patches_2x2":
+            cells = features.transpose(1, 2).reshape(len(features), -1, *self._grid)
+            return nn.functional.avg_pool2d(cells, 2).flatten(2).transpose(1, 2)
+        return features.mean(1, keepdim=True) if self._pool == "mean" else features
+
+    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, as their tokens."""
+        views = encoded.to(self.view.dtype).view(samples, -1, *encoded.shape[1:]) + self.view
         return Tokens.full(views.flatten(1, 2))
 
 

@@ -50,7 +50,12 @@ class Tokenizer2d(nn.Module):
         if self.pool == "cells":
             found = self.feature(cells) + grid @ self.position
             return found
-        attention = (self.sharpness * self.attention(maps)).flatten(2).float().softmax(-1).to(maps.dtype)  # (M, K, h·w)
+        # The convolution of one pixel as a product of matrices: on a CPU in half of its time.
+        weight, bias = (
+            self.sharpness * p for p in (self.attention.weight.flatten(1), self.attention.get_parameter("bias"))
+        )
+        scores = torch.baddbmm(bias[:, None], weight.expand(len(maps), -1, -1), maps.flatten(2))
+        attention = scores.float().softmax(-1).to(maps.dtype)  # (M, K, h·w)
         where = attention @ grid  # (M, K, 2)
         found = self.feature(attention @ cells) + torch.einsum("mkp,kpd->mkd", where, self.position) + self.identity
         return found

@@ -66,7 +66,15 @@ class ResNet18(Tower):
         return self
 
     def forward(self, images: Tensor) -> Tokens:
-        maps = self.model(pixel_values=self._pixels(flatten(images)).to(self.model.dtype)).last_hidden_state
-        features = self.tokens(maps.to(self.view.dtype))
-        views = features.unflatten(0, (len(images), -1)) + self.view
+        return self.assemble(self.encode(flatten(images)), len(images))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(M,3,h,w) uint8 → (M,F,h/32,w/32)."""
+        maps: Tensor = self.model(pixel_values=self._pixels(pictures).to(self.model.dtype)).last_hidden_state
+        return maps
+
+    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, as their tokens."""
+        features = self.tokens(encoded.to(self.view.dtype))
+        views = features.unflatten(0, (samples, -1)) + self.view
         return Tokens.full(views.flatten(1, 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from provla.core.build import build, check_node
 from provla.core.types import Tokens
+from provla.vision.parts import flatten
 
 
 class SideBySide(nn.Module):
@@ -48,13 +49,24 @@ class SideBySide(nn.Module):
         return nn.ModuleDict({name: tower.adaptable for name, tower in self.towers.items()})  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> Tokens:
-        found = {name: tower(images) for name, tower in self.towers.items()}
-        counts = {name: tokens.features.shape[1] for name, tokens in found.items()}
+        return self.assemble(self.encode(flatten(images)), len(images))
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(M,3,h,w) uint8 → (M,N,D)."""
+        found = {name: tower.encode(pictures) for name, tower in self.towers.items()}  # type: ignore[operator]
+        counts = {name: features.shape[1] for name, features in found.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(
                 f"vision.towers give different numbers of tokens, {counts}; change an input_size so that they agree"
             )
-        return Tokens.full(torch.cat([tokens.features for tokens in found.values()], -1))
+        return torch.cat(list(found.values()), -1)
+
+    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, as their tokens."""
+        widths = [int(tower.width) for tower in self.towers.values()]  # type: ignore[arg-type]
+        parts = zip(self.towers.values(), torch.split(encoded, widths, -1), strict=True)
+        found = [tower.assemble(part, samples).features for tower, part in parts]  # type: ignore[operator]
+        return Tokens.full(torch.cat(found, -1))
 
 
 def _tower(node: Mapping[str, Any]) -> dict[str, Any]:

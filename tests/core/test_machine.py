@@ -85,3 +85,10 @@ def test_a_result_says_what_it_was_made_on(tmp_path: Path) -> None:
     assert found["peak_memory_mb"] > 100
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or found["versions"]["torch"]
     assert (found["uncommitted"] is None) or found["commit"].endswith("-dirty")
+
+
+def test_a_process_names_the_code_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = environment(CPU)
+    monkeypatch.setattr("provla.core.machine.commit", lambda: {"commit": "another", "uncommitted": None})
+    second = environment(CPU)
+    assert (second["commit"], second["versions"]) == (first["commit"], first["versions"])

@@ -19,7 +19,7 @@ from provla.core.precision import describe_precision
 from provla.core.types import fake_observation
 from provla.dataset.sampler import Sampler
 from provla.run.setting import check_objective, make_spec
-from provla.trainer.loop import validate
+from provla.trainer.validation import validate
 
 CPU = torch.device("cpu")
 Command = Callable[..., tuple[int, str, str]]

@@ -147,5 +147,7 @@ def test_what_does_not_merge_is_told_so_and_how_it_is_replaced(command: Command,
     assert code == 2
     assert err.startswith("error: perturb={noise:1} cannot be merged with what a configuration file gives for perturb")
     assert err.endswith("; to replace it: ~perturb '+perturb={noise:1}'\n")
+    _, _, err = command("train", *FAKE, "trainer={lrr:1}")
+    assert err.startswith("error: unknown key 'trainer.lrr'; did you mean trainer.lr? valid here: batch_size, "), err
     _, _, err = command("train", *line, "~perturb", "+perturb={noise:1}", "objective=auto")
     assert "perturb={'noise': 1}: this run has no simulation" in err

@@ -126,7 +126,7 @@ def test_bad_recordings_are_refused_and_leave_nothing(changes: dict[str, Any], m
             tmp_path,
             1,
         )
-    assert [f.name for f in tmp_path.iterdir() if not f.name.endswith(".lock")] == []
+    assert [f.name for f in tmp_path.iterdir() if not f.name.endswith(".claim")] == []
 
 
 def test_killed_recording_never_looks_finished(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_full_disk_while_caching_is_one_clear_message(two_cameras: Path, tmp_pat
         "if sys.argv[1] == 'late': provla.dataset.cache.check_space = lambda *a: None\ntry: "
         f"LeRobotSource({str(small)!r}, 0.4, 0, root={str(two_cameras)!r}).load()\nexcept ValueError as error: "
         "print('MESSAGE', error); import pathlib; print('LEFT', [f.name for f in "
-        f"pathlib.Path({str(small)!r}).rglob('*') if f.is_file() and f.suffix != '.lock'])\n"
+        f"pathlib.Path({str(small)!r}).rglob('*') if f.is_file() and '.claim' not in str(f)])\n"
     )
     for when, message in (
         ("early", "the frame cache will not fit into"),

@@ -169,7 +169,7 @@ def test_an_expert_that_never_succeeds_records_nothing(tmp_path: Path) -> None:
         asked(Walk)
     with pytest.raises(ValueError, match="the expert of go failed 20 times in a row .* within 5 steps each"):
         record(asked(Idle), tmp_path, 1)
-    assert not [file for file in tmp_path.iterdir() if not file.name.endswith(".lock")]
+    assert not [file for file in tmp_path.iterdir() if not file.name.endswith(".claim")]
 
 
 @pytest.mark.parametrize(

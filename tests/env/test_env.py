@@ -182,6 +182,27 @@ def test_rollout_depends_neither_on_processes_nor_on_how_many_run_at_once() -> N
     assert all(o.success for o in one)
 
 
+def test_a_compiled_policy_sees_batches_of_one_size_and_does_the_same() -> None:
+    """One that is not sees as many as play, so that its numbers are those of before."""
+
+    class Counting(Noise):
+        def __init__(self, compiled: str) -> None:
+            super().__init__()
+            self.compiled, self.sizes = compiled, list[int]()
+
+        def act(self, observation: Observation, generator: Any) -> torch.Tensor:
+            assert len(generator) == len(observation)
+            self.sizes.append(len(observation))
+            return super().act(observation, generator)
+
+    plain, compiled = Counting(""), Counting("default")
+    found = [rollout(one, ToySuite({0: ("raise", 5)}, each=3), toy_spec(), 0, CPU) for one in (plain, compiled)]
+    assert told(found[0]) == told(found[1])
+    assert set(compiled.sizes) == {4}
+    assert len(set(plain.sizes)) > 1
+    assert max(plain.sizes) == 4
+
+
 def test_a_world_that_fails_costs_its_episode_alone() -> None:
     """Raised, exited, killed, not finite, of another size: all others end as if nothing had been, those in the same
     process too.

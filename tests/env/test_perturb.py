@@ -58,15 +58,21 @@ def test_level_0_is_no_perturbation_to_the_last_bit(worlds: Any) -> None:
     assert under.episodes == suite().episodes
 
 
+@pytest.fixture(scope="module")
+def plain(worlds: Any) -> Played:
+    return Played(worlds(), 5)
+
+
 @pytest.mark.parametrize("factor", SEEN)
-def test_a_factor_changes_what_it_says_and_nothing_else(factor: str, worlds: Any) -> None:
-    plain, top = Played(worlds(), 5), len(FACTORS[factor].amounts)
-    weak, strong = Played(worlds(**{factor: 1}), 5), Played(worlds(**{factor: top}), 5)
+def test_a_factor_changes_what_it_says_and_nothing_else(factor: str, worlds: Any, plain: Played) -> None:
+    top = len(FACTORS[factor].amounts)
+    strong = Played(worlds(**{factor: top}), 5)
     moved = factor in ("start", "action_noise", "action_delay")
     assert plain.same(strong)[0] != (moved and factor != "start")  # the hand starts where it did
     assert not plain.same(strong)[1]
     assert Played(worlds(**{factor: top}), 5).same(strong) == (True, True)  # the same perturbation for every policy
     if factor in ("noise", "blur", "camera_yaw", "color"):
+        weak = Played(worlds(**{factor: 1}), 5)
         small, large = (np.abs(p.pictures[0].astype(float) - plain.pictures[0]).mean() for p in (weak, strong))
         assert 0 < small < large
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import FAKE, ROOT, compose
 
+from provla.core import claims
 from provla.core.result import read_result
 from provla.jobs import attempts
 from provla.jobs.limit import TimedOut, limited
@@ -65,6 +66,30 @@ with signals.listening(), signals.deferred(), signals.telling(lambda: attempts.f
     time.sleep(0.1)
     os.kill(os.getpid(), 9)
 """
+
+
+def test_a_run_of_a_host_that_is_gone_goes_on_here(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was killed elsewhere, which is seen by its silence, and counted."""
+    monkeypatch.setattr(claims, "STALE", 2.0)
+    script = (
+        "import os, sys, time; from pathlib import Path; from provla.core import claims; from provla.jobs import "
+        "attempts\nfrom provla.jobs.sweep import alone\nclaims.HERE = attempts.HERE = claims.Host('far', 'kernel')\n"
+        "attempts.boot = lambda: 'its start'\nwith alone(Path(sys.argv[1])):\n attempts.begin(Path(sys.argv[1]))\n"
+        " os.kill(os.getpid(), 9)"
+    )
+    run = tmp_path / "run"
+    assert subprocess.run([sys.executable, "-c", script, str(run)], cwd=ROOT, check=False).returncode == -9
+    assert attempts.killed(run) == 1
+    begun = time.monotonic()
+    code, out, err = command("train", *FAKE, f"hydra.run.dir={run}")
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "on far; if it is gone, that shows after 2 seconds); waiting for its end" in said
+    assert time.monotonic() - begun > 2
+    assert read_result(run).status == "completed"
+    assert not attempts.lost(run)
 
 
 def test_whoever_was_asked_to_end_is_not_blamed_for_being_killed(tmp_path: Path) -> None:

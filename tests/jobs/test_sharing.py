@@ -21,7 +21,15 @@ from provla.study.study import load_study
 from provla.study.verdict import judge
 
 Command = Callable[..., tuple[int, str, str]]
-TIMES = {"train_seconds", "wall_seconds", "ms_per_chunk", "peak_memory_mb", "trained_by", "attempts"}
+TIMES = {
+    "train_seconds",
+    "wall_seconds",
+    "ms_per_chunk",
+    "ms_per_chunk_p99",
+    "peak_memory_mb",
+    "trained_by",
+    "attempts",
+}
 
 
 def curves(folder: Path) -> list[dict[str, str]]:

@@ -202,3 +202,16 @@ class TestHead:
         torch.testing.assert_close(
             head(actions, time, Tokens(features, mask)), head(actions, time, Tokens(other, mask))
         )
+
+
+def test_mish_is_torchs_with_its_slope() -> None:
+    from provla.head.parts import Mish
+
+    x = torch.cat([torch.linspace(-100, 100, 2001), torch.tensor([-1e30, 1e30, 0.0])]).requires_grad_()
+    (ours,) = torch.autograd.grad((mine := Mish()(x)).sum(), x)
+    (theirs,) = torch.autograd.grad((other := torch.nn.functional.mish(x)).sum(), x)
+    torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-6)
+    with torch.no_grad():
+        assert torch.equal(Mish()(x), torch.nn.functional.mish(x))
+    assert Mish()(x.half()).dtype == torch.float16

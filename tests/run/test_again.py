@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from conftest import FAKE, compose
+from conftest import FAKE, LIGHT, compose
 
 from provla.core.files import write_json
 from provla.core.identity import identity
@@ -17,7 +17,7 @@ from provla.jobs.sweep import Job, find_runs, join_jobs, load_sweep
 from provla.study.study import load_study
 
 Command = Callable[..., tuple[int, str, str]]
-QUICK = [o for o in FAKE if not o.startswith("trainer.max_steps")]
+QUICK = [o for o in FAKE if not o.startswith("trainer.max_steps")] + LIGHT
 
 
 def stamps(folder: Path) -> dict[int, str]:

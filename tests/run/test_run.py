@@ -331,7 +331,8 @@ def test_interrupted_run_resumes_in_its_folder(command: Command, tmp_path: Path)
     """
     from safetensors.torch import load_file
 
-    arguments = [*FAKE, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
+    parts = ["text=task_embedding", "scheduler=flow"]  # quick to import
+    arguments = [*FAKE, *parts, "logger=csv", "trainer.max_steps=60", "trainer.val_every=10"]
     asked = [sys.executable, "-m", "provla.train", *arguments, f"hydra.run.dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(asked, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "checkpoints" / "latest").exists():

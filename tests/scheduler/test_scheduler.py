@@ -58,6 +58,21 @@ def test_padded_steps_carry_no_loss_and_no_gradient() -> None:
     assert (weight.grad[:5] != 0).all()
 
 
+def test_what_never_changes_goes_to_a_device_once() -> None:
+    chosen = scheduler("ddim")
+    chosen._scheduler.set_timesteps(chosen.num_inference_steps)
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    signal, clock = chosen._signal(cpu), chosen._clock(cpu)
+    assert chosen._signal(cpu) is signal
+    assert chosen._clock(cpu) is clock
+    assert torch.equal(signal, chosen._scheduler.alphas_cumprod)
+    assert chosen._signal(other) is chosen._signal(other)
+    assert (chosen._signal(other).device, chosen._clock(other).device) == (other, other)
+    chosen.num_inference_steps = 3  # as an evaluation may ask
+    chosen._scheduler.set_timesteps(3)
+    assert chosen._clock(cpu).tolist() == chosen._scheduler.timesteps.tolist()
+
+
 def test_a_row_of_a_batch_is_sampled_as_if_alone() -> None:
     def head(x: Tensor, t: Tensor, context: Tokens) -> Tensor:
         return 0.3 * x

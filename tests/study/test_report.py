@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAKE
+from conftest import FAKE, LIGHT
 from studies import TASKS, Command, make_study, outcomes, words, write_run
 
 from provla.core.files import write_json
@@ -313,7 +313,7 @@ def test_the_page_in_a_browser(filmed: Path, command: Command) -> None:
 def test_a_search_is_reported_and_a_held_storage_is_named(tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "search"
     space = ["trainer.lr=tag(log, interval(1e-5, 1e-1))", "fusion=choice(film,concat_mlp)"]
-    ours = [o for o in FAKE if not o.startswith("logger")]
+    ours = [o for o in FAKE if not o.startswith("logger")] + LIGHT
     code, out, err = command(
         "train",
         "-m",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE, ROOT
+from conftest import FAKE, LIGHT, ROOT
 
 from provla.core.build import build
 from provla.core.errors import NoSpace
@@ -22,7 +22,7 @@ from provla.jobs.sweep import find_baseline, load_sweep, name_arms, slot
 from provla.pruner import Hyperband, Median, opened
 
 Command = Callable[..., tuple[int, str, str]]
-QUICK = [o for o in FAKE if not o.startswith("logger")] + ["logger=csv"]
+QUICK = [o for o in FAKE if not o.startswith("logger")] + [*LIGHT, "logger=csv"]
 OPTUNA = "hydra/sweeper=optuna"
 
 
@@ -118,6 +118,7 @@ def test_a_grid_is_done_once_and_grows(command: Command, tmp_path: Path) -> None
     [
         (["fusion=film,flim"], "unknown option fusion=flim; valid: add, "),
         (["fusoin=film,add"], "unknown key 'fusoin'"),
+        (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.jobs_per_gpu=0"], "jobs_per_gpu=0: expected a whole"),
         (["trainer.lrr=1,2"], "unknown key 'trainer.lrr'; did you mean trainer.lr?"),
         (["fusion=film,add", "baseline=moe"], "baseline='moe' is not among the arms; the arms are: film; add"),
         (["fusion=glob(nothing*)"], "has no values (a glob that fits nothing?)"),
@@ -182,7 +183,7 @@ hydra:
       seed: range(2)
 """
     )
-    plain = [o for o in FAKE if not o.startswith(("dataset", "logger", "fusion", "head"))]
+    plain = [o for o in FAKE if not o.startswith(("dataset", "logger", "fusion", "head"))] + LIGHT
     code, out, err = command("train", "-m", "--config-dir", str(tmp_path / "mine"), "experiments=own", *plain)
     assert code == 0, err
     assert "Is it [better]?" in out
@@ -520,8 +521,17 @@ def test_joblib_divides_the_machine_and_shares_one_recording(command: Command, t
         "dataset.episodes_per_task=2",
         "dataset.image_size=32",
         "dataset.val_fraction=0.5",
+        "dataset.workers=1",
     ]
-    asked = [*tiny, *dataset, "eval_episodes=1", "env.max_episode_steps=16", "logger=wandb", "env.videos_per_task=0"]
+    asked = [
+        *tiny,
+        *LIGHT,
+        *dataset,
+        "eval_episodes=1",
+        "env.max_episode_steps=16",
+        "logger=wandb",
+        "env.videos_per_task=0",
+    ]
     sweep = tmp_path / "s"
     code, out, err = command(
         "train",
@@ -644,7 +654,7 @@ def test_a_jobs_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "gpus", lambda: 2)
     assert [sweep.share(number, "auto") for number in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert sweep.share(1, "cpu") == "cpu"
-    assert sweep.places(2) == 2
+    assert (sweep.places(2), sweep.places(2, 3)) == (2, 6)
     monkeypatch.setattr(sweep, "gpus", lambda: 0)
     assert [sweep.places(threads) for threads in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert sweep.crowded(2, 4) == ""

@@ -1,0 +1,84 @@
+"""The default run and its evaluation against themselves before:
+
+    python benchmarks/before.py <commit> [run|evaluation] [rounds] [<folder of a run to evaluate>]
+
+Each side in a checkout of its own, in turns, on the same recording. Weights need not be equal (convolutions of another
+layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that the older
+side has trained, or of a run that is there; whether outcomes are equal stands there too. Without a word, both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from turns import seconds, told
+
+from provla.command.entry import ROOT
+
+
+def run(checkout: Path, module: str, folder: Path, *asked: str) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(checkout), "PROVLA_ROOT": str(checkout)}
+    asked = (*asked, f"hydra.run.dir={folder}")
+    subprocess.run(
+        [sys.executable, "-m", module, *asked], check=True, cwd=checkout, env=environment, capture_output=True
+    )
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def timed(*asked: Any) -> float:
+    return seconds(lambda: run(*asked))
+
+
+SIDES = ("ours", "theirs")
+
+
+def trained(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
+    taken, rates = [], []
+    for number in range(rounds):
+        folders = {side: place / f"{side}{number}" for side in SIDES}
+        pair = [timed(checkouts[side], "provla.train", folder, "logger=csv") for side, folder in folders.items()]
+        results = [json.loads((folder / "result.json").read_text()) for folder in folders.values()]
+        rates.append([result["objective"]["value"] for result in results])
+        taken.append((pair[0], pair[1]))
+    told("default run", "itself before", taken, success=rates)
+
+
+def judged(checkouts: Mapping[str, Path], place: Path, rounds: int, checkpoint: Path) -> None:
+    asked, taken, outcomes = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], set()
+    for number in range(3 * rounds):
+        folders = {side: place / f"judged-{side}{number}" for side in SIDES}
+        pair = [timed(checkouts[side], "provla.evaluate", folder, *asked) for side, folder in folders.items()]
+        outcomes |= {(folder / "episodes.csv").read_text() for folder in folders.values()}
+        taken.append((pair[0], pair[1]))
+    told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=len(outcomes) == 1)
+
+
+def main(commit: str, what: str, rounds: int, trained_by: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place, before = Path(name), Path(name) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", before, commit], check=True, cwd=ROOT)
+        checkouts = {"ours": ROOT, "theirs": before}
+        try:
+            if what != "evaluation":
+                trained(checkouts, place, rounds)
+            elif trained_by is None:
+                run(before, "provla.train", place / "theirs0", "logger=csv")
+            if what != "run":
+                judged(checkouts, place, rounds, trained_by or place / "theirs0")
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    words = sys.argv[2:]
+    asked = next((word for word in words if word in ("run", "evaluation")), "both")
+    folder = next((Path(word).resolve() for word in words if Path(word).is_dir()), None)
+    main(sys.argv[1], asked, next((int(word) for word in words if word.isdigit()), 1), folder)
