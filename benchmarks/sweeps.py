@@ -4,8 +4,8 @@ The default policy without a simulation, ten seeds of so many steps (20). Weight
 line also has how many seconds of a sweep's run are not steps.
 
 python benchmarks/sweeps.py split [steps] [runs]: one sweep of so many runs (30) alone; the seconds of each stage of a
-run (medians of all but the first; what is in none is `rest`), and the process's memory after the third run and after
-the last [MB].
+run (medians of all but the first; what is in none is `rest`), and the process's memory after every fifth run
+[MB].
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def split(steps: int, runs: int) -> None:
         with contextlib.suppress(SystemExit):
             train()
     found = {stage: round(median(row.get(stage, 0.0) for row in rows[1:]), 3) for stage in rows[0]}
-    told = {"memory_after_3": round(memory[2]), "memory_at_the_end": round(memory[-1])}
-    print(json.dumps({"what": "a run of a sweep", "steps": steps, "n": runs} | found | told), flush=True)
+    row = {"what": "a run of a sweep", "for_steps": steps, "n": runs, **found, "memory": [*map(round, memory[4::5])]}
+    print(json.dumps(row), flush=True)
 
 
 def main(steps: int) -> None:
