@@ -21,6 +21,7 @@ from conftest import FAKE, ROOT, compose
 
 from provla.core.identity import identity
 from provla.core.manifest import write_manifest
+from provla.dataset import kept
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -179,6 +180,22 @@ def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command
     assert all("n_action_steps=9 exceeds horizon=8" in r["error"] for r in results.values() if r["status"] == "failed")
     assert sorted(r["choices"]["fusion"] for r in results.values()) == ["concat_mlp", "concat_mlp", "film", "film"]
     assert err.count("failed: n_action_steps=9") == 4  # each is tried twice
+
+
+def test_the_last_run_of_a_sweep_is_what_it_is_alone(command: Command, metaworld: list[str], tmp_path: Path) -> None:
+    """What jobs of a process share leaves nothing from one to the next."""
+    asked = [*(o for o in metaworld if not o.startswith(("env.", "eval_episodes"))), "env=none"]
+    sweep, alone = tmp_path / "sweep", tmp_path / "alone"
+    code, _, err = command("train", "-m", *asked, "seed=range(3)", f"hydra.sweep.dir={sweep}")
+    assert code == 0, err
+    assert len(kept._last) == 1
+    kept._last.clear()
+    code, _, err = command("train", *asked, "seed=2", f"hydra.run.dir={alone}")
+    assert code == 0, err
+    last = next(file.parent for file in sweep.glob("*/result.json") if read(file.parent)["seed"] == 2)
+    for name in ("policy/weights.safetensors", "plots/chunks.png", "episodes.csv"):
+        assert (last / name).read_bytes() == (alone / name).read_bytes()
+    assert read(last)["metrics"] == read(alone)["metrics"]
 
 
 def test_wandb_offline_run_per_job_in_the_runs_folder(
