@@ -1,6 +1,6 @@
 """The default run and its evaluation against themselves before:
 
-    python benchmarks/before.py <commit> [run|evaluation] [rounds] [<folder of a run to evaluate>]
+    python benchmarks/before.py <commit> [run|evaluation] [--rounds 1] [--of <folder of a run to evaluate>]
 
 Each side in a checkout of its own, in turns, on the same recording. Weights need not be equal (convolutions of another
 layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that the older
@@ -9,6 +9,7 @@ side has trained, or of a run that is there; whether outcomes are equal stands t
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -23,14 +24,12 @@ from turns import seconds, told
 from provla.command.entry import ROOT
 
 
-def run(checkout: Path, module: str, folder: Path, *asked: str) -> dict[str, Any]:
+def run(checkout: Path, module: str, folder: Path, *asked: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(checkout), "PROVLA_ROOT": str(checkout)}
     asked = (*asked, f"hydra.run.dir={folder}")
     subprocess.run(
         [sys.executable, "-m", module, *asked], check=True, cwd=checkout, env=environment, capture_output=True
     )
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
 
 
 def timed(*asked: Any) -> float:
@@ -78,7 +77,12 @@ def main(commit: str, what: str, rounds: int, trained_by: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[2:]
-    asked = next((word for word in words if word in ("run", "evaluation")), "both")
-    folder = next((Path(word).resolve() for word in words if Path(word).is_dir()), None)
-    main(sys.argv[1], asked, next((int(word) for word in words if word.isdigit()), 1), folder)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("commit")
+    parser.add_argument("what", nargs="?", default="both", choices=("run", "evaluation", "both"))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--of", type=Path, help="the folder of a run to evaluate")
+    given = parser.parse_args()
+    if given.of and not given.of.is_dir():
+        parser.error(f"--of {given.of}: no such folder")
+    main(given.commit, given.what, given.rounds, given.of and given.of.resolve())

@@ -8,6 +8,7 @@ others stay. Writes benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -15,8 +16,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from provla.command.entry import ROOT
 from provla.core.files import write_text
@@ -56,8 +55,7 @@ def measured(name: str) -> list[dict[str, Any]]:
         console.print(f"{name} ended with {done.returncode}; what was known of it stays")
         return []
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    where = machine(find_device("auto"))
-    where["cpus"], where["system"] = torch.get_num_threads(), platform.platform()
+    where = {**machine(find_device("auto")), "cpus": os.cpu_count(), "system": platform.platform()}
     versions = {package: version(package) for package in ("torch", "transformers", "lerobot", "mujoco")}
     made = {"date": time.strftime("%Y-%m-%d"), "commit": commit()["commit"], "machine": where, "versions": versions}
     return [{"benchmark": name, **line, **made} for line in found]

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from turns import held, told
 
 SIZES = ["episodes=4", "length=16", "image_size=224", "cameras=[high,wrist]", "state_size=14", "action_size=14"]
 ASKED = [
@@ -49,29 +50,24 @@ def write_backbones(folder: Path) -> None:
     t.ByT5Tokenizer(extra_ids=0).save_pretrained(folder / "text")
 
 
-def own(name: str, what: str = "status") -> float:
-    """A number of this process's memory [MB]."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/self/{what}").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) / 1024
-
-
 def plain(place: Path) -> None:
     """The plain way's steps; prints the peak while they last, and while the models were loaded."""
     import torch
     from steps import Plainly, drawn, policy_of, stepper
+
+    from provla.core.machine import forget_peak_memory
 
     torch.set_num_threads(1)
     pretrained = [f"{part}.{key}" for part in ("vision", "text") for key in (f"name={place / part}", "revision=null")]
     policy = policy_of("vision.pretrained=true", "text.pretrained=true", *pretrained)
     policy.plain = Plainly(policy)
     policy.train()
-    loading = own("VmHWM")
+    loading = held("VmHWM")
     step = stepper(policy, drawn(), True)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, at what is held now
+    forget_peak_memory(torch.device("cpu"))  # it starts anew, at what is held now
     for _ in range(3):
         step()
-    print(json.dumps({"peak": own("VmHWM"), "loading": loading}))
+    print(json.dumps({"peak": held("VmHWM"), "loading": loading}))
 
 
 def train(place: Path) -> None:
@@ -84,7 +80,7 @@ def train(place: Path) -> None:
     peaks, save = {}, run.save_policy
 
     def trained(*given: Any, **more: Any) -> None:  # the training has just ended
-        peaks["trained"] = own("VmHWM")
+        peaks["trained"] = held("VmHWM")
         save(*given, **more)
 
     run.save_policy = trained
@@ -92,7 +88,7 @@ def train(place: Path) -> None:
         start()
     finally:  # it exits
         (place / "modules").write_text("\n".join(sys.modules))
-        print(json.dumps(peaks | {"peak": own("VmHWM")}))
+        print(json.dumps(peaks | {"peak": held("VmHWM")}))
 
 
 def imports(place: Path) -> None:
@@ -102,7 +98,7 @@ def imports(place: Path) -> None:
     for name in (place / "modules").read_text().split("\n"):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
-    print(json.dumps({"peak": own("VmHWM"), "pss": own("Pss", "smaps_rollup")}))
+    print(json.dumps({"peak": held("VmHWM"), "pss": held("Pss", "smaps_rollup")}))
 
 
 def started(kind: str, place: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -131,8 +127,7 @@ def watched(what: str, place: Path, runs: dict[str, subprocess.Popen[str]]) -> t
     """
     training = highest = 0.0
     while all(process.poll() is None for process in runs.values()):
-        found = [re.search(rf"^{what}:\s+(\d+) kB", _rollup(process.pid), re.MULTILINE) for process in runs.values()]
-        highest = max(highest, sum(int(one[1]) for one in found if one) / 1024)
+        highest = max(highest, sum(held(what, "smaps_rollup", process.pid) for process in runs.values()))
         if not any((place / run / "policy").exists() for run in runs):
             training = highest
         time.sleep(0.1)
@@ -141,16 +136,8 @@ def watched(what: str, place: Path, runs: dict[str, subprocess.Popen[str]]) -> t
     return training, highest
 
 
-def _rollup(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # it has ended
-        return ""
-
-
 def say(what: str, against: str, ours: float, theirs: float, **more: Any) -> None:
-    row = {"what": what, "against": against, "ours": round(ours), "theirs": round(theirs)}
-    print(json.dumps(row | {"ratio": float(f"{ours / theirs:.3g}"), "n": 1} | more), flush=True)
+    told(what, against, [(ours, theirs)], share=True, unit="MB", **more)
 
 
 def main(steps: int) -> None:
@@ -161,7 +148,7 @@ def main(steps: int) -> None:
         first = ended(command(place, "first", steps))
         ours = ended(command(place, "second", steps))
         bare = ended(started("imports", place))
-        more = {"unit": "MB", "imports": round(bare["peak"]), "their_loading": round(theirs["loading"])}
+        more = {"imports": round(bare["peak"]), "their_loading": round(theirs["loading"])}
         against = "steps of the plain way"
         say("peak memory of training, caches known", against, ours["trained"], theirs["peak"], **more)
         say("peak memory of the command, caches known", against, ours["peak"], theirs["peak"], **more)
@@ -170,7 +157,7 @@ def main(steps: int) -> None:
         beside = {f"beside{n}": command(place, f"beside{n}", steps, n) for n in range(PARALLEL)}
         four = watched("Pss", place, beside)
         for what, alone, total in zip(("training", "the command"), one, four, strict=True):
-            more = {"unit": "MB", "total": round(total), "plain": round(theirs["peak"])}
+            more = {"total": round(total), "plain": round(theirs["peak"])}
             more |= {"imports": round(bare["peak"]), "imports_pss": round(bare["pss"])}
             say(f"PSS of {what}, each of {PARALLEL} at once", "one alone", total / PARALLEL, alone, **more)
 

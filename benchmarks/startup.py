@@ -6,23 +6,23 @@ Fresh processes in turns; a line of JSON for each, medians of paired ratios. Non
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
-from statistics import median
+
+from turns import seconds, told
 
 BARE = ["-c", "import hydra, omegaconf"]
 ASKED = {"--help": (["--help"], 0), "--cfg job": (["--cfg", "job"], 0), "a wrong key": (["trainer.lrr=1"], 2)}
 
 
-def seconds(arguments: list[str], expected: int = 0) -> float:
-    started = time.perf_counter()
+def run(arguments: list[str], expected: int) -> None:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
-    taken = time.perf_counter() - started
     if done.returncode != expected:
         sys.exit(f"{arguments} ended with {done.returncode}, expected {expected}: {done.stderr[-500:]}")
-    return taken
+
+
+def timed(arguments: list[str], expected: int = 0) -> float:
+    return seconds(lambda: run(arguments, expected))
 
 
 def imports_torch(arguments: list[str]) -> bool:
@@ -33,15 +33,13 @@ def imports_torch(arguments: list[str]) -> bool:
 def main(rounds: int) -> None:
     if found := [name for name, (arguments, _) in ASKED.items() if imports_torch(arguments)]:
         sys.exit(f"{found[0]} imports torch")
-    times: dict[str, list[float]] = {name: [] for name in ["bare", *ASKED]}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ASKED}
     for _ in range(rounds):
-        times["bare"].append(seconds(BARE))
+        bare = timed(BARE)
         for name, (arguments, code) in ASKED.items():
-            times[name].append(seconds(["-m", "provla.train", *arguments], code))
-    for name in ASKED:
-        ratios = [ours / bare for ours, bare in zip(times[name], times["bare"], strict=True)]
-        line = {"what": name, "ours": median(times[name]), "theirs": median(times["bare"]), "ratio": median(ratios)}
-        print(json.dumps({key: round(v, 3) if isinstance(v, float) else v for key, v in line.items()} | {"n": rounds}))
+            taken[name].append((timed(["-m", "provla.train", *arguments], code), bare))
+    for name, pairs in taken.items():
+        told(name, "import hydra, omegaconf", pairs, share=True)
 
 
 if __name__ == "__main__":

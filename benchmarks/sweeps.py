@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from turns import seconds, told
+from turns import held, seconds, told
 
 RUNS = 10
 # Stage → where its function is looked up. None of them calls another.
@@ -51,11 +50,6 @@ def weights(folder: Path) -> str:
 
 def overrides(steps: int) -> list[str]:
     return ["env=none", "logger=csv", f"trainer.max_steps={steps}", "trainer.val_every=100000"]
-
-
-def resident() -> float:
-    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def timed(place: str, into: dict[str, float], stage: str) -> None:
@@ -93,7 +87,7 @@ def split(steps: int, runs: int) -> None:
         begun = time.perf_counter()
         start(self, batch)
         rows.append({**now, "rest": time.perf_counter() - begun - sum(now.values())})
-        memory.append(resident())
+        memory.append(held("VmRSS"))
 
     JobRunner._start = started  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as place:

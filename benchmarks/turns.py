@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,12 +29,23 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def told(what: str, against: str, taken: list[tuple[float, float]], **more: Any) -> None:
-    """The line of pairs (ours, theirs)."""
+def told(what: str, against: str, taken: list[tuple[float, float]], share: bool = False, **more: Any) -> None:
+    """The line of pairs (ours, theirs). ratio: theirs / ours; share: ours / theirs."""
     mine, other = zip(*taken, strict=True)
     row = {"what": what, "against": against, "ours": _rounded(median(mine)), "theirs": _rounded(median(other))}
-    ratio = _rounded(median(b / a for a, b in taken))
+    ratio = _rounded(median(a / b if share else b / a for a, b in taken))
     print(json.dumps(row | {"ratio": ratio, "n": len(taken)} | more), flush=True)
+
+
+def held(name: str, file: str = "status", process: int | str = "self") -> float:
+    """A number of a process's memory, as /proc has it [MB]; 0 where it has ended."""
+    try:
+        text = Path(f"/proc/{process}/{file}").read_text()
+    except OSError:
+        text = ""
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    assert found or process != "self", f"no {name} in /proc/self/{file}"
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def _rounded(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,27 +14,26 @@ _putting_off, _standing_in = ContextVar("putting_off", default=False), ContextVa
 
 
 @contextmanager
-def put_off(may: bool) -> Iterator[None]:
-    """may: towers that are made inside rest until they are asked; of nothing that changes their weights."""
-    token = _putting_off.set(may)
+def _inside(switch: ContextVar[bool], value: bool) -> Iterator[None]:
+    token = switch.set(value)
     try:
         yield
     finally:
-        _putting_off.reset(token)
+        switch.reset(token)
+
+
+def put_off(may: bool) -> AbstractContextManager[None]:
+    """may: towers that are made inside rest until they are asked; of nothing that changes their weights."""
+    return _inside(_putting_off, may)
 
 
 def putting_off() -> bool:
     return _putting_off.get()
 
 
-@contextmanager
-def standing_in() -> Iterator[None]:
+def standing_in() -> AbstractContextManager[None]:
     """Inside, towers that rest are not woken: zeros of the right shapes stand for what they would say."""
-    token = _standing_in.set(True)
-    try:
-        yield
-    finally:
-        _standing_in.reset(token)
+    return _inside(_standing_in, True)
 
 
 def is_standing_in() -> bool:

@@ -105,8 +105,7 @@ class ProVLA(Normalized):
     ) -> QuantReport:
         """Chooses what of an encoder trains, and quantises the rest."""
         part = getattr(self, key)
-        how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
-        bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+        how, bits = _ways(key, node, adapter, quant)
         # Where files are, weights come later.
         exact = self._probe(key) if bits.bits and node.get("files") is None else None
         report: QuantReport = how.apply(
@@ -200,10 +199,18 @@ def _alone(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
 
 
+def _ways(
+    key: str, node: Mapping[str, Any], adapter: Mapping[str, Any], quant: Mapping[str, Any]
+) -> tuple[Adapter, Quant]:
+    """How an encoder is adapted and quantised: its own ways, or the root's."""
+    how: Adapter = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
+    bits: Quant = own(node.get("quant"), quant, Quant, f"{key}.quant")
+    return how, bits
+
+
 def _unchanged(key: str, node: Mapping[str, Any], adapter: Mapping[str, Any], quant: Mapping[str, Any]) -> bool:
     """Whether an encoder stays what its base is."""
-    how = own(node.get("adapter"), adapter, Adapter, f"{key}.adapter")
-    bits = own(node.get("quant"), quant, Quant, f"{key}.quant")
+    how, bits = _ways(key, node, adapter, quant)
     return type(how) is Adapter and how.mode == "frozen" and not bits.bits
 
 

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, TransformedBbox
 
-from provla.run.plots import BLUE, ORANGE, Array, write_picture
+from provla.run.plots import BLUE, MOST_JOINTS, ORANGE, Array, write_picture
 
-MOST_JOINTS, MOST_CAMERAS, ACROSS = 28, 4, 7  # a picture shows so many, and says where there are more
+MOST_CAMERAS, ACROSS = 4, 7
 CELL = 1.9, 1.6  # inches of a panel with what stands beside it
 LEFT, BELOW, PANEL = 0.42, 0.24, (1.42, 1.08)  # where the panel itself lies in it
 FOOT, HEAD, LINE, TICK = 0.5, 0.3, 0.13, 0.03

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from provla.core.files import fingerprint
 from provla.core.progress import console
 from provla.dataset.features import feature_cache, frames_digest
 from provla.dataset.stored import Stored
-from provla.run.rehearsal import broken
+from provla.run.frozen import asking, decided_by
 from provla.run.sentences import remember_sentences
 from provla.run.setting import Setting
 
@@ -79,27 +78,16 @@ def _moving(policy: Any) -> str:
 
 def _encoder(policy: Any, device: torch.device) -> Any:
     def encode(pictures: Tensor) -> Tensor:
-        policy.eval()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            try:
-                found: Tensor = policy.vision.encode(pictures.to(device))
-            except Exception as error:  # whatever library it is made of
-                raise broken("vision", "on a frame of the data", error) from error
-            return found.cpu()
+        with asking(policy, "vision", "on a frame of the data", device):
+            found: Tensor = policy.vision.encode(pictures.to(device))
+        return found.cpu()
 
     return encode
 
 
 def _facts(config: Mapping[str, Any], policy: Any, device: torch.device) -> dict[str, Any]:
     """All that decides, to the last bit, what the encoder makes of a picture."""
-    node = {key: value for key, value in config["policy"]["vision"].items() if key not in ("adapter", "name", "files")}
     # A base's fingerprint is known without reading its weights again.
     bases = [tower.base.fingerprint if tower.base else "" for _, tower in towers(policy.vision)]
-    quant = config["policy"].get("quant") or {}
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return {
-        "vision": node,
-        "weights": " ".join(bases) if bases and all(bases) else content(policy.vision.adaptable),
-        "machine": machine,
-        "versions": [version(name) for name in ("torch", "transformers")],
-    } | ({"quant": quant} if quant.get("bits") else {})
+    weights = " ".join(bases) if bases and all(bases) else content(policy.vision.adaptable)
+    return decided_by(config, "vision", device) | {"weights": weights}

@@ -6,11 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -19,10 +17,9 @@ from provla.backbone.tower import Tower
 from provla.core.claims import claimed
 from provla.core.errors import NoSpace
 from provla.core.files import fingerprint, write_bytes, write_json, writing
-from provla.core.machine import machine
 from provla.core.types import Tokens
 from provla.policy.phrases import KEPT
-from provla.run.rehearsal import broken
+from provla.run.frozen import asking, decided_by
 
 
 def remember_sentences(config: Mapping[str, Any], policy: Any, sentences: Sequence[str], folder: Path) -> None:
@@ -34,15 +31,8 @@ def remember_sentences(config: Mapping[str, Any], policy: Any, sentences: Sequen
         return
     if any(p.requires_grad for p in text.parameters()):
         return
-    node = {key: value for key, value in config["policy"]["text"].items() if key not in ("adapter", "name", "files")}
-    facts = {
-        "text": node,
-        "quant": config["policy"].get("quant"),
-        "weights": text.base.fingerprint,
-        "machine": machine(text.device),
-        "versions": [version(name) for name in ("torch", "transformers", "tokenizers")],
-        "sentences": list(sentences),
-    }
+    facts = decided_by(config, "text", text.device, "tokenizers")
+    facts |= {"weights": text.base.fingerprint, "sentences": list(sentences)}
     path = folder / f"sentences_{fingerprint(facts, 24)}.safetensors"
     known = _known(path, sentences)
     if known is None:
@@ -67,12 +57,8 @@ def _known(path: Path, sentences: Sequence[str]) -> dict[str, Tokens] | None:
 
 def _read(path: Path, policy: Any, sentences: Sequence[str]) -> dict[str, Tokens]:
     """Each by itself, as `Phrases` has it."""
-    policy.eval()
-    try:
-        with torch.no_grad(), torch.autocast(policy.text.device.type, enabled=False):
-            found = {sentence: policy.text([sentence]) for sentence in sentences}
-    except Exception as error:  # whatever library it is made of
-        raise broken("text", f"on {sentences[0]!r}", error) from error
+    with asking(policy, "text", f"on {sentences[0]!r}", policy.text.device):
+        found = {sentence: policy.text([sentence]) for sentence in sentences}
     held: dict[str, Tensor] = {}
     for number, tokens in enumerate(found.values()):
         held |= {f"{number}.features": tokens.features.cpu().clone(), f"{number}.mask": tokens.mask.cpu().clone()}

@@ -82,8 +82,7 @@ class Whole:
 
     def load(self, tensors: Mapping[str, dict[str, Tensor]], source: Path) -> None:
         """`tensors` of a checkpoint. source: for messages."""
-        load_state(self.policy, tensors["weights"], source)
-        self.average.update({name: tensors["average"][name].to(self.device) for name in self.average})
+        self._put(tensors, source)
         load_optimizer(self.optimizer, self.named, tensors["optimizer"])
 
     @contextmanager
@@ -101,9 +100,12 @@ class Whole:
 
     def finish_as(self, tensors: Mapping[str, dict[str, Tensor]], source: Path) -> None:
         """Leaves those of a checkpoint there; on rank 0."""
+        self._put(tensors, source)
+        swap(self.policy, self.average)
+
+    def _put(self, tensors: Mapping[str, dict[str, Tensor]], source: Path) -> None:
         load_state(self.policy, tensors["weights"], source)
         self.average.update({name: tensors["average"][name].to(self.device) for name in self.average})
-        swap(self.policy, self.average)
 
 
 def trainable(policy: nn.Module) -> dict[str, Parameter]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from provla.run.chunks import CELL, MOST_JOINTS, plot_chunks, scale
+from provla.run.chunks import CELL, plot_chunks, scale
+from provla.run.plots import MOST_JOINTS
 
 
 @pytest.mark.parametrize(("cameras", "joints", "padded"), [(1, 4, 3), (2, 30, 0), (1, 1, 8)])
