@@ -62,7 +62,7 @@ def measured(name: str) -> list[dict[str, Any]]:
 
 
 def number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def page(rows: list[dict[str, Any]]) -> str:
