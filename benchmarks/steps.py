@@ -5,13 +5,16 @@ sample's sentence, padded to 64 tokens, with the causal language model and its l
 encoder. lora: a training step with LoRA in both backbones. frozen: one where neither trains and the pictures'
 features are known, against a step that computes them, and against the plain way of lora. chunk: one action chunk, 10
 steps of DDIM, a sentence that was heard before, against 50 steps of the plain way. head: the U-Net alone, against
-LeRobot's of the same weights. What each gives is equal to 1e-5, or nothing is measured. Prints lines of JSON.
+LeRobot's of the same weights. What each gives is equal to 1e-5, or nothing is measured. Ours computes as a run does
+(`reproducible`), the others as torch does by itself. A line in bf16 says by how much the result differs. Prints lines
+of JSON.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +26,7 @@ from turns import chosen, in_turns
 
 from provla.command.entry import ROOT
 from provla.core.build import build
+from provla.core.machine import reproducible
 from provla.core.types import Batch, Observation, Spec, Tokens, fake_batch, fake_observation
 
 SPEC = Spec(
@@ -79,6 +83,19 @@ def loss_of(policy: Any, batch: Batch, plain: bool) -> Tensor:
     return kept
 
 
+def as_in_a_run[T](call: Callable[[], T], bf16: bool = False) -> Callable[[], T]:
+    """bf16: as with trainer.precision=bf16."""
+
+    def called() -> T:
+        with (
+            reproducible(torch.get_num_threads(), torch.device("cpu"), deterministic=False),
+            torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext(),
+        ):
+            return call()
+
+    return called
+
+
 def stepper(policy: Any, batch: Batch, plain: bool) -> Callable[[], float]:
     weights = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0, fused=True)
@@ -99,9 +116,11 @@ def lora() -> None:
     policy.plain = Plainly(policy)
     policy.train()
     batch = drawn()
-    ours, theirs = (stepper(policy, batch, plain) for plain in (False, True))
+    step, theirs = (stepper(policy, batch, plain) for plain in (False, True))
+    ours, halved = as_in_a_run(step), as_in_a_run(step, bf16=True)
     assert abs(ours() - theirs()) < 1e-5
     in_turns("training step, LoRA", "the plain way", ours, theirs)
+    in_turns("training step, LoRA, bf16", "the plain way", halved, theirs, differs=abs(halved() - theirs()))
 
 
 def frozen() -> None:
@@ -113,19 +132,20 @@ def frozen() -> None:
     with torch.no_grad():
         features = policy.vision.encode(seen.images.flatten(0, 2)).unflatten(0, seen.images.shape[:3])
     known = replace(batch, observation=replace(seen, features=features))
-    ours, theirs = stepper(policy, known, False), stepper(policy, batch, False)
+    ours, theirs = (as_in_a_run(stepper(policy, one, False)) for one in (known, batch))
     assert ours() == theirs()
     in_turns("training step, frozen", "encoding in every step", ours, theirs)
     in_turns("training step, frozen", "the plain way with LoRA", ours, stepper(tuned, batch, True))
 
 
 def chunk() -> None:
-    policy = policy_of("adapter=frozen")
+    policy, halved = policy_of("adapter=frozen"), policy_of("adapter=frozen", "vision.dtype=bfloat16")
     policy.plain = Plainly(policy)
-    policy.eval()
+    policy.eval(), halved.eval()
+    halved.load_state_dict(policy.state_dict())
     seen = fake_observation(SPEC, 1)
 
-    def ours() -> Tensor:
+    def ours(policy: Any = policy) -> Tensor:
         policy.scheduler.num_inference_steps = 10
         found: Tensor = policy.act(seen, torch.Generator().manual_seed(0))
         return found
@@ -139,7 +159,10 @@ def chunk() -> None:
             return policy.action_norm.undo(found)  # type: ignore[no-any-return]
 
     torch.testing.assert_close(ours(), theirs(10), atol=1e-4, rtol=1e-4)
-    in_turns("action chunk", "50 steps of the plain way", ours, theirs)
+    in_turns("action chunk", "50 steps of the plain way", as_in_a_run(ours), theirs)
+    rounded = as_in_a_run(lambda: ours(halved))
+    differs = (rounded() - theirs(10)).abs().max().item()
+    in_turns("action chunk, vision in bf16", "50 steps of the plain way", rounded, theirs, differs=differs)
 
 
 # LeRobot's names of the U-Net's parts → provla's.
@@ -205,7 +228,9 @@ def head() -> None:
 
         return step
 
-    in_turns("U-Net training step", "LeRobot's U-Net", stepper(mine, calls[0]), stepper(other, calls[1]), rounds=20)
+    step, theirs = stepper(mine, calls[0]), stepper(other, calls[1])
+    in_turns("U-Net training step", "LeRobot's U-Net", as_in_a_run(step), theirs, rounds=20)
+    in_turns("U-Net training step, bf16", "LeRobot's U-Net", as_in_a_run(step, bf16=True), theirs, rounds=20)
 
 
 if __name__ == "__main__":

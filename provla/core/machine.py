@@ -27,6 +27,7 @@ PACKAGES = (
     *("metaworld", "ogbench", "gym-aloha", "mujoco", "numpy"),
 )
 _deterministic: Any = torch.utils.deterministic
+_products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def _choose(deterministic: bool, lenient: bool) -> None:
@@ -38,13 +39,16 @@ def _choose(deterministic: bool, lenient: bool) -> None:
 def reproducible(threads: int, device: torch.device, deterministic: bool) -> Iterator[None]:
     """Inside, equal computations give equal bits on one machine, in any process and whatever it was started with.
 
-    On the CPU: torch computes with `threads` threads, because sums over several are rounded by their number, and takes
-    its deterministic algorithms. On a GPU it takes them where `deterministic` asks for it: they cost time there. An
-    operation that has none is refused where `deterministic` is set, and named in a warning where it is not.
+    On the CPU: torch computes with `threads` threads, because sums over several are rounded by their number, takes its
+    deterministic algorithms, and multiplies in float32 with the library that `_multiplies_faster` chooses. On a GPU it
+    takes them where `deterministic` asks for it: they cost time there. An operation that has none is refused where
+    `deterministic` is set, and named in a warning where it is not.
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    products = _products.fp32_precision
     lenient, filled = torch.is_deterministic_algorithms_warn_only_enabled(), _deterministic.fill_uninitialized_memory
     torch.set_num_threads(threads)
+    _products.fp32_precision = "bf16" if _multiplies_faster() else "ieee"
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     _choose(deterministic or device.type == "cpu", lenient=not deterministic)
@@ -55,8 +59,29 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
         yield
     finally:
         torch.set_num_threads(before[0])
+        _products.fp32_precision = products
         _choose(before[1], lenient)
         _deterministic.fill_uninitialized_memory = filled
+
+
+@cache
+def _multiplies_faster() -> bool:
+    """Whether oneDNN multiplies float32 matrices here, not MKL, which uses half of what an AMD with AVX-512 can do.
+    torch's switch for it is called bf16, but oneDNN rounds to it only where a CPU has AMX: looked at here.
+    """
+    if platform.machine() != "x86_64" or "Intel" in _cpu() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    before, exact = _products.fp32_precision, True
+    generator = torch.Generator().manual_seed(0)
+    try:
+        _products.fp32_precision = "bf16"
+        for rows, width in ((1, 256), (16, 64), (256, 768)):
+            a, b = (torch.randn(n, width, generator=generator) for n in (rows, 128))
+            true = a.double() @ b.double().T
+            exact &= bool((a @ b.T - true).abs().max() < 1e-5 * true.abs().max())  # bfloat16: 4e-3
+    finally:
+        _products.fp32_precision = before
+    return exact
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -66,6 +91,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "products": "oneDNN" if _multiplies_faster() else "torch",
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
     }

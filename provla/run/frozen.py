@@ -17,7 +17,7 @@ def decided_by(config: Mapping[str, Any], part: str, device: torch.device, *libr
     """All but its weights that decides, to the last bit, what a frozen encoder makes of what it is shown."""
     node = {key: value for key, value in config["policy"][part].items() if key not in ("adapter", "name", "files")}
     found, quant = machine(device), config["policy"].get("quant") or {}
-    rounds = ("gpu", "cuda") if device.type == "cuda" else ("cpu", "instruction_set", "threads", "architecture")
+    rounds = ("gpu", "cuda") if device.type == "cuda" else [*sorted(found.keys() - {"ranks"})]
     return {
         part: node,
         "quant": quant if quant.get("bits") else None,

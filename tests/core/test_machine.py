@@ -11,7 +11,7 @@ from conftest import compose
 from torch import Tensor
 
 from provla.core.build import build
-from provla.core.machine import environment, machine, reproducible
+from provla.core.machine import _multiplies_faster, environment, machine, reproducible
 from provla.core.types import Batch, Spec, fake_batch
 from provla.trainer.fit import seed_everything
 
@@ -60,8 +60,8 @@ def test_gradients_repeat_with_two_threads(fusion: str) -> None:
     finally:
         torch.set_num_threads(1)
     with reproducible(2, CPU, deterministic=False):
-        inside = gradients(policy, batch)
-    assert [name for name in first if not torch.equal(first[name], inside[name])] == []
+        first, again = gradients(policy, batch), gradients(policy, batch)
+    assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
 
 def test_the_number_of_threads_is_pinned_and_given_back() -> None:
@@ -78,9 +78,42 @@ def test_the_number_of_threads_is_pinned_and_given_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_matrices_are_multiplied_in_float32_by_whichever_library_is_faster() -> None:
+    g, switch = torch.Generator().manual_seed(0), torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    for rows, width, columns in ((1, 768, 768), (2, 3, 5), (392, 768, 3072), (64, 256, 1)):
+        a, b = torch.randn(rows, width, generator=g), torch.randn(width, columns, generator=g)
+        true, outside = a.double() @ b.double(), a @ b
+        with reproducible(2, CPU, deterministic=False):
+            inside = a @ b
+            assert (switch.fp32_precision != before) == (machine(CPU)["products"] == "oneDNN")
+        size = true.abs().max()
+        assert (inside - true).abs().max() <= max(2e-6 * size, 4 * (outside - true).abs().max())
+    assert switch.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("cpu", "rounds", "taken"), [("AMD", False, True), ("AMD", True, False), ("Intel", False, False)]
+)
+def test_onednn_is_asked_where_mkl_is_slow_and_nothing_is_rounded(
+    cpu: str, rounds: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding of the factors is what oneDNN does with AMX, where torch's switch is taken at its word."""
+    product = Tensor.__matmul__
+    monkeypatch.setattr("provla.core.machine._cpu", lambda: cpu)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    if rounds:
+        monkeypatch.setattr(
+            Tensor,
+            "__matmul__",
+            lambda a, b: product(a, b) if a.dtype == torch.double else product(a.bfloat16(), b.bfloat16()).float(),
+        )
+    assert _multiplies_faster.__wrapped__() is taken
+
+
 def test_a_result_says_what_it_was_made_on(tmp_path: Path) -> None:
     found = environment(CPU)
-    assert set(found["machine"]) == {"cpu", "instruction_set", "threads", "architecture"}
+    assert set(found["machine"]) == {"cpu", "instruction_set", "products", "threads", "architecture"}
     assert all(found["machine"].values())
     assert found["peak_memory_mb"] > 100
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or found["versions"]["torch"]

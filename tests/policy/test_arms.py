@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import provla
 from provla.core.build import build
 from provla.core.types import Spec, Tokens, fake_batch, fake_observation
+from provla.head.unet1d import Conv
 from provla.policy.matched import build_matched, count_parameters
 
 CPU = torch.device("cpu")
@@ -357,6 +358,23 @@ def test_regressions_against_a_hand_computation() -> None:
     assert heavy.loss(head, actions, context, is_pad, noise).item() == pytest.approx(
         (weights[0] * first + weights[1] * second) / sum(weights), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "stride"), [(4, 3, 1), (4, 3, 2), (8, 5, 1), (1, 3, 2), (5, 1, 1), (16, 3, 2)]
+)
+def test_a_chunk_is_convolved_by_whichever_way_is_faster(length: int, size: int, stride: int) -> None:
+    mine, theirs = Conv(6, 4, size, stride, size // 2), nn.Conv1d(6, 4, size, stride, size // 2)
+    theirs.load_state_dict(mine.state_dict())
+    x = torch.randn(3, 6, length)
+    lain = x.transpose(1, 2).contiguous().transpose(1, 2).unsqueeze(2).requires_grad_()
+    plain = x.clone().requires_grad_()
+    found, true = mine(lain).squeeze(2), theirs(plain)
+    torch.testing.assert_close(found, true)
+    slope = torch.randn(true.shape)
+    found.backward(slope), true.backward(slope)
+    torch.testing.assert_close(lain.grad.squeeze(2), plain.grad)
+    torch.testing.assert_close((mine.weight.grad, mine.bias.grad), (theirs.weight.grad, theirs.bias.grad))
 
 
 def test_unet1d_equals_lerobot_s_with_the_same_weights() -> None:
