@@ -21,6 +21,7 @@ from torch import nn
 from provla.command.entry import ROOT
 from provla.core.build import build
 from provla.core.files import csv_text, write_text
+from provla.core.machine import reproducible
 from provla.core.types import Spec, fake_batch, fake_observation
 from provla.policy.matched import count_parameters
 from provla.run.rehearsal import flops_per_sample
@@ -96,7 +97,8 @@ def arms() -> list[dict[str, Any]]:
 
 def main() -> None:
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    as_in_a_run = reproducible(2, torch.device("cpu"), deterministic=False)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), as_in_a_run:
         rows = arms()
     write_text(ROOT / "benchmarks" / "arms.csv", csv_text(rows))
     print(
