@@ -28,6 +28,7 @@ PACKAGES = (
 )
 _deterministic: Any = torch.utils.deterministic
 _products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+_attention: Any = torch.backends.cuda
 
 
 def _choose(deterministic: bool, lenient: bool) -> None:
@@ -45,10 +46,12 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
     `deterministic` is set, and named in a warning where it is not.
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    products = _products.fp32_precision
+    products, flash = _products.fp32_precision, _attention.flash_sdp_enabled()
     lenient, filled = torch.is_deterministic_algorithms_warn_only_enabled(), _deterministic.fill_uninitialized_memory
     torch.set_num_threads(threads)
     _products.fp32_precision = "bf16" if _multiplies_faster() else "ieee"
+    if device.type == "cpu":
+        _attention.enable_flash_sdp(not _multiplies_faster())  # its many small products are slow with oneDNN
     if deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     _choose(deterministic or device.type == "cpu", lenient=not deterministic)
@@ -60,6 +63,7 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
     finally:
         torch.set_num_threads(before[0])
         _products.fp32_precision = products
+        _attention.enable_flash_sdp(flash)
         _choose(before[1], lenient)
         _deterministic.fill_uninitialized_memory = filled
 

@@ -86,10 +86,12 @@ def test_matrices_are_multiplied_in_float32_by_whichever_library_is_faster() -> 
         true, outside = a.double() @ b.double(), a @ b
         with reproducible(2, CPU, deterministic=False):
             inside = a @ b
-            assert (switch.fp32_precision != before) == (machine(CPU)["products"] == "oneDNN")
+            assert (switch.fp32_precision == "bf16") == (machine(CPU)["products"] == "oneDNN")
+            assert torch.backends.cuda.flash_sdp_enabled() != (machine(CPU)["products"] == "oneDNN")
         size = true.abs().max()
         assert (inside - true).abs().max() <= max(2e-6 * size, 4 * (outside - true).abs().max())
     assert switch.fp32_precision == before
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize(
