@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from provla.core.errors import Interrupted
 from provla.core.signals import early, starting
 
 if starting(__name__):
@@ -23,6 +25,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
             raise
         raise ValueError(f"provla.serve needs the package {error.name}: pip install 'provla[serve]'") from error
     from provla.core.checks import check_values
+    from provla.core.progress import console
 
     valid = list(Serving.__annotations__)
     if unknown := [key for key in config if key not in valid]:
@@ -34,7 +37,11 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
         serve_lerobot(asked.host, asked.port, asked.checkpoint, folder)
     else:
-        serve(asked)
+        try:
+            serve(asked)
+        except Interrupted as signal:  # how a server ends
+            console.print(str(signal))
+            sys.exit(signal.exit_code)
 
 
 if __name__ == "__main__":

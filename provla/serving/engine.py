@@ -6,7 +6,7 @@ import inspect
 import queue
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,11 +62,22 @@ class Engine:
 
     Everybody's noise comes from a generator of their own, so an answer does not depend on who else asks, but for
     rounding: sums over rows of another number are rounded otherwise (with `most=1` not even that). Chunks that continue
-    others are sampled by themselves, because a sampler goes another way with an anchor, be its weight 0.
+    others are sampled by themselves, because a sampler goes another way with an anchor, be its weight 0. gather:
+    seconds that a pass waits for those who are there and have not asked yet: else robots that were answered together
+    would never be again, and a pass for eight takes little longer than one for four. present: how many are there.
     """
 
-    def __init__(self, policy: Any, spec: Spec, device: torch.device, most: int) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        spec: Spec,
+        device: torch.device,
+        most: int,
+        gather: float = 0.0,
+        present: Callable[[], int] = lambda: 1,
+    ) -> None:
         self._policy, self._spec, self._device, self._most = policy.eval(), spec, device, most
+        self._gather, self.present = gather, present
         self._shown = most if getattr(policy, "compiled", False) else 0
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._waiting: deque[Asked] = deque()
@@ -97,15 +108,16 @@ class Engine:
 
     def _next(self) -> list[Asked]:
         """Those whose turn it is; none at the end."""
-        if not self._waiting:
-            first = self._asked.get()
-            if first is None:
-                return []
-            self._waiting.append(first)
-        while not self._asked.empty():
-            if (one := self._asked.get()) is None:
+        until = None if not self._waiting else time.perf_counter()
+        while until is None or not self._asked.empty() or len(self._waiting) < min(self._most, self.present()):
+            try:
+                one = self._asked.get(timeout=None if until is None else max(0.0, until - time.perf_counter()))
+            except queue.Empty:
+                break
+            if one is None:
                 return []
             self._waiting.append(one)
+            until = until or time.perf_counter() + self._gather
         alike = [one for one in self._waiting if (one.anchor() is None) == (self._waiting[0].anchor() is None)]
         batch = alike[: self._most]
         self._waiting = deque(one for one in self._waiting if not any(one is other for other in batch))

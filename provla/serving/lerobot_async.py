@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,7 +57,7 @@ def _check_place(host: str, port: int) -> None:
     try:
         socket.create_server((address, port)).close()  # gRPC would share a port that is taken, without a word
     except OSError as error:
-        raise ValueError(f"host={host} port={port}: {error.strerror}; choose another port") from error
+        raise ValueError(f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another port") from error
 
 
 def _export(folder: Path) -> int:

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -84,7 +85,7 @@ def bound(host: str, port: int, token: str) -> socket.socket:
         return socket.create_server((str(address[0]), port), family=family)
     except OSError as error:
         raise ValueError(
-            f"host={host} port={port}: {error.strerror}; choose another port, or 0 for any that is free"
+            f"host={host} port={port}: {os.strerror(error.errno or 0)}; choose another port, or 0 for any that is free"
         ) from error
 
 
@@ -101,6 +102,7 @@ class Service:
     def __init__(self, engine: Engine, spec: Spec, door: Door, seed: int, anchors: bool, facts: dict[str, Any]) -> None:
         self._engine, self._spec, self._door, self._seed, self._anchors = engine, spec, door, seed, anchors
         self._facts, self.board = facts, Board(facts)
+        engine.present = lambda: self.board.present
 
     @contextmanager
     def listening(self, place: socket.socket) -> Iterator[None]:

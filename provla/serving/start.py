@@ -15,7 +15,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from provla.core.build import build
-from provla.core.checks import Depth, Name, Seed, value_in
+from provla.core.checks import Depth, Name, NonNegative, Seed, value_in
 from provla.core.identity import PLAIN
 from provla.core.machine import find_device, reproducible
 from provla.core.precision import describe_precision
@@ -40,6 +40,7 @@ class Serving:
     seed: Seed
     threads: Depth | None
     max_batch: Depth
+    gather_ms: NonNegative
     max_clients: Depth
     max_message_mb: Annotated[float, Gt(0), Le(2000)]
     lerobot_async: bool
@@ -82,7 +83,7 @@ def _serve(
     run: Mapping[str, Any],
     started: Started | None,
 ) -> None:
-    engine, anchors = Engine(policy, spec, device, asked.max_batch), takes_anchors(policy)
+    engine, anchors = Engine(policy, spec, device, asked.max_batch, asked.gather_ms / 1000), takes_anchors(policy)
     engine.warm()
     door = Door(token, asked.max_clients, round(asked.max_message_mb * 1e6))
     facts = told(asked, policy, spec, device, anchors, run) | {"max_message_bytes": door.bytes}

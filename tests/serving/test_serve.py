@@ -451,7 +451,9 @@ def test_a_server_that_cannot_start_says_why(
 def test_a_port_in_use_is_named(run: Path, port: int, command: Command) -> None:
     code, _, err = command("serve", f"checkpoint={run}", f"port={port}")
     assert code == 2
-    assert f"port={port}: Address already in use; choose another port, or 0 for any that is free" in " ".join(err.split())
+    assert f"port={port}: Address already in use; choose another port, or 0 for any that is free" in " ".join(
+        err.split()
+    )
 
 
 def test_a_token_opens_other_addresses() -> None:
