@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,22 +89,27 @@ def _images(pictures: Mapping[str, Any], spec: Spec) -> NDArray[np.uint8]:
 def _camera(name: str, value: Any, spec: Spec) -> NDArray[np.uint8]:
     """(T,h,w,3) of one camera."""
     (h, w), steps = spec.image_size, spec.n_obs_steps
-    wanted = f"(h, w, 3) uint8 of {h}×{w}, or larger in the same proportions" + _history(steps)
+    recorded = getattr(spec, "recorded", {}).get(name)  # the camera's own size, which training data were reduced from
+    own = f", of {recorded[0]}×{recorded[1]} as recorded" if recorded else ""
+    wanted = f"(h, w, 3) uint8 of {h}×{w}{own}, or larger in the same proportions" + _history(steps)
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
         way = "; bytes are round(255 x)" if isinstance(value, np.ndarray) and value.dtype.kind == "f" else ""
         raise Refused(f"camera {name!r} is {_seen(value)}: expected {wanted}{way}")
     frames = value[None] if value.ndim == 3 and steps == 1 else value
     if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:  # channels first, as openpi's ALOHA has them
         frames = frames.transpose(0, 2, 3, 1)
-    if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) != steps or not _reducible(frames.shape[1:3], (h, w)):
+    whole = frames.ndim == 4 and frames.shape[3] == 3 and len(frames) == steps
+    if not whole or not _fits(frames.shape[1:3], (h, w), recorded):
         raise Refused(f"camera {name!r} is {_seen(value)}: expected {wanted}")
     if frames.shape[1:3] == (h, w):
         return frames
     return np.stack([small(np.ascontiguousarray(frame), (h, w)).transpose(1, 2, 0) for frame in frames])
 
 
-def _reducible(size: tuple[int, ...], wanted: tuple[int, int]) -> bool:
-    """Whether the frame cache's reduction keeps a picture's proportions."""
+def _fits(size: tuple[int, ...], wanted: tuple[int, int], recorded: Sequence[int] | None) -> bool:
+    """Whether a picture of `size` is reduced as the training's were: other proportions would change unseen."""
+    if recorded and size == tuple(recorded):
+        return True
     return size[0] * wanted[1] == size[1] * wanted[0] and size[0] >= wanted[0]
 
 
@@ -145,7 +150,7 @@ def _held(
         raise Refused(
             f"inference_delay is {_seen(delay)}: expected control steps, from 0 to the {len(chunk)} of prev_chunk"
         )
-    return continued(chunk, spec.horizon, int(delay))
+    return continued(chunk, int(delay), spec.horizon)
 
 
 def _numbers(value: Any) -> NDArray[np.float32] | None:

@@ -186,7 +186,7 @@ def test_several_looks_are_stacked_the_oldest_first(spec: Spec) -> None:
 def test_a_chunk_continues_what_is_executed(port: int, run: Path) -> None:
     policy = provla.load(run, device="cpu")
     rest = alone(policy, look(1), seeded(1))[4:]
-    actions, weight = continued(rest, 8, 2)
+    actions, weight = continued(rest, 2, 8)
     track = RealTime(delay=2).begin(policy.spec)
     track.take(np.concatenate([np.zeros((4, 4), np.float32), rest]))
     told = track.anchor()
@@ -564,3 +564,59 @@ def test_lerobots_server_needs_the_plugin(command: Command, monkeypatch: pytest.
     assert code == 2
     assert "needs the package lerobot_policy_that_nobody_installed" in err
     assert "pip install 'provla[lerobot]'" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_lerobots_server_acts_as_the_policy_does(run: Path, tmp_path: Path) -> None:
+    """Its own server in a process, asked as `RobotClient` asks."""
+    folder = pytest.importorskip("provla.plugin.folder", reason="needs plugins/lerobot_policy_provla")
+    pytest.importorskip("lerobot_policy_provla")
+    import pickle
+
+    import grpc
+    from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
+    from lerobot.transport import services_pb2, services_pb2_grpc
+    from lerobot.transport.utils import send_bytes_in_chunks
+
+    folder.export_lerobot(run / "policy", tmp_path / "export", CPU, {}, [])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = ["lerobot_async=true", f"checkpoint={tmp_path / 'export'}", f"port={port}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "provla.serve", *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        grpc.channel_ready_future(channel).result(60)
+        stub = services_pb2_grpc.AsyncInferenceStub(channel)
+        stub.Ready(services_pb2.Empty())
+        joints = ["a", "b", "c"]
+        features = {
+            "observation.state": {"dtype": "float32", "shape": (3,), "names": joints},
+            **{
+                f"observation.images.{name}": {"dtype": "image", "shape": (32, 32, 3), "names": ["h", "w", "c"]}
+                for name in ("front", "wrist")
+            },
+        }
+        wanted = RemotePolicyConfig("provla", str(tmp_path / "export"), features, 8, "cpu")
+        stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(wanted)))
+        message = look()
+        seen = dict(zip(joints, message["state"], strict=True)) | message["images"] | {"task": SENTENCE}
+        timed = pickle.dumps(TimedObservation(timestamp=0.0, timestep=0, observation=seen, must_go=True))
+        stub.SendObservations(send_bytes_in_chunks(timed, services_pb2.Observation, log_prefix="", silent=True))
+        found = pickle.loads(stub.GetActions(services_pb2.Empty()).data)
+    finally:
+        server.terminate()
+        out = server.communicate(timeout=60)[0]
+    assert [action.timestep for action in found] == list(range(8)), out
+    chunk = torch.stack([action.action for action in found]).numpy()
+    assert np.isfinite(chunk).all()
+    assert chunk.shape == (8, 4)
+    assert server.returncode == 128 + signal.SIGTERM
+    assert "unpickles what it is sent" in " ".join(out.split())
+    assert f"--pretrained_name_or_path={tmp_path / 'export'}" in "".join(out.split())
