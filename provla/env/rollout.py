@@ -100,26 +100,6 @@ def rollout(
     return outcomes
 
 
-class Looking(Protocol):
-    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); words; noise."""
-
-    @property
-    def images(self) -> Array: ...
-
-    @property
-    def state(self) -> Array: ...
-
-    @property
-    def instruction(self) -> str: ...
-
-    @property
-    def generator(self) -> torch.Generator: ...
-
-    def anchor(self) -> tuple[Array, Array] | None:
-        """What the chunk is to continue, as a `Track` says it."""
-        ...
-
-
 class _Play:
     """An episode being played in a world."""
 
@@ -196,6 +176,26 @@ class _Stage:
                 play.take(seen[play.slot])
             if play.over:
                 self.finished[play.outcome.episode] = play.outcome
+
+
+class Looking(Protocol):
+    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); words; noise."""
+
+    @property
+    def images(self) -> Array: ...
+
+    @property
+    def state(self) -> Array: ...
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    def anchor(self) -> tuple[Array, Array] | None:
+        """What the chunk is to continue, as a `Track` says it."""
+        ...
 
 
 def act(
