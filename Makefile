@@ -26,6 +26,7 @@ check: .venv/installed-dev
 
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps openpi-client==0.1.2 # asks for numpy 1, and works with 2
 	touch $@
 
 .venv/installed-dev: .venv/installed-test

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "provla"
-COMMANDS = ("train", "report", "evaluate", "record", "analyze", "export")
+COMMANDS = ("train", "report", "evaluate", "record", "analyze", "export", "serve")
 PARTS = ("vision", "text", "fusion", "head", "scheduler", "augmentation")
 
 

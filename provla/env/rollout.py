@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from provla.env.chunk import Seen
 from provla.env.suite import tasks_of
 from provla.env.worker import Fault
 from provla.env.worlds import Worlds
-from provla.execution import Chunk, Execution, Track
+from provla.execution import Array, Chunk, Execution, Track
 
 Frame = NDArray[np.uint8]
 
@@ -87,7 +87,7 @@ def rollout(
         bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
         stage.begin(range(len(worlds.tasks)))
         while stage.playing:
-            stage.step(_act(policy, stage.playing, spec, device, shown))
+            stage.step(act(policy, stage.playing, spec, device, shown))
             bars.update(
                 bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded"
             )
@@ -103,6 +103,9 @@ def rollout(
 class _Play:
     """An episode being played in a world."""
 
+    images: Array
+    state: Array
+
     def __init__(self, slot: int, episode: Episode, seed: int, track: Track) -> None:
         self.slot, self.outcome, self.track = slot, Outcome(episode), track
         state = np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)
@@ -111,6 +114,13 @@ class _Play:
     @property
     def over(self) -> bool:
         return self.outcome.ending is not None
+
+    @property
+    def instruction(self) -> str:
+        return self.outcome.episode.instruction
+
+    def anchor(self) -> tuple[Array, Array] | None:
+        return self.track.anchor()
 
     def take(self, seen: Seen | Fault) -> None:
         if isinstance(seen, Fault):
@@ -168,22 +178,44 @@ class _Stage:
                 self.finished[play.outcome.episode] = play.outcome
 
 
-def _act(policy: Any, playing: list[_Play], spec: Spec, device: torch.device, shown: int) -> NDArray[np.float32]:
+class Looking(Protocol):
+    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); words; noise."""
+
+    @property
+    def images(self) -> Array: ...
+
+    @property
+    def state(self) -> Array: ...
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    def anchor(self) -> tuple[Array, Array] | None:
+        """What the chunk is to continue, as a `Track` says it."""
+        ...
+
+
+def act(
+    policy: Any, asking: Sequence[Looking], spec: Spec, device: torch.device, shown: int = 0
+) -> NDArray[np.float32]:
     """A chunk (B,H,A) for each. shown: rows that the policy sees at least, the last of them again and again: a compiled
     one would be compiled anew for every number of episodes that are left.
     """
-    more = max(0, shown - len(playing))
-    seen = playing + playing[-1:] * more
-    generators = [play.generator for play in playing] + [torch.Generator() for _ in range(more)]
+    more = max(0, shown - len(asking))
+    seen = [*asking, *[asking[-1]] * more]
+    generators = [one.generator for one in asking] + [torch.Generator() for _ in range(more)]
     anchor = _anchor(seen, spec, device)
     held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
     chunks: NDArray[np.float32] = policy.act(_observe(seen, device), generators, **held).cpu().numpy()
-    return chunks[: len(playing)]
+    return chunks[: len(asking)]
 
 
-def _anchor(playing: list[_Play], spec: Spec, device: torch.device) -> Anchor | None:
+def _anchor(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Anchor | None:
     """What the next chunks are to continue; None where none has anything to."""
-    told = [play.track.anchor() for play in playing]
+    told = [one.anchor() for one in asking]
     if not any(told):
         return None
     actions = np.zeros((len(told), spec.horizon, spec.action_size), np.float32)
@@ -194,12 +226,12 @@ def _anchor(playing: list[_Play], spec: Spec, device: torch.device) -> Anchor | 
     return Anchor(torch.from_numpy(actions).to(device), torch.from_numpy(weight).to(device))
 
 
-def _observe(playing: list[_Play], device: torch.device) -> Observation:
-    images = torch.from_numpy(np.stack([play.images for play in playing]))  # (B, T, C, h, w, 3)
-    state = torch.from_numpy(np.stack([play.state for play in playing]))
-    return Observation(
-        images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [play.outcome.episode.instruction for play in playing]
-    ).to(device)
+def _observe(asking: Sequence[Looking], device: torch.device) -> Observation:
+    images = torch.from_numpy(np.stack([one.images for one in asking]))  # (B, T, C, h, w, 3)
+    state = torch.from_numpy(np.stack([one.state for one in asking]))
+    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [one.instruction for one in asking]).to(
+        device
+    )
 
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:

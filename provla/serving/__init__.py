@@ -1,0 +1,1 @@
+"""A policy over the network: clients' observations come in, chunks of actions go out."""

@@ -1,0 +1,152 @@
+"""From a command's options to a server that answers until a signal ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Le
+
+from provla.core.build import build
+from provla.core.checks import Depth, Name, NonNegative, Seed, value_in
+from provla.core.identity import PLAIN
+from provla.core.machine import find_device, reproducible
+from provla.core.precision import describe_precision
+from provla.core.progress import console
+from provla.core.trust import check_stored
+from provla.core.types import Spec
+from provla.policy.folder import find_policy, load_policy
+from provla.serving.engine import Engine, takes_anchors
+from provla.serving.server import Door, Service, bound, is_local
+
+Port = Annotated[int, Ge(0), Le(65535)]
+TOKEN = "PROVLA_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """conf/serve.yaml says what they do."""
+
+    checkpoint: Name | None
+    host: Name
+    port: Port
+    seed: Seed
+    threads: Depth | None
+    max_batch: Depth
+    gather_ms: NonNegative
+    max_clients: Depth
+    max_message_mb: Annotated[float, Gt(0), Le(2000)]
+    lerobot_async: bool
+    scheduler: Mapping[str, Any]
+    bases: Mapping[str, Name]
+    trust: list[Name]
+    device: Name
+    data_dir: Name
+
+
+Started = Callable[[int, Callable[[], None]], None]
+
+
+def serve(asked: Serving, started: Started | None = None) -> None:
+    """Serves a checkpoint's policy until a signal. started: told the port, once clients can come, and what ends it.
+
+    `ValueError` for whatever can be known to be wrong before the first client comes.
+    """
+    if not asked.checkpoint:
+        raise ValueError("checkpoint has no value; give checkpoint=<the folder of a run, its policy/, or an export>")
+    token = os.environ.get(TOKEN, "")
+    with closing(bound(asked.host, asked.port, token)) as place:  # before a policy is loaded for nothing
+        device = find_device(asked.device)
+        checkpoint = Path(asked.checkpoint).expanduser()
+        run = run_of(checkpoint, asked)
+        changes = {f"scheduler.{key}": value for key, value in asked.scheduler.items() if value is not None}
+        policy, spec = load_policy(find_policy(checkpoint), device, changes, asked.bases, asked.trust)
+        threads = asked.threads or run.get("threads") or torch.get_num_threads()
+        with reproducible(threads, device, bool(value_in(run.get("trainer"), "deterministic"))):
+            _serve(asked, policy, spec, device, place, token, run, started)
+
+
+def _serve(
+    asked: Serving,
+    policy: Any,
+    spec: Spec,
+    device: torch.device,
+    place: Any,
+    token: str,
+    run: Mapping[str, Any],
+    started: Started | None,
+) -> None:
+    engine, anchors = Engine(policy, spec, device, asked.max_batch, asked.gather_ms / 1000), takes_anchors(policy)
+    engine.warm()
+    door = Door(token, asked.max_clients, round(asked.max_message_mb * 1e6))
+    facts = told(asked, policy, spec, device, anchors, run) | {"max_message_bytes": door.bytes}
+    service = Service(engine, spec, door, asked.seed, anchors, facts)
+    address, port = place.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    with service.listening(place):
+        console.print(
+            f"serving {asked.checkpoint} at ws://{shown}:{port} (page: http://{shown}:{port}/); "
+            + ("who asks shows the token" if token else "whoever is on this machine may ask")
+            + "; Ctrl-C ends it",
+            soft_wrap=True,
+        )
+        if not is_local(str(address)):
+            console.print(
+                f"{asked.host} is reached from other machines, and nothing is encrypted: pictures and the token can be "
+                "read on the way; over a network that is not your own go through ssh -L or a proxy with TLS",
+                soft_wrap=True,
+            )
+        if started:
+            started(port, engine.stop)
+        engine.run()
+
+
+def run_of(checkpoint: Path, asked: Serving) -> dict[str, Any]:
+    """The configuration of the run that a policy comes from; empty where it came without."""
+    file = find_policy(checkpoint).parent / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
+    if not isinstance(config, dict) or "trainer" not in config:  # LeRobot's, of an export
+        return {}
+    check_stored(config, file, asked.trust)
+    return config
+
+
+def told(
+    asked: Serving, policy: Any, spec: Spec, device: torch.device, anchors: bool, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a client is told when it comes: what the policy wants to see, and what it answers."""
+    steps, (h, w) = spec.n_obs_steps, spec.image_size
+    history = [steps] if steps > 1 else []
+    return {
+        "provla": version("provla"),
+        "checkpoint": str(asked.checkpoint),
+        "cameras": list(spec.cameras),
+        "image_size": [h, w],
+        "image_shape": [*history, h, w, 3],
+        "state_shape": [*history, spec.state_size],
+        "n_obs_steps": steps,
+        "horizon": spec.horizon,
+        "n_action_steps": run.get("n_action_steps", spec.n_action_steps),
+        "action_size": spec.action_size,
+        "joint_groups": spec.joint_groups,
+        "fps": spec.fps,
+        "instructions": list(spec.instructions),
+        "continues_chunks": anchors,
+        "execution": type(build(run.get("execution", PLAIN), "execution")).__name__,
+        "seed": asked.seed,
+        "max_batch": asked.max_batch,
+        "device": str(device),
+        "precision": describe_precision(policy),
+    }
