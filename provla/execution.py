@@ -114,17 +114,23 @@ class Chunk(Execution):
         return _One(self, spec)
 
 
+def continued(rest: Array, delay: int, horizon: int) -> tuple[Array, Array]:
+    """What a chunk is to continue (see `types.Anchor`): actions (H,A) and weight (H,). rest: (n,A), n ≥ 1, of the chunk
+    before, from now on. delay: control steps until the new chunk arrives.
+    """
+    kept, place = len(rest), np.arange(horizon)
+    c = (kept - place) / (kept - delay + 1)  # from almost 1, where the new chunk takes over, to 0
+    weight = np.where(place < delay, 1.0, np.where(place < kept, c * np.expm1(c) / np.expm1(1), 0.0))
+    actions = np.concatenate([rest, np.repeat(rest[-1:], horizon - kept, 0)])
+    return actions.astype(np.float32), weight.astype(np.float32)
+
+
 @dataclass
 class _Anchored(_One):
     def anchor(self) -> tuple[Array, Array] | None:
         if self.rest is None or not len(self.rest):
             return None
-        h, d, kept = self.spec.horizon, self.how.delay, len(self.rest)
-        place = np.arange(h)
-        c = (kept - place) / (kept - d + 1)  # from almost 1, where the new chunk takes over, to 0
-        weight = np.where(place < d, 1.0, np.where(place < kept, c * np.expm1(c) / np.expm1(1), 0.0))
-        actions = np.concatenate([self.rest, np.repeat(self.rest[-1:], h - kept, 0)])
-        return actions.astype(np.float32), weight.astype(np.float32)
+        return continued(self.rest, self.how.delay, self.spec.horizon)
 
 
 @dataclass(frozen=True, kw_only=True)
