@@ -69,7 +69,10 @@ def _configuration(spec: Spec, device: torch.device, source: Path) -> Any:
 
 def _run(source: Path) -> dict[str, Any]:
     """The configuration of the run that a policy lies in; empty where it lies in none."""
-    file = source.parent / "config.json"
+    return _read(source.parent / "config.json")
+
+
+def _read(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return found
 
@@ -104,6 +107,15 @@ def check_version(stored: str, folder: Path) -> None:
         raise ValueError(f"{folder}/config.json names no provla_version: export the run again")
     if _number(stored) < _number(here):
         console.print(f"{folder} was written by provla {stored}; this is {here}, which reads what earlier ones stored")
+
+
+def check_word(folder: Path) -> None:
+    """`ValueError` for an export that says itself whom to trust."""
+    if _read(folder / "config.json").get("trust"):
+        raise ValueError(
+            f"{folder}/config.json names modules that may run (trust): that is its reader's word, given by "
+            "--policy.trust"
+        )
 
 
 def _number(text: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from provla.core.types import Anchor, Observation, Spec, check_steps
 from provla.dataset.cache import small
 from provla.execution import continued
 from provla.plugin.configuration_provla import NOT_HERE, ProvlaConfig
-from provla.plugin.folder import check_version
+from provla.plugin.folder import check_version, check_word
 from provla.plugin.robot import check_cameras, check_robot, feature
 from provla.policy.folder import load_policy
 from provla.scheduler import L1, MIP
@@ -46,6 +46,7 @@ class ProvlaPolicy(PreTrainedPolicy):
         if folder is None:
             raise ValueError(f"{NOT_HERE}; give its folder as --policy.path")
         check_version(config.provla_version, folder)
+        check_word(folder)
         self.policy, self.spec = load_policy(
             folder / "policy", torch.device(config.device or "cpu"), bases=config.bases, trust=config.trust
         )

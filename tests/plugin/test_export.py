@@ -241,6 +241,14 @@ def test_joints_in_another_order_are_refused(caplog: pytest.LogCaptureFixture) -
     assert "in the same order (a, b, c), only you can say" in caplog.text
 
 
+def test_an_export_does_not_say_itself_whom_to_trust(spec: Spec, tmp_path: Path) -> None:
+    export = make(tmp_path, spec, ["scheduler=l1"])
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config | {"trust": ["evil"]}))
+    with pytest.raises(ValueError, match=r"names modules that may run \(trust\): that is its reader's word"):
+        load(export)
+
+
 def test_exports_of_other_versions(spec: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export = make(tmp_path, spec, ["scheduler=l1"], state_names=(), action_names=(), recorded={})
     said = " ".join(capsys.readouterr().out.split())
