@@ -25,7 +25,7 @@ check: .venv/installed-dev
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' ./plugins/lerobot_policy_provla ./plugins/lerobot_env_provla -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps openpi-client==0.1.2 # asks for numpy 1, and works with 2
 	touch $@
 

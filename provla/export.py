@@ -1,4 +1,6 @@
-"""python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch."""
+"""python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch;
+with lerobot=true the policy as it is, as a policy of LeRobot's.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,16 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     from provla.policy.folder import export_policy, find_policy
 
     source = find_policy(Path(config["checkpoint"]).expanduser())
-    target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")
+    name = "lerobot" if config["lerobot"] else f"{source.name}-full"
+    target = Path(config["output"]).expanduser() if config["output"] else source.with_name(name)
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
+    if config["lerobot"]:
+        from provla.plugin.folder import export_lerobot
+
+        export_lerobot(source, target, find_device(config["device"]), config["bases"], config["trust"])
+        console.print(f"written to {target}: give it to lerobot-eval or lerobot-rollout as --policy.path")
+        return
     merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     what = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
 import torch
@@ -167,7 +167,9 @@ class Spec:
     """The sizes and names a policy is built for; stored with its weights.
 
     instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
-    positions in the action vector; metrics are reported for each as well.
+    positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
+    their order; empty where the data set has none, or an earlier provla stored the policy. recorded: camera → (h, w) of
+    its pictures before they were reduced to image_size; a camera that is not named was not reduced.
     """
 
     cameras: tuple[str, ...]
@@ -180,6 +182,9 @@ class Spec:
     instructions: tuple[str, ...]
     joint_groups: dict[str, list[int]]
     fps: float
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)

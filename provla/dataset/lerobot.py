@@ -157,6 +157,8 @@ class LeRobotSource:
             row_task=row_task,
             skipped=[str(problem) for problem in found.problems],
             window=self.window,
+            state_names=[name for key in self.state_keys for name in info.names(key)[0]],
+            recorded={camera.name: camera.size for camera in found.cameras},
         )
 
     def _folder(self) -> Path:

@@ -100,6 +100,11 @@ def rollout(
     return outcomes
 
 
+def noise_seed(seed: int, episode: Episode) -> int:
+    """Of the sampler's noise in an episode, 32 bits. seed: the run's."""
+    return int(np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)[0])
+
+
 class _Play:
     """An episode being played in a world."""
 
@@ -108,8 +113,7 @@ class _Play:
 
     def __init__(self, slot: int, episode: Episode, seed: int, track: Track) -> None:
         self.slot, self.outcome, self.track = slot, Outcome(episode), track
-        state = np.random.SeedSequence([seed, episode.seed, *episode.task.encode()]).generate_state(1)
-        self.generator = torch.Generator().manual_seed(int(state[0]))
+        self.generator = torch.Generator().manual_seed(noise_seed(seed, episode))
 
     @property
     def over(self) -> bool:

@@ -42,6 +42,16 @@ class Fault(str):
     """Why a world has no answer, in a line."""
 
 
+def open_world(suite: Any, task: str, sizes: Sizes) -> Chunked:
+    """A world of a suite, as its episodes are played."""
+    return Chunked(
+        perturbed(suite.make(task), option(suite, "perturb")),
+        sizes,
+        suite.max_episode_steps,
+        option(suite, "success_score"),
+    )
+
+
 class Worker:
     """The worlds of one process, made when they are first called."""
 
@@ -66,12 +76,7 @@ class Worker:
         try:
             world = self.worlds.get(call.slot)
             if world is None:
-                world = self.worlds[call.slot] = Chunked(
-                    perturbed(self.suite.make(call.task), option(self.suite, "perturb")),
-                    self.sizes,
-                    self.suite.max_episode_steps,
-                    option(self.suite, "success_score"),
-                )
+                world = self.worlds[call.slot] = open_world(self.suite, call.task, self.sizes)
             if call.seed is not None:
                 where = "reset"
                 seen = world.begin(call.seed, call.film)

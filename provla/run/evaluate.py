@@ -95,6 +95,8 @@ def read_config(checkpoint: Path, changes: Mapping[str, Mapping[str, Any]], trus
         config: dict[str, Any] = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
+    if config.get("type") == "provla":
+        raise ValueError(f"checkpoint={str(checkpoint)!r} is an export for LeRobot; give the folder of the run itself")
     check_stored(config, file, trust)
     _change(config, changes)
     return config
