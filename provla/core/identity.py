@@ -45,6 +45,7 @@ class Root:
     data_dir: Name
     horizon: Depth
     n_obs_steps: Depth
+    n_past_actions: Natural
     n_action_steps: Depth
     eval_episodes: Steps
     objective: Name
@@ -90,7 +91,7 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, node in as_first_named(hide_in(config)).items():
         if key in NEUTRAL:
             continue
-        if key == "execution" and node == PLAIN:
+        if (key == "execution" and node == PLAIN) or (key == "n_past_actions" and node == 0):
             continue
         inside = NEUTRAL_INSIDE.get(key, ())
         if key == "env" and isinstance(node, Mapping) and not node.get("perturb"):
@@ -173,7 +174,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     check_study(config.get("study"))
     check_values(Root, config, "")
     # A run of an earlier version has none of these.
-    later = ("rerun", "trust", "execution", "perturb", "feature_cache")
+    later = ("rerun", "trust", "execution", "perturb", "feature_cache", "n_past_actions")
     missing = [key for key in valid if key not in config and key not in later]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")

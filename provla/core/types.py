@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from provla.core.device import send
@@ -55,14 +57,17 @@ class _Movable:
 class Observation(_Movable):
     """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions.
 
-    features (B,T,C,…): what a frozen vision encoder has made of the images, where somebody knows it already. sentences,
-    which (B,) int64: the sentences to be read, each once, and which of them each sample has, where somebody has looked
-    already (see `told`).
+    past_actions (B,P,A) float32 in the robot's units: what was executed before, the oldest first; past_is_pad (B,P)
+    bool, True before the episode's start, where the action is 0 (see `past_of`). features (B,T,C,…): what a frozen
+    vision encoder has made of the images, where somebody knows it already. sentences, which (B,) int64: the sentences
+    to be read, each once, and which of them each sample has, where somebody has looked already (see `told`).
     """
 
     images: Tensor
     state: Tensor
     instruction: list[str]
+    past_actions: Tensor | None = None
+    past_is_pad: Tensor | None = None
     features: Tensor | None = None
     sentences: tuple[str, ...] | None = None
     which: Tensor | None = None
@@ -169,7 +174,8 @@ class Spec:
     instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
     positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
     their order; empty where the data set has none, or an earlier provla stored the policy. recorded: camera → (h, w) of
-    its pictures before they were reduced to image_size; a camera that is not named was not reduced.
+    its pictures before they were reduced to image_size; a camera that is not named was not reduced. n_past_actions:
+    executed actions that the policy reads.
     """
 
     cameras: tuple[str, ...]
@@ -185,6 +191,7 @@ class Spec:
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    n_past_actions: int = 0
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)
@@ -203,11 +210,15 @@ def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
     """Random pixels and states of the right shapes, for tests and for counting sizes."""
     g = torch.Generator().manual_seed(seed)
     shape = (batch, spec.n_obs_steps, len(spec.cameras), 3, *spec.image_size)
-    return Observation(
+    found = Observation(
         images=torch.randint(0, 256, shape, generator=g, dtype=torch.uint8),
         state=torch.randn(batch, spec.n_obs_steps, spec.state_size, generator=g),
         instruction=[spec.instructions[i % len(spec.instructions)] for i in range(batch)],
     )
+    if not spec.n_past_actions:
+        return found
+    past = torch.rand(batch, spec.n_past_actions, spec.action_size, generator=g) * 2 - 1
+    return replace(found, past_actions=past, past_is_pad=torch.zeros(past.shape[:2], dtype=torch.bool))
 
 
 def fake_batch(spec: Spec, batch: int, seed: int = 0) -> Batch:
@@ -217,6 +228,22 @@ def fake_batch(spec: Spec, batch: int, seed: int = 0) -> Batch:
     is_pad[1::2, spec.horizon * 3 // 4 :] = True
     actions = torch.rand(batch, spec.horizon, spec.action_size, generator=g) * 2 - 1
     return Batch(fake_observation(spec, batch, seed), actions, is_pad)
+
+
+def past_of(executed: Sequence[Sequence[NDArray[np.float32]]], spec: Spec) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """`past_actions` and `past_is_pad` of an `Observation`, from what each of B robots has executed so far (n,A), the
+    oldest first; the last P count. None for a policy that reads none.
+    """
+    count = spec.n_past_actions
+    if not count:
+        return None, None
+    past = np.zeros((len(executed), count, spec.action_size), np.float32)
+    early = np.ones((len(executed), count), bool)
+    for row, actions in enumerate(executed):
+        kept = list(actions)[-count:]
+        if kept:
+            past[row, -len(kept) :], early[row, -len(kept) :] = np.stack(kept), False
+    return torch.from_numpy(past), torch.from_numpy(early)
 
 
 def joint_groups_of(names: Sequence[str], groups: JointGroups | str) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from provla.core.types import Batch, Observation
 from provla.dataset.demonstrations import Array, Demonstrations
@@ -21,7 +22,13 @@ class Sampler:
     """
 
     def __init__(
-        self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
+        self,
+        data: Demonstrations,
+        episodes: Array,
+        cameras: Sequence[str],
+        horizon: int,
+        n_obs_steps: int,
+        n_past_actions: int = 0,
     ) -> None:
         self.data, self.episodes, self.rows = data, episodes, data.rows(episodes)
         self.frames = [data.frames[camera] for camera in cameras]
@@ -31,6 +38,7 @@ class Sampler:
             data.task[owner] if data.row_task is None else data.row_task
         ]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
+        self._before = np.arange(-n_past_actions, 0)
         self._epoch: tuple[tuple[int, int], Array] | None = None
         self.features: list[Features] | None = None  # of each camera's frames, where they are known
 
@@ -46,16 +54,28 @@ class Sampler:
         last = self._last[rows][:, None]
         behind = self.seen(rows)
         known = self.features if images is None else None
+        past, early = self._past(rows)
         return Batch(
             Observation(
                 torch.from_numpy(self._looked_up(behind) if images is None else images),
                 torch.from_numpy(self.data.state[behind]),
                 list(self._instruction[rows]),
+                past,
+                early,
                 None if known is None else torch.stack([one[behind] for one in known], 2),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
         )
+
+    def _past(self, rows: Array) -> tuple[Tensor | None, Tensor | None]:
+        """The actions (B,P,A) before these rows, and where there were none (B,P)."""
+        if not len(self._before):
+            return None, None
+        before, first = rows[:, None] + self._before, self._first[rows][:, None]
+        early = before < first
+        past = np.where(early[..., None], np.float32(0), self.data.actions[np.maximum(before, first)])
+        return torch.from_numpy(past), torch.from_numpy(early)
 
     def _looked_up(self, rows: Array) -> Array:
         """rows (B,T) → (B,T,C,3,h,w)."""

@@ -55,9 +55,15 @@ class WindowSampler(Sampler):
     """
 
     def __init__(
-        self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
+        self,
+        data: Demonstrations,
+        episodes: Array,
+        cameras: Sequence[str],
+        horizon: int,
+        n_obs_steps: int,
+        n_past_actions: int = 0,
     ) -> None:
-        super().__init__(data, np.sort(episodes), cameras, horizon, n_obs_steps)
+        super().__init__(data, np.sort(episodes), cameras, horizon, n_obs_steps, n_past_actions)
         self._stored = [frames for frames in self.frames if isinstance(frames, Stored)]
         if data.window is None or len(self._stored) < len(self.frames):
             raise ValueError(f"{data.source}: its frames lie in arrays, which no window goes through")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ NEEDS = ("embodiment", "reset", "step", "state", "images")  # and success, or sc
 
 
 class Sizes(NamedTuple):
-    """What a policy looks at: cameras, and observations side by side."""
+    """What a policy looks at: cameras, observations side by side, and actions before."""
 
     cameras: tuple[str, ...]
     n_obs_steps: int
+    n_past_actions: int = 0
 
 
 class Seen(NamedTuple):
@@ -28,7 +30,8 @@ class Seen(NamedTuple):
 
     images (T, C, h, w, 3) uint8 and state (T, S) float32 of the last `n_obs_steps` control steps (the first is repeated
     at the start). ending: None while the episode goes on. frames: filmed meanwhile. score: the best of the episode;
-    None where the world has none. rules: what other rules of success say (see `interfaces.World`).
+    None where the world has none. rules: what other rules of success say (see `interfaces.World`). past (n,A): the last
+    n ≤ `n_past_actions` that were executed, clipped as they were.
     """
 
     images: Array
@@ -38,6 +41,7 @@ class Seen(NamedTuple):
     frames: list[Array]
     score: float | None = None
     rules: Mapping[str, bool] = MappingProxyType({})
+    past: Sequence[Array] = ()
 
 
 def check_world(world: Any) -> None:
@@ -115,6 +119,7 @@ class Chunked:
         self._body: Embodiment = world.embodiment
         self._images: list[Array] = []
         self._states: list[Array] = []
+        self._past: deque[Array] = deque(maxlen=sizes.n_past_actions)
         self._frame_size: tuple[int, ...] = ()
 
     def begin(self, seed: int, film: int = 0) -> Seen:
@@ -124,6 +129,7 @@ class Chunked:
         self._ending: Ending | None = None
         self._score: float | None = None
         self._images, self._states = [], []
+        self._past.clear()
         self._look()
         return self._seen([self._frame()] if film else [])
 
@@ -135,7 +141,9 @@ class Chunked:
         for position, action in enumerate(chunk):
             if self._ending:
                 break
-            self.world.step(self._body.action.clip(action))
+            clipped = self._body.action.clip(action)
+            self.world.step(clipped)
+            self._past.append(np.asarray(clipped, np.float32))
             self._steps += 1
             self._judge()
             if self._film and (self._steps % self._film == 0 or self._ending):
@@ -175,7 +183,9 @@ class Chunked:
         images, states = last(self._images, self._sizes.n_obs_steps), last(self._states, self._sizes.n_obs_steps)
         self._images, self._states = images, states
         rules = dict(self.world.rules()) if hasattr(self.world, "rules") else {}
-        return Seen(np.stack(images), np.stack(states), self._ending, self._steps, frames, self._score, rules)
+        return Seen(
+            np.stack(images), np.stack(states), self._ending, self._steps, frames, self._score, rules, [*self._past]
+        )
 
 
 def last(values: Sequence[Array], count: int) -> list[Array]:

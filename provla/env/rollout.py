@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from provla.core.files import write_bytes
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
-from provla.core.types import Anchor, Observation, Spec
+from provla.core.types import Anchor, Observation, Spec, past_of
 from provla.core.world import Ending, Episode
 from provla.env.chunk import Seen
 from provla.env.suite import tasks_of
@@ -110,6 +110,7 @@ class _Play:
 
     images: Array
     state: Array
+    past: Sequence[Array]
 
     def __init__(self, slot: int, episode: Episode, seed: int, track: Track) -> None:
         self.slot, self.outcome, self.track = slot, Outcome(episode), track
@@ -130,7 +131,7 @@ class _Play:
         if isinstance(seen, Fault):
             self.outcome.reason, self.outcome.ending = f"{seen}, after {self.outcome.steps} steps", "fault"
             return
-        self.images, self.state = seen.images, seen.state
+        self.images, self.state, self.past = seen.images, seen.state, seen.past
         self.outcome.ending, self.outcome.steps = seen.ending, seen.steps
         self.outcome.score, self.outcome.rules = seen.score, seen.rules
         self.outcome.frames.extend(seen.frames)
@@ -183,13 +184,18 @@ class _Stage:
 
 
 class Looking(Protocol):
-    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); words; noise."""
+    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); past, the actions (n,A) before; words;
+    noise.
+    """
 
     @property
     def images(self) -> Array: ...
 
     @property
     def state(self) -> Array: ...
+
+    @property
+    def past(self) -> Sequence[Array]: ...
 
     @property
     def instruction(self) -> str: ...
@@ -213,7 +219,7 @@ def act(
     generators = [one.generator for one in asking] + [torch.Generator() for _ in range(more)]
     anchor = _anchor(seen, spec, device)
     held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
-    chunks: NDArray[np.float32] = policy.act(_observe(seen, device), generators, **held).cpu().numpy()
+    chunks: NDArray[np.float32] = policy.act(_observe(seen, spec, device), generators, **held).cpu().numpy()
     return chunks[: len(asking)]
 
 
@@ -230,12 +236,12 @@ def _anchor(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Anch
     return Anchor(torch.from_numpy(actions).to(device), torch.from_numpy(weight).to(device))
 
 
-def _observe(asking: Sequence[Looking], device: torch.device) -> Observation:
+def _observe(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Observation:
     images = torch.from_numpy(np.stack([one.images for one in asking]))  # (B, T, C, h, w, 3)
     state = torch.from_numpy(np.stack([one.state for one in asking]))
-    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, [one.instruction for one in asking]).to(
-        device
-    )
+    told = [one.instruction for one in asking]
+    past = past_of([one.past for one in asking], spec)
+    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, told, *past).to(device)
 
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:

@@ -142,7 +142,7 @@ class Worlds:
         each = -(-option(suite, "num_envs") // len(tasks)) or 1
         self.tasks = [tasks[i % len(tasks)] for i in range(slots or each * len(tasks))]
         self._timeout = float(option(suite, "timeout"))
-        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps)}
+        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps, spec.n_past_actions)}
         self._stories: dict[int, _Story] = {}
         self._lost: dict[int, Fault] = {}
         self._workers: list[_Process] = []

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from provla.core.machine import reproducible
-from provla.core.types import Anchor, Observation, Spec, check_steps
+from provla.core.types import Anchor, Observation, Spec, check_steps, past_of
 from provla.dataset.cache import small
 from provla.execution import continued
 from provla.plugin.configuration_provla import NOT_HERE, ProvlaConfig
@@ -83,6 +83,7 @@ class ProvlaPolicy(PreTrainedPolicy):
         self._episode += 1
         self._queue: deque[Tensor] = deque()
         self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.spec.n_obs_steps)
+        self._past: deque[Tensor] = deque(maxlen=self.spec.n_past_actions)
         self._generators: list[torch.Generator] = []
         check_robot(self.spec)
 
@@ -99,7 +100,9 @@ class ProvlaPolicy(PreTrainedPolicy):
             images, state = (torch.stack(parts, 1) for parts in zip(*past, strict=True))
             chunk = self._act(batch, images, state)
             self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
-        return self._queue.popleft()
+        action = self._queue.popleft()
+        self._past.append(action.cpu())
+        return action
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -121,6 +124,11 @@ class ProvlaPolicy(PreTrainedPolicy):
         _check_noise(noise)
         if (inference_delay is not None or prev_chunk_left_over is not None) and (why := self.no_rtc()):
             raise ValueError(f"real-time chunking: {why}; use --inference.type=sync")
+        if self.spec.n_past_actions:
+            raise ValueError(
+                f"the policy reads the last {self.spec.n_past_actions} executed actions, which this call does not "
+                "know; call select_action, which keeps them"
+            )
         images, state = self._history(batch)
         anchor = None
         if prev_chunk_left_over is not None:
@@ -135,6 +143,10 @@ class ProvlaPolicy(PreTrainedPolicy):
             return (
                 f"the policy looks at n_obs_steps={self.spec.n_obs_steps} control steps on end, and LeRobot's engine "
                 "hands over none but the last"
+            )
+        if self.spec.n_past_actions:
+            return (
+                f"the policy reads the last {self.spec.n_past_actions} executed actions, which LeRobot's engine keeps"
             )
         if sampler is None or isinstance(sampler, L1 | MIP):
             return (
@@ -168,7 +180,10 @@ class ProvlaPolicy(PreTrainedPolicy):
                 f"{len(state)} observations come where the episode began with {len(self._generators)}; call reset() "
                 "between episodes"
             )
-        seen = Observation(images, state, self._tasks(batch, len(state)))
+        executed = [[action[row].numpy() for action in self._past] for row in range(len(state))]
+        seen = Observation(images, state, self._tasks(batch, len(state)), *past_of(executed, self.spec)).to(
+            state.device
+        )
         threads = self.config.threads
         with reproducible(threads, state.device, deterministic=False) if threads else nullcontext():
             chunk: Tensor = self.policy.act(seen, self._generators, **({} if anchor is None else {"anchor": anchor}))

@@ -123,6 +123,11 @@ class LeRobotPolicy(Normalized):
         from lerobot.configs.types import FeatureType, PolicyFeature
 
         spec, cls = self.spec, _classes(self._kind)[0]
+        if spec.n_past_actions:
+            raise ValueError(
+                f"n_past_actions={spec.n_past_actions} with policy={self._kind}: LeRobot's policies read no "
+                "actions that were executed; use policy=provla, or n_past_actions=0"
+            )
         unknown = [key for key in options if key not in cls.__dataclass_fields__]
         if unknown:
             raise ValueError(

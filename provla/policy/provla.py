@@ -63,7 +63,8 @@ class ProVLA(Normalized):
             )
         with put_off(not compile and _unchanged("text", text, adapter, quant)):
             self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
-        state_size = spec.n_obs_steps * spec.state_size
+        # Of each action before: its numbers, and whether there was one.
+        state_size = spec.n_obs_steps * spec.state_size + spec.n_past_actions * (spec.action_size + 1)
         sizes = {"vision_width": self.vision.width, "text_width": self.text.width, "state_size": state_size}
         self.fusion = build_matched(fusion, "fusion", sizes)
         fused: Any = self.fusion.width
@@ -181,9 +182,23 @@ class ProVLA(Normalized):
         context: Tokens = self.fusion(
             seen,
             Tokens(words.features.index_select(0, rows), words.mask[rows]),
-            self.state_norm(observation.state),
+            self._felt(observation),
         )
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
+
+    def _felt(self, observation: Observation) -> Tensor:
+        """States (B,T,S) normalised; with the actions before, all of it side by side (B,N)."""
+        state: Tensor = self.state_norm(observation.state)
+        if not self.spec.n_past_actions:
+            return state
+        past, early = observation.past_actions, observation.past_is_pad
+        if past is None or early is None:
+            raise ValueError(
+                f"the policy reads the last {self.spec.n_past_actions} executed actions (n_past_actions); give the "
+                "observation past_actions and past_is_pad (provla.core.types.past_of)"
+            )
+        known = (~early).to(state.dtype).unsqueeze(-1)  # (B, P, 1)
+        return torch.cat([one.flatten(1) for one in (state, self.action_norm(past) * known, known)], 1)
 
 
 def _check_conditioning(head: Mapping[str, Any], fusion: nn.Module) -> None:

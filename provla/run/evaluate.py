@@ -124,7 +124,10 @@ def _judge(
                 "this run has nothing to be judged by: it was trained without a simulation (env=none) and without "
                 "held-out episodes"
             )
-        val, trainer = Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps), config["trainer"]
+        val, trainer = (
+            Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions),
+            config["trainer"],
+        )
         judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
     judged.conclude(result, config["objective"], policy, spec, device)
     result.wall_seconds = time.monotonic() - started

@@ -106,8 +106,14 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     data.check()
     spec = make_spec(config, data)
+    if spec.n_past_actions:
+        console.print(
+            f"n_past_actions={spec.n_past_actions}: a policy that reads what was done may learn to do it again rather "
+            "than to look (de Haan et al. 2019, arXiv:1905.11979); hold it against n_past_actions=0 by success, not by "
+            "the loss"
+        )
     train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
-    sizes = spec.cameras, spec.horizon, spec.n_obs_steps
+    sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
     learn = Sampler(data, train, *sizes) if data.window is None else WindowSampler(data, train, *sizes)
     return Setting(data, spec, learn, Sampler(data, val, *sizes))
 
@@ -128,6 +134,7 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
         state_names=tuple(data.state_names),
         action_names=tuple(data.joint_names),
         recorded=dict(data.recorded),
+        n_past_actions=config.get("n_past_actions", 0),
     )
 
 

@@ -50,6 +50,10 @@ class Asked:
         return self.seen.state
 
     @property
+    def past(self) -> list[Array]:
+        return list(self.seen.past)
+
+    @property
     def instruction(self) -> str:
         return self.seen.instruction
 

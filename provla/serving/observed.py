@@ -15,20 +15,21 @@ from provla.dataset.cache import small
 from provla.execution import continued
 from provla.serving.wire import Refused
 
-KEYS = ("images", "state", "prompt", "seed", "prev_chunk", "inference_delay")
+KEYS = ("images", "state", "prompt", "past_actions", "seed", "prev_chunk", "inference_delay")
 FLAT = "observation/"  # before a camera's name, or before `state`: how openpi's examples write the same
 LONGEST = 4096  # characters of a sentence
 
 
 @dataclass(frozen=True)
 class Observed:
-    """images (T,C,h,w,3) uint8; state (T,S) float32. seed: of the client's noise from here on; None: it goes on. held:
-    actions (H,A) and weight (H,) that the chunk is to continue.
+    """images (T,C,h,w,3) uint8; state (T,S) float32; past (n,A) float32, what was executed. seed: of the client's noise
+    from here on; None: it goes on. held: actions (H,A) and weight (H,) that the chunk is to continue.
     """
 
     images: NDArray[np.uint8]
     state: NDArray[np.float32]
     instruction: str
+    past: NDArray[np.float32]
     seed: int | None = None
     held: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
@@ -53,6 +54,7 @@ def observed(message: Mapping[str, Any], spec: Spec, anchors: bool) -> Observed:
         _images(pictures, spec),
         _state(message, spec),
         prompt,
+        _past(message, spec),
         None if seed is None else int(seed),
         _held(message, spec, anchors),
     )
@@ -121,6 +123,23 @@ def _state(message: Mapping[str, Any], spec: Spec) -> NDArray[np.float32]:
         found = found[None]
     if found is None or found.shape != (steps, spec.state_size) or not np.isfinite(found).all():
         raise Refused(f"state is {_seen(given)}: expected {wanted}")
+    return found
+
+
+def _past(message: Mapping[str, Any], spec: Spec) -> NDArray[np.float32]:
+    given = message.get("past_actions")
+    if given is None and not spec.n_past_actions:
+        return np.zeros((0, spec.action_size), np.float32)
+    if not spec.n_past_actions:
+        raise Refused("past_actions: this policy reads none (n_past_actions=0); leave them out")
+    found = _numbers(given)
+    if found is not None and not found.size:
+        found = np.zeros((0, spec.action_size), np.float32)
+    if found is None or found.ndim != 2 or found.shape[1] != spec.action_size or not np.isfinite(found).all():
+        raise Refused(
+            f"past_actions is {_seen(given)}: expected (n, {spec.action_size}) finite numbers, what was executed since "
+            f"the episode began, the oldest first; the last {spec.n_past_actions} count, and [] at the beginning"
+        )
     return found
 
 

@@ -137,6 +137,7 @@ def told(
         "image_shape": [*history, h, w, 3],
         "state_shape": [*history, spec.state_size],
         "n_obs_steps": steps,
+        "n_past_actions": spec.n_past_actions,
         "horizon": spec.horizon,
         "n_action_steps": run.get("n_action_steps", spec.n_action_steps),
         "action_size": spec.action_size,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import provla
 from provla.core.build import build
 from provla.core.machine import reproducible
-from provla.core.types import Anchor, Observation, Spec
+from provla.core.types import Anchor, Observation, Spec, past_of
 from provla.dataset.cache import small
 from provla.execution import continued
 from provla.plugin import robot
@@ -94,7 +94,8 @@ def test_select_action_is_act_to_the_last_bit(
     overrides = POLICIES[kind] + (
         [*local("siglip_base", backbones), *local("minilm", backbones)] if "4" in kind else []
     )
-    export = make(tmp_path, spec, overrides, n_obs_steps=history, n_action_steps=3)
+    reads = 4 if kind == "default" and history == 2 else 0  # executed actions
+    export = make(tmp_path, spec, overrides, n_obs_steps=history, n_action_steps=3, n_past_actions=reads)
     theirs, own = load(export), provla.load(export, device="cpu")
     theirs.config.threads = 1 if history == 2 else None  # as the run's, or none
     before, after = make_pre_post_processors(
@@ -121,6 +122,7 @@ def test_select_action_is_act_to_the_last_bit(
                 torch.from_numpy(np.array(cached)).transpose(0, 1).contiguous(),
                 torch.from_numpy(np.array(states)).transpose(0, 1).contiguous(),
                 ["Open the drawer", "Close the window gently"],
+                *past_of([[action[row].numpy() for action in expected] for row in (0, 1)], own.spec),
             )
             with reproducible(1, CPU, False) if history == 2 else nullcontext():
                 expected += own.act(seen, generators)[:, :3].unbind(1)
