@@ -18,7 +18,7 @@ from provla.core.build import build
 from provla.core.world import Episode
 from provla.env.chunk import Chunked, Seen, Sizes
 from provla.env.rollout import noise_seed
-from provla.env.suite import check_suite, tasks_of
+from provla.env.suite import check_suite, plays, tasks_of
 from provla.env.worker import open_world
 
 Array = NDArray[Any]
@@ -75,9 +75,9 @@ class ProvlaEnv(EnvConfig):
     @cached_property
     def suite(self) -> Any:
         suite = build(self.configuration["env"], "env")
+        if not plays(suite):
+            raise ValueError(f"--env: {self.run or self.world} has no simulation (env=none), so there is no world")
         check_suite(suite)
-        if not suite.episodes:
-            raise ValueError(f"--env.run={self.run}: this run has no simulation (env=none), so there is no world")
         return suite
 
     def tasks(self) -> list[str]:

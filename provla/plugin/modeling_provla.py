@@ -132,7 +132,7 @@ class ProvlaPolicy(PreTrainedPolicy):
         images, state = self._history(batch)
         anchor = None
         if prev_chunk_left_over is not None:
-            rest = prev_chunk_left_over[..., : execution_horizon or self.spec.horizon, :]
+            rest = prev_chunk_left_over[..., : min(execution_horizon or self.spec.horizon, self.spec.horizon), :]
             anchor = self._anchor(rest.expand(len(state), *rest.shape[-2:]), inference_delay or 0)
         return self._act(batch, images, state, anchor)
 

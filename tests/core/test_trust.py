@@ -336,7 +336,11 @@ OPTIONS = {
     "use_safetensors": False,
 }
 # use_safetensors=False: a pinned commit's tensors, see `load_weights`.
-EXCEPTIONS = {("provla/core/hub.py", "use_safetensors=False")}
+EXCEPTIONS = {
+    ("provla/core/hub.py", "use_safetensors=False"),
+    # LeRobot's configurations: JSON, read into the types of a dataclass.
+    ("provla/plugin/modeling_provla.py", "ProvlaConfig.from_pretrained that does not say trust_remote_code=False"),
+}
 
 
 def dotted(node: ast.expr) -> str:

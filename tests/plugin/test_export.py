@@ -183,6 +183,11 @@ def test_a_chunk_continues_what_is_being_executed(driven: Any) -> None:
     asked = Observation(images[:, None], state[:, None], seeds["task"])
     own = driven.policy.act(asked, [torch.Generator().manual_seed(7)], Anchor(actions, weight))
     assert torch.equal(own, found)
+    driven.reset()
+    long = torch.cat([left, torch.zeros(14, 4)])  # padded beyond the horizon
+    assert torch.equal(driven.predict_action_chunk(seeds, inference_delay=2, prev_chunk_left_over=long), found)
+    driven.reset()
+    assert torch.equal(driven.predict_action_chunk(seeds, inference_delay=0, prev_chunk_left_over=0 * left), free)
     assert driven.supports_rtc()
 
 
