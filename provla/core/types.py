@@ -167,7 +167,8 @@ class Spec:
     """The sizes and names a policy is built for; stored with its weights.
 
     instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
-    positions in the action vector; metrics are reported for each as well.
+    positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
+    their order; empty where the data set has none, or an earlier provla stored the policy.
     """
 
     cameras: tuple[str, ...]
@@ -180,6 +181,8 @@ class Spec:
     instructions: tuple[str, ...]
     joint_groups: dict[str, list[int]]
     fps: float
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)

@@ -38,6 +38,7 @@ class Demonstrations:
     (E+1,): episode e is rows starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first
     row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
     that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
+    state_names: of the state's numbers, empty where nobody knows.
     """
 
     frames: Mapping[str, Frames | Stored]
@@ -53,6 +54,7 @@ class Demonstrations:
     row_task: Array | None = None
     skipped: list[str] = field(default_factory=list)
     window: Window | None = None
+    state_names: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""
@@ -92,6 +94,10 @@ class Demonstrations:
             raise ValueError(
                 f"{self.source}: expected {self.actions.shape[1]} joint_names and fps above 0, found "
                 f"{len(self.joint_names)} and {self.fps}"
+            )
+        if self.state_names and len(self.state_names) != self.state.shape[1]:
+            raise ValueError(
+                f"{self.source}: expected {self.state.shape[1]} state_names, or none, found {len(self.state_names)}"
             )
 
     @property

@@ -157,6 +157,7 @@ class LeRobotSource:
             row_task=row_task,
             skipped=[str(problem) for problem in found.problems],
             window=self.window,
+            state_names=info.known_names(self.state_keys),
         )
 
     def _folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -115,6 +115,14 @@ class Sampler:
     def unpadded(self, rows: Array) -> int:
         """How many steps of these rows' chunks lie before their episodes' ends."""
         return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
+
+    def chunk_steps(self) -> Iterator[tuple[Array, Array]]:
+        """Of each step of all chunks, those of one place in them at a time, without what is padded: the row that its
+        chunk begins at, and its own.
+        """
+        for ahead in self._ahead:
+            begun = self.rows[self.rows + ahead <= self._last[self.rows]]
+            yield begun, begun + ahead
 
     def _order(self, seed: int, epoch: int) -> Array:
         known = self._epoch  # of this call: another thread may be in another epoch

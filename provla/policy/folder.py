@@ -112,6 +112,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
         spec = stored["spec"]
         for key in ("cameras", "image_size", "instructions"):
             spec[key] = tuple(spec[key])
+        for key in ("state_names", "action_names"):
+            spec[key] = tuple(spec.get(key, ()))
         return stored["policy"], stored["bases"], Spec(**spec)
     except FileNotFoundError as error:
         raise ValueError(

@@ -125,6 +125,8 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
         instructions=tuple(data.instructions),
         joint_groups=data.joint_groups,
         fps=data.fps,
+        state_names=tuple(data.state_names),
+        action_names=tuple(data.joint_names),
     )
 
 
