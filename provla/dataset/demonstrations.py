@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from provla.core.checks import shown
 from provla.dataset.cache import Frames
+from provla.dataset.joined import Joined
 from provla.dataset.stored import Stored
 
 Array = NDArray[Any]
@@ -31,6 +32,17 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One source's episodes in a mix: those to train on and those held out. weight: its share of the samples, in the
+    unit of the others; None: by size.
+    """
+
+    weight: float | None
+    train: Array
+    val: Array
+
+
+@dataclass(frozen=True)
 class Demonstrations:
     """Whole data set as arrays; row i is one control step.
 
@@ -38,10 +50,10 @@ class Demonstrations:
     (E+1,): episode e is rows starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first
     row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
     that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
-    state_names: of the state's numbers, empty where nobody knows.
+    state_names: of the state's numbers, empty where nobody knows. parts: source → its part, of a mix.
     """
 
-    frames: Mapping[str, Frames | Stored]
+    frames: Mapping[str, Frames | Stored | Joined]
     state: Array
     actions: Array
     starts: Array
@@ -55,6 +67,7 @@ class Demonstrations:
     skipped: list[str] = field(default_factory=list)
     window: Window | None = None
     state_names: list[str] = field(default_factory=list)
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     def check(self) -> None:
         """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""
@@ -111,8 +124,11 @@ class Demonstrations:
 
     def split(self, val_fraction: float, seed: int) -> tuple[Array, Array]:
         """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that
-        has two.
+        has two. Of a mix each source has its own.
         """
+        if self.parts:
+            parts = self.parts.values()
+            return np.concatenate([p.train for p in parts]), np.concatenate([p.val for p in parts])
         val: list[int] = []
         for task in range(len(self.instructions)):
             episodes = np.flatnonzero(self.task == task)
