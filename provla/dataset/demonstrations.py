@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from provla.core.checks import shown
-from provla.dataset.cache import Frames
-from provla.dataset.joined import Joined
-from provla.dataset.stored import Stored
+from provla.dataset.joined import Pictures
 
 Array = NDArray[Any]
 
@@ -53,7 +51,7 @@ class Demonstrations:
     state_names: of the state's numbers, empty where nobody knows. parts: source → its part, of a mix.
     """
 
-    frames: Mapping[str, Frames | Stored | Joined]
+    frames: Mapping[str, Pictures]
     state: Array
     actions: Array
     starts: Array

@@ -18,9 +18,8 @@ from provla.core.claims import claimed
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.manifest import sha256
 from provla.core.progress import console, progress_bars
-from provla.dataset.cache import Frames
 from provla.dataset.checksums import signature
-from provla.dataset.joined import Joined
+from provla.dataset.joined import Joined, Pictures
 from provla.dataset.rows import read_rows
 
 Encode = Callable[[Tensor], Tensor]
@@ -39,7 +38,7 @@ class Features:
         return torch.from_numpy(read_rows(self.rows, rows)).view(self.kind)
 
 
-def frames_digest(frames: Frames | Joined) -> str:
+def frames_digest(frames: Pictures) -> str:
     """Of all pictures, whichever data set they come from; a frame cache's own, which were taken when it was made."""
     if isinstance(frames, np.memmap) and frames.filename:
         notes = Path(frames.filename).with_suffix(".json")
@@ -55,7 +54,7 @@ def frames_digest(frames: Frames | Joined) -> str:
     return digest.hexdigest()
 
 
-def feature_cache(path: Path, camera: str, frames: Frames | Joined, encode: Encode) -> Features:
+def feature_cache(path: Path, camera: str, frames: Pictures, encode: Encode) -> Features:
     """`path` (.npy), encoded now if it is not there. The file appears whole or not at all; of several processes one
     encodes and the others wait. One that is no longer what was written is made again, with a line that says so.
 
@@ -97,7 +96,7 @@ def _stored(features: Tensor) -> NDArray[Any]:
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
-def _encode_into(path: Path, camera: str, frames: Frames | Joined, encode: Encode) -> None:
+def _encode_into(path: Path, camera: str, frames: Pictures, encode: Encode) -> None:
     one = encode(torch.from_numpy(np.array(frames[:1])))
     kind, shape = _stored(one).dtype, (len(frames), *one.shape[1:])
     needed = int(np.prod(shape)) * kind.itemsize + 2**20

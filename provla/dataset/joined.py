@@ -10,16 +10,18 @@ from provla.dataset.cache import Frames
 from provla.dataset.format import Array
 from provla.dataset.stored import Stored
 
+type Pictures = Frames | Stored | Joined  # (N,3,h,w) uint8, an array or what is indexed like one
+
 
 class Joined:
     """A camera's pictures of several data sets, one after the other, in place of one array (N,3,h,w) uint8."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, parts: Sequence[Frames | Stored]) -> None:
+    def __init__(self, parts: Sequence[Pictures]) -> None:
         self.parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts])
-        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *parts[0].shape[1:])
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -35,6 +37,6 @@ class Joined:
         return found
 
 
-def in_videos(frames: Frames | Stored | Joined) -> bool:
+def in_videos(frames: Pictures) -> bool:
     """Whether any of a camera's pictures are decoded when they are asked for."""
     return any(map(in_videos, frames.parts)) if isinstance(frames, Joined) else isinstance(frames, Stored)

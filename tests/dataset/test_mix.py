@@ -143,7 +143,7 @@ def test_joints_and_cameras_go_by_name(tmp_path: Path) -> None:
         ({"b": {"lenght": 3}}, {}, "nothing reads dataset.sources.b.lenght"),
         ({}, {"weights": {"a": 1}}, "dataset.weights leaves out 'b'"),
         ({}, {"weights": {"a": 1, "b": 1, "c": 1}}, "dataset.weights names 'c', which is no source; there are: a, b"),
-        ({}, {"weights": {"a": 0, "b": 1}}, "dataset.weights.a=0"),
+        ({}, {"weights": {"a": 0, "b": 1}}, r"dataset.weights=\{'a': 0.*numbers above 0"),
         ({}, {"rename": {"c": {"front": "top"}}}, "dataset.rename names 'c'"),
         ({}, {"rename": {"b": {"frnt": "top"}}}, "dataset.rename.b names 'frnt'.*cameras: front"),
         ({}, {"rename": {"b": {"state0": "state1"}}}, "gives two of its state one name"),
@@ -175,15 +175,15 @@ def Fast(**given: Any) -> Any:
     return SimpleNamespace(load=lambda: replace(source.load(), fps=20.0))
 
 
+def on_the_command_line(node: Any) -> str:
+    """In Hydra's words."""
+    if isinstance(node, dict):
+        return "{" + ",".join(f"{key}:{on_the_command_line(value)}" for key, value in node.items()) + "}"
+    return str(node).replace("'", "")
+
+
 def test_a_run_says_shares_and_validates_each_source(tmp_path: Path, command: Any) -> None:
-    sources = (
-        "{"
-        + ",".join(
-            f"{name}:{{" + ",".join(f"{k}:{v}".replace("'", "").replace(" ", "") for k, v in node.items()) + "}"
-            for name, node in FAKES.items()
-        )
-        + "}"
-    )
+    sources = on_the_command_line(FAKES)
     fake = [o for o in FAKE if not o.startswith("dataset")]
     given = ["dataset=mix", f"dataset.sources={sources}", "dataset.weights={a:2,b:1}", "dataset.val_fraction=0.34"]
     code, out, err = command("train", *fake, *LIGHT, *given, "objective=loss/b", f"hydra.run.dir={tmp_path}/run")
@@ -203,7 +203,9 @@ def test_a_run_says_shares_and_validates_each_source(tmp_path: Path, command: An
 
 def test_nothing_held_out_is_no_error() -> None:
     fake = [o for o in FAKE if not o.startswith("dataset")]
-    config = compose(*fake, *LIGHT, "dataset=mix", "dataset.val_fraction=0", f"dataset.sources={json.dumps(FAKES)}")
+    config = compose(
+        *fake, *LIGHT, "dataset=mix", "dataset.val_fraction=0", f"dataset.sources={on_the_command_line(FAKES)}"
+    )
     setting = load_setting(config, make_parts(config))
     assert isinstance(setting.learn, MixSampler)
     assert len(setting.held) == 0
