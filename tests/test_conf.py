@@ -18,12 +18,14 @@ from provla.core.types import Spec, fake_batch, fake_observation
 from provla.dataset.fake import FakeSource
 from provla.dataset.lerobot import LeRobotSource
 from provla.dataset.metaworld import MetaworldSource
+from provla.dataset.mix import MixSource
 from provla.trainer.options import Trainer
 
 OPTIONS = [(f.parent.name, f.stem) for f in sorted((ROOT / "conf").glob("*/*.yaml")) if f.parent.name != "backbone"]
 WORLD = ["env=world", "env.world={_target_: walks.Idle}", "env.tasks={go: Go there}"]
 NEEDS = {  # what an option leaves to its user
     ("dataset", "lerobot"): ["dataset.root=x"],
+    ("dataset", "mix"): ["dataset.sources={a:{root:x},b:{root:y}}"],
     ("dataset", "recorded"): WORLD,
     ("env", "world"): WORLD,
     ("env", "ogbench_scene"): ["dataset=ogbench_scene"],  # its tasks
@@ -58,7 +60,7 @@ def test_every_option_builds_trains_and_samples(
     elif group == "dataset":
         assert isinstance(
             build(config["dataset"], "dataset"),
-            {"fake": FakeSource, "metaworld": MetaworldSource}.get(option, LeRobotSource),
+            {"fake": FakeSource, "metaworld": MetaworldSource, "mix": MixSource}.get(option, LeRobotSource),
         )
     elif group == "trainer":
         assert isinstance(build(config["trainer"], "trainer"), Trainer)

@@ -98,6 +98,8 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
             inside = (*inside, "perturb", "paraphrases")
         if key == "trainer" and isinstance(node, Mapping) and node.get("graph") != "on":  # which rounds otherwise
             inside = (*inside, "graph")
+        if key == "policy" and isinstance(node, Mapping) and node.get("actions") == "absolute":  # as before the choice
+            inside = (*inside, "actions")
         if key == "dataset" and _ours(config, key) and value_in(node, "cache") != "window":
             inside = (*inside, *WINDOW)
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node

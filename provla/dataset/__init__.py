@@ -6,6 +6,7 @@ TwinsSource: those of twins, whose sentences alone tell what is to be done.
 OgbenchSource: those of OGBench's oracles in its scene.
 AlohaSource: those of a scripted expert with two arms, in gym-aloha's tasks.
 RecordedSource: those of the scripted expert of a world of your own.
+MixSource: several of these as one.
 FakeSource: random pixels and smooth motions, in memory.
 Demonstrations: what the `load` of a source of your own returns.
 """
@@ -21,6 +22,7 @@ __getattr__ = lazy(
         "OgbenchSource": "ogbench",
         "AlohaSource": "aloha",
         "RecordedSource": "recorded",
+        "MixSource": "mix",
         "FakeSource": "fake",
         "Demonstrations": "demonstrations",
     },

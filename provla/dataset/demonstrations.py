@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from provla.core.checks import shown
-from provla.dataset.cache import Frames
-from provla.dataset.stored import Stored
+from provla.dataset.joined import Pictures
 
 Array = NDArray[Any]
 
@@ -31,6 +30,17 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One source's episodes in a mix: those to train on and those held out. weight: its share of the samples, in the
+    unit of the others; None: by size.
+    """
+
+    weight: float | None
+    train: Array
+    val: Array
+
+
+@dataclass(frozen=True)
 class Demonstrations:
     """Whole data set as arrays; row i is one control step.
 
@@ -39,9 +49,10 @@ class Demonstrations:
     row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
     that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
     state_names: of the state's numbers, empty where nobody knows. recorded: camera → (h, w) of its pictures as stored.
+    parts: source → its part, of a mix.
     """
 
-    frames: Mapping[str, Frames | Stored]
+    frames: Mapping[str, Pictures]
     state: Array
     actions: Array
     starts: Array
@@ -56,6 +67,7 @@ class Demonstrations:
     window: Window | None = None
     state_names: list[str] = field(default_factory=list)
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
 
     def check(self) -> None:
         """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""
@@ -112,8 +124,11 @@ class Demonstrations:
 
     def split(self, val_fraction: float, seed: int) -> tuple[Array, Array]:
         """Training and validation episodes, sorted. Whole episodes, stratified by task: at least one of every task that
-        has two.
+        has two. Of a mix each source has its own.
         """
+        if self.parts:
+            parts = self.parts.values()
+            return np.concatenate([p.train for p in parts]), np.concatenate([p.val for p in parts])
         val: list[int] = []
         for task in range(len(self.instructions)):
             episodes = np.flatnonzero(self.task == task)

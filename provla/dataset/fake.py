@@ -52,4 +52,5 @@ class FakeSource:
             joint_groups=joint_groups_of(names, self._groups),
             fps=10.0,
             source="fake",
+            state_names=[f"state{i}" for i in range(state_size)],
         )

@@ -18,8 +18,8 @@ from provla.core.claims import claimed
 from provla.core.files import atomic, check_space, write_json, writing
 from provla.core.manifest import sha256
 from provla.core.progress import console, progress_bars
-from provla.dataset.cache import Frames
 from provla.dataset.checksums import signature
+from provla.dataset.joined import Joined, Pictures
 from provla.dataset.rows import read_rows
 
 Encode = Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ class Features:
         return torch.from_numpy(read_rows(self.rows, rows)).view(self.kind)
 
 
-def frames_digest(frames: Frames) -> str:
+def frames_digest(frames: Pictures) -> str:
     """Of all pictures, whichever data set they come from; a frame cache's own, which were taken when it was made."""
     if isinstance(frames, np.memmap) and frames.filename:
         notes = Path(frames.filename).with_suffix(".json")
@@ -46,13 +46,15 @@ def frames_digest(frames: Frames) -> str:
             return hashlib.sha256("".join(json.loads(notes.read_text())["sha256"]).encode()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError):
             pass
+    if isinstance(frames, Joined):
+        return hashlib.sha256("".join(map(frames_digest, frames.parts)).encode()).hexdigest()
     digest = hashlib.sha256(str(frames.shape).encode())
     for first in range(0, len(frames), 256):
         digest.update(np.ascontiguousarray(frames[first : first + 256]).data)
     return digest.hexdigest()
 
 
-def feature_cache(path: Path, camera: str, frames: Frames, encode: Encode) -> Features:
+def feature_cache(path: Path, camera: str, frames: Pictures, encode: Encode) -> Features:
     """`path` (.npy), encoded now if it is not there. The file appears whole or not at all; of several processes one
     encodes and the others wait. One that is no longer what was written is made again, with a line that says so.
 
@@ -94,7 +96,7 @@ def _stored(features: Tensor) -> NDArray[Any]:
     return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features).numpy()
 
 
-def _encode_into(path: Path, camera: str, frames: Frames, encode: Encode) -> None:
+def _encode_into(path: Path, camera: str, frames: Pictures, encode: Encode) -> None:
     one = encode(torch.from_numpy(np.array(frames[:1])))
     kind, shape = _stored(one).dtype, (len(frames), *one.shape[1:])
     needed = int(np.prod(shape)) * kind.itemsize + 2**20

@@ -61,10 +61,7 @@ class Info:
     def names(self, key: str) -> tuple[list[str], str]:
         """One name per dimension of a vector, and what there is to say about it. LeRobot stores a list, nested lists,
         or a dictionary of a list or of positions; where there is no usable name, joints are numbered."""
-        size, found = self.shape(key)[0], self.features[key].get("names")
-        if isinstance(found, Mapping) and found and all(_whole(at) for at in found.values()):
-            found = [name for name, _ in sorted(found.items(), key=lambda item: item[1])]
-        flat = _flat(found)
+        size, flat = self.shape(key)[0], _flat(_in_order(self.features[key].get("names")))
         if len(flat) == size == len(set(flat)):
             return flat, ""
         why = (
@@ -75,6 +72,12 @@ class Info:
         return [
             f"joint{i}" for i in range(size)
         ], f"{why}: joints are numbered, joint0 to joint{size - 1}" if flat else ""
+
+    def known_names(self, keys: Sequence[str]) -> list[str]:
+        """Of all dimensions of these vectors, side by side; none where one of them has no usable ones."""
+        named = [self.names(key)[0] for key in keys]
+        given = [_flat(_in_order(self.features[key].get("names"))) for key in keys]
+        return [name for names in named for name in names] if named == given else []
 
     def cameras(self) -> tuple[dict[str, Camera], dict[str, str]]:
         """Cameras by name, and why others are none (depth, one channel, unclear layout), by name."""
@@ -150,6 +153,13 @@ class Info:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _in_order(names: Any) -> Any:
+    """A dictionary of positions as a list."""
+    if isinstance(names, Mapping) and names and all(_whole(at) for at in names.values()):
+        return [name for name, _ in sorted(names.items(), key=lambda item: item[1])]
+    return names
 
 
 def _flat(names: Any) -> list[str]:

@@ -157,7 +157,7 @@ class LeRobotSource:
             row_task=row_task,
             skipped=[str(problem) for problem in found.problems],
             window=self.window,
-            state_names=[name for key in self.state_keys for name in info.names(key)[0]],
+            state_names=info.known_names(self.state_keys),
             recorded={camera.name: camera.size for camera in found.cameras},
         )
 

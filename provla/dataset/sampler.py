@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -136,8 +136,70 @@ class Sampler:
         """How many steps of these rows' chunks lie before their episodes' ends."""
         return int(np.minimum(self._last[rows] - rows + 1, len(self._ahead)).sum())
 
+    def sources(self) -> dict[str, tuple[float, Sampler]]:
+        """Of a mix, source → its share of a training's samples, and a sampler of its own."""
+        return {}
+
+    def chunk_steps(self) -> Iterator[tuple[Array, Array]]:
+        """Of each step of all chunks, those of one place in them at a time, without what is padded: the row that its
+        chunk begins at, and its own.
+        """
+        for ahead in self._ahead:
+            begun = self.rows[self.rows + ahead <= self._last[self.rows]]
+            yield begun, begun + ahead
+
     def _order(self, seed: int, epoch: int) -> Array:
         known = self._epoch  # of this call: another thread may be in another epoch
         if known is None or known[0] != (seed, epoch):
             known = self._epoch = (seed, epoch), self.shuffled(seed, epoch)
         return known[1]
+
+
+class MixSampler(Sampler):
+    """A `Sampler` of several sources, whose shares of each epoch are those of their weights, to a sample. Each is gone
+    through in permutations of its own, one after the other, so that none of its samples comes again before the
+    others have. An epoch has as many samples as there are, drawn without looking at what came before: any step can be
+    the first.
+    """
+
+    def __init__(
+        self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
+    ) -> None:
+        super().__init__(data, episodes, cameras, horizon, n_obs_steps)
+        sizes = cameras, horizon, n_obs_steps
+        own = {name: np.intersect1d(episodes, [*part.train, *part.val]) for name, part in data.parts.items()}
+        found = {name: Sampler(data, held, *sizes) for name, held in own.items() if len(held)}
+        asked = [data.parts[name].weight for name in found]
+        weights = np.array([len(one) if w is None else w for one, w in zip(found.values(), asked, strict=True)])
+        shares = weights / max(weights.sum(), 1e-300)  # of nothing, where nothing is held out
+        exact = shares * len(self.rows)
+        self._counts = np.floor(exact).astype(int)  # of an epoch's samples; the largest remainders get one more
+        self._counts[np.argsort(self._counts - exact, kind="stable")[: len(self.rows) - self._counts.sum()]] += 1
+        self._sources = dict(zip(found, zip(shares.tolist(), found.values(), strict=True), strict=True))
+
+    def sources(self) -> dict[str, tuple[float, Sampler]]:
+        for _, one in self._sources.values():
+            one.features = self.features
+        return self._sources
+
+    def shuffled(self, seed: int, epoch: int) -> Array:
+        drawn = []
+        for number, (count, (_, one)) in enumerate(zip(self._counts, self._sources.values(), strict=True)):
+            first, size = epoch * int(count), len(one)
+            turns = range(first // size, -(-(first + int(count)) // size))
+            order = [np.random.default_rng([seed, turn, 0, number]).permutation(one.rows) for turn in turns]
+            drawn.append(np.concatenate([one.rows[:0], *order])[first % size :][:count])
+        return np.random.default_rng([seed, epoch, 0]).permutation(np.concatenate(drawn))
+
+
+def make_sampler(
+    data: Demonstrations,
+    episodes: Array,
+    cameras: Sequence[str],
+    horizon: int,
+    n_obs_steps: int,
+    n_past_actions: int = 0,
+) -> Sampler:
+    """That of a mix, or of one data set."""
+    kind = MixSampler if data.parts else Sampler
+    return kind(data, episodes, cameras, horizon, n_obs_steps, n_past_actions)

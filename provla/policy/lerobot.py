@@ -20,6 +20,7 @@ from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
+from provla.policy.relative import Actions, Relative
 from provla.scheduler.diffusion import Diffusion
 from provla.scheduler.parts import masked_mean
 
@@ -62,6 +63,7 @@ class LeRobotPolicy(Normalized):
     kind: act, diffusion or multi_task_dit. options: keys of that policy's configuration in LeRobot. scheduler:
     num_inference_steps of the DDIM sampler, for those that diffuse. clip: sizes of a CLIP with random weights for
     multi_task_dit, which so needs no download; null: `options` names a pretrained one.
+    actions: what the networks learn, see `Relative`.
     """
 
     _mean: Tensor
@@ -77,6 +79,7 @@ class LeRobotPolicy(Normalized):
         normalization: Normalization,
         device: torch.device,
         clip: Clip | None = None,
+        actions: Actions = "absolute",
     ) -> None:
         super().__init__()
         self.spec, self._kind, self._normalization = spec, kind, normalization
@@ -88,6 +91,7 @@ class LeRobotPolicy(Normalized):
                 )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
                 options = dict(options) | (
@@ -171,7 +175,7 @@ class LeRobotPolicy(Normalized):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`: LeRobot's, on this batch and its draws (masks and terms as in their `forward` and `compute_loss`)."""
         images = self.augmentation(batch) if self.training else batch.observation.images
-        found, actions = self.inputs(images, batch.observation), self.action_norm(batch.actions)
+        found, actions = self.inputs(images, batch.observation), self.targets(batch)
         if self.sampler is None:
             return {"loss": self._act_loss(found, actions, batch)}
         condition, network = self._network(found)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from provla.core.interfaces import Generators
 from provla.core.precision import deployed
-from provla.core.types import Anchor, Observation, Spec
+from provla.core.types import Anchor, Batch, Observation, Spec
 from provla.policy.normalize import Normalizer
+from provla.policy.relative import Relative
 
 
 class Normalized(nn.Module):
@@ -22,10 +24,24 @@ class Normalized(nn.Module):
     spec: Spec
     state_norm: Normalizer
     action_norm: Normalizer
+    relative: Relative | None
     _normalization: Mapping[str, Any]
 
-    def fit_normalization(self, states: Tensor, actions: Tensor) -> None:
-        """states (N,S) and actions (N,A) of the training episodes, in the robot's units."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.relative = None
+
+    def fit_normalization(
+        self, states: Tensor, actions: Tensor, chunks: Iterable[tuple[Tensor, Tensor]] | None = None
+    ) -> None:
+        """states (N,S) and actions (N,A) of the training episodes, in the robot's units. chunks: for relative actions,
+        which are no function of their row: of each step of all chunks the states (M,S) that those begin in, and the
+        actions (M,A), without what is padded; None: chunks of one action.
+        """
+        if self.relative is not None:
+            self.relative.check(states, actions)
+            steps = chunks if chunks is not None else [(states, actions)]
+            actions = torch.cat([action - self.relative(begun) for begun, action in steps])
         self.state_norm.fit(states, self._normalization["state"])
         self.action_norm.fit(actions, self._normalization["action"])
         self.action_norm.check_reach(actions, self._normalization["action"], *self.reach)
@@ -38,12 +54,28 @@ class Normalized(nn.Module):
         """(B,H,A) normalised, as the anchor's actions are."""
         raise NotImplementedError
 
+    def targets(self, batch: Batch) -> Tensor:
+        """(B,H,A): what `sample` is to give."""
+        return self.inside(batch.actions, batch.observation)
+
+    def inside(self, actions: Tensor, observation: Observation) -> Tensor:
+        """(B,n,A) in the robot's units → as the networks see them."""
+        known = actions if self.relative is None else actions - self._base(observation)
+        normalised: Tensor = self.action_norm(known)
+        return normalised
+
+    def _base(self, observation: Observation) -> Tensor:
+        """(B,1,A): what actions are relative to."""
+        assert self.relative is not None
+        found: Tensor = self.relative(observation.state[:, -1:])
+        return found
+
     @deployed
     def act(self, observation: Observation, generator: Generators = None, anchor: Anchor | None = None) -> Tensor:
         """(B,H,A) float32 in the robot's units, as the anchor's actions are; the sampler's noise comes from `generator`
         (one, or a list of B).
         """
         if anchor is not None:
-            anchor = replace(anchor, actions=self.action_norm(anchor.actions))
+            anchor = replace(anchor, actions=self.inside(anchor.actions, observation))
         chunk: Tensor = self.action_norm.undo(self.sample(observation, generator, anchor).float())
-        return chunk
+        return chunk if self.relative is None else chunk + self._base(observation)

@@ -20,6 +20,7 @@ from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized
 from provla.policy.phrases import Phrases
+from provla.policy.relative import Actions, Relative
 from provla.quant import Quant, QuantReport
 
 # As torch.compile has them; true, as it was called first, is default.
@@ -33,7 +34,7 @@ class ProVLA(Normalized):
     the way in and out, so everything outside speaks the robot's units. compile: torch.compile the networks, in one of
     its modes, of which the last two replay CUDA graphs of each network. context_width: a linear layer brings the
     context to this width, so that heads have one size whatever the fusion's; None: the head reads the fusion's own
-    width.
+    width. actions: what the scheduler learns, see `Relative`.
     """
 
     graphable = True  # where an observation says `which` sentences it has, its loss reads nothing else of the host
@@ -53,6 +54,7 @@ class ProVLA(Normalized):
         device: torch.device,
         compile: Compile = False,
         context_width: Width | None = None,
+        actions: Actions = "absolute",
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -77,6 +79,7 @@ class ProVLA(Normalized):
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
         }
@@ -153,7 +156,7 @@ class ProVLA(Normalized):
         self._begin()
         images = self.augmentation(batch) if self.training else batch.observation.images
         context = self._context(images, batch.observation)
-        actions = self.action_norm(batch.actions)
+        actions = self.targets(batch)
         return {"loss": self.scheduler.loss(self.head, actions, context, batch.is_pad, batch.noise, batch.time)}
 
     forward = loss  # what accelerate wraps
@@ -198,7 +201,7 @@ class ProVLA(Normalized):
                 "observation past_actions and past_is_pad (provla.core.types.past_of)"
             )
         known = (~early).to(state.dtype).unsqueeze(-1)  # (B, P, 1)
-        return torch.cat([one.flatten(1) for one in (state, self.action_norm(past) * known, known)], 1)
+        return torch.cat([one.flatten(1) for one in (state, self.inside(past, observation) * known, known)], 1)
 
 
 def _check_conditioning(head: Mapping[str, Any], fusion: nn.Module) -> None:

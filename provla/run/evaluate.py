@@ -25,7 +25,7 @@ from provla.core.result import Objective, Result
 from provla.core.trust import check_stored
 from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
-from provla.dataset.sampler import Sampler
+from provla.dataset.sampler import make_sampler
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
@@ -124,10 +124,8 @@ def _judge(
                 "this run has nothing to be judged by: it was trained without a simulation (env=none) and without "
                 "held-out episodes"
             )
-        val, trainer = (
-            Sampler(data, held, spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions),
-            config["trainer"],
-        )
+        sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
+        val, trainer = make_sampler(data, held, *sizes), config["trainer"]
         judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
     judged.conclude(result, config["objective"], policy, spec, device)
     result.wall_seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ from provla.core.errors import NoSpace
 from provla.core.files import fingerprint
 from provla.core.progress import console
 from provla.dataset.features import feature_cache, frames_digest
-from provla.dataset.stored import Stored
+from provla.dataset.joined import in_videos
 from provla.run.frozen import asking, decided_by
 from provla.run.sentences import remember_sentences
 from provla.run.setting import Setting
@@ -47,7 +47,7 @@ def remember_features(config: Mapping[str, Any], policy: Any, setting: Setting, 
     if reason := _moving(policy):
         console.print(f"the vision encoder runs in every step: {reason}")
         return
-    arrays = {name: frames for name, frames in setting.data.frames.items() if not isinstance(frames, Stored)}
+    arrays = {name: frames for name, frames in setting.data.frames.items() if not in_videos(frames)}
     if len(arrays) < len(setting.data.frames):
         console.print("the vision encoder runs in every step: its features are kept with dataset.cache=full alone")
         return

@@ -67,8 +67,12 @@ def make_policy(config: Mapping[str, Any], setting: Setting, device: torch.devic
     if joined().size > 1:  # DDP sends all weights around
         for _, tower in towers(policy):
             tower.stay()
-    rows = setting.learn.rows
-    policy.fit_normalization(*(torch.from_numpy(values[rows]) for values in (setting.data.state, setting.data.actions)))
+    data, rows = setting.data, setting.learn.rows
+    given: list[Any] = [torch.from_numpy(values[rows]) for values in (data.state, data.actions)]
+    if getattr(policy, "relative", None) is not None:  # a policy of one's own may know of no chunks
+        steps = setting.learn.chunk_steps()
+        given.append((torch.from_numpy(data.state[a]), torch.from_numpy(data.actions[b])) for a, b in steps)
+    policy.fit_normalization(*given)
     return policy
 
 

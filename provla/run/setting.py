@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from provla.core.identity import PLAIN
 from provla.core.progress import console
 from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
-from provla.dataset.sampler import Sampler
+from provla.dataset.sampler import Sampler, make_sampler
 from provla.dataset.window import WindowSampler
 from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
@@ -87,7 +87,7 @@ def load_setting(config: Mapping[str, Any], parts: Parts) -> Setting:
         if config.get("perturb"):
             chosen(config["perturb"], available(parts.suite))
         rehearse(parts.suite, spec)
-    check_objective(config["objective"], parts.suite, spec, bool(len(held)))
+    check_objective(config["objective"], parts.suite, spec, bool(len(held)), list(held.sources()))
     if config.get("perturb") and not parts.simulated:
         raise ValueError(f"perturb={config['perturb']}: this run has no simulation, so nothing can be perturbed")
     if not len(held):
@@ -114,8 +114,8 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
     sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
-    learn = Sampler(data, train, *sizes) if data.window is None else WindowSampler(data, train, *sizes)
-    return Setting(data, spec, learn, Sampler(data, val, *sizes))
+    learn = make_sampler(data, train, *sizes) if data.window is None else WindowSampler(data, train, *sizes)
+    return Setting(data, spec, learn, make_sampler(data, val, *sizes))
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
@@ -138,11 +138,12 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
     )
 
 
-def check_objective(name: str, suite: Any, spec: Spec, held_out: bool) -> None:
+def check_objective(name: str, suite: Any, spec: Spec, held_out: bool, sources: Sequence[str] = ()) -> None:
     """`ValueError` before the training rather than after it, for an objective that this run will not measure."""
     blank = torch.zeros(1, spec.horizon, spec.action_size)
     found = measured(chunk_metrics(blank, blank, torch.zeros(1, spec.horizon, dtype=torch.bool), spec.joint_groups))
-    offline = ["loss", *found] if held_out else ["train/loss"]
+    every = ["loss", *found]
+    offline = [*every, *(f"{key}/{one}" for one in sources for key in every)] if held_out else ["train/loss"]
     tasks = dict.fromkeys(episode.task for episode in suite.episodes)
     valid = ["auto", *(["success_rate", *(f"success_rate/{task}" for task in tasks)] if tasks else []), *offline]
     if name not in valid:

@@ -24,6 +24,15 @@ def announce(policy: Any, parameters: Mapping[str, Any], setting: Setting, devic
         f"data: {train} training and {val} validation episodes, {len(data.actions)} steps, {len(data.instructions)} "
         f"instructions ({data.source})"
     )
+    if sources := setting.learn.sources():
+        table = Table(title="the mix", title_justify="left")
+        for column in ("source", "training episodes", "validation", "steps", "share of samples", "times an epoch"):
+            table.add_column(column, justify="left" if column == "source" else "right")
+        for name, (share, one) in sources.items():
+            counts = len(one.episodes), len(data.parts[name].val), len(one)
+            times = share * len(setting.learn) / len(one)
+            table.add_row(name, *(f"{count:,}" for count in counts), f"{share:.1%}", f"{times:.2f}")
+        console.print(table)
     table = Table(title=f"parameters, on {device}", title_justify="left")
     for column, justify in (
         ("part", "left"),

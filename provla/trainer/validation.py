@@ -19,8 +19,24 @@ def validate(
     policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None
 ) -> dict[str, float]:
     """`loss` (the objective) and the metrics of sampled chunks on evenly spaced validation samples, with fixed draws,
-    in the precision of deployment. torch's generators are left as they were. What a GPU finds is fetched
-    at the end."""
+    in the precision of deployment. torch's generators are left as they were. Of a mix each source is looked at, on its
+    part of the samples, as `<metric>/<source>`, and what all come to is weighed by their shares of the training's.
+    """
+    sources = val.sources()
+    if not sources:
+        return _validate(policy, val, samples, batch_size, seed, device, bars)
+    few = -(-samples // len(sources))
+    found = {name: _validate(policy, one, few, batch_size, seed, device, bars) for name, (_, one) in sources.items()}
+    shares, total = {name: share for name, (share, _) in sources.items()}, sum(s for s, _ in sources.values())
+    common = [key for key in next(iter(found.values())) if all(key in one for one in found.values())]
+    mean = {key: sum(shares[name] * one[key] for name, one in found.items()) / total for key in common}
+    return mean | {f"{key}/{name}": value for name, one in found.items() for key, value in one.items()}
+
+
+def _validate(
+    policy: Any, val: Sampler, samples: int, batch_size: int, seed: int, device: torch.device, bars: Any | None = None
+) -> dict[str, float]:
+    """Of one source. What a GPU finds is fetched at the end."""
     policy.eval()
     rows = val.rows[np.unique(np.linspace(0, len(val.rows) - 1, min(samples, len(val.rows))).astype(int))]
     rng = np.random.default_rng([seed, 2])
