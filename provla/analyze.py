@@ -1,32 +1,26 @@
-"""python -m provla.analyze: what is in a data set, as text and as a picture; with check=true, whether it is what it
-says.
+"""python -m provla.analyze: what is in a data set and what it lacks, as text and in pictures; with check=true, whether
+it is what it says, and an exit code.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from provla.command.entry import command
+from provla.core.checks import Count, Natural
+
+SHOWN = 10  # findings of a kind in the table; lacks.csv has them all
 
 
-def check(source: Any, name: str) -> None:
-    """Reads every file and frame cache again and lists what is wrong; `ValueError` where there is something."""
-    from provla.core.progress import console
+@dataclass(frozen=True)
+class Asked:
+    """The values at the root of conf/analyze.yaml."""
 
-    if not hasattr(source, "inspect"):
-        raise ValueError(f"dataset={name} has no files to check")
-    found = source.inspect(fresh=True, thorough=True)
-    _list_checked(found)
-    for line in found.notes:
-        console.print(line)
-    if not found.problems and not found.rebuilt:
-        console.print("nothing is wrong")
-        return
-    _list_problems(found)
-    raise ValueError(
-        f"{len(found.problems) + len(found.rebuilt)} things are wrong with {found.source}, in {len(found.bad)} episodes"
-    )
+    check: bool
+    min_episodes: Natural
+    look_frames: Count
 
 
 def _list_checked(found: Any) -> None:
@@ -70,21 +64,101 @@ def _list_problems(found: Any) -> None:
     console.print(table)
 
 
-@command("analyze")
-def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
-    """See conf/analyze.yaml."""
+def _list_lacks(found: Any, fps: float, whole: int) -> None:
+    from rich.table import Table
+
+    from provla.core.progress import console
+
+    if found.looked < whole:
+        console.print(f"pictures of {found.looked} of {whole} episodes were looked at (look_frames=… for more)")
+    if not found.lacks:
+        console.print("nothing is lacking: clocks, cameras, joints, ranges, copies and tasks are as they should be")
+        return
+    table = Table(title=f"lacking: {len(found.lacks)}, the first {SHOWN} of each kind", title_justify="left")
+    for column in ("kind", "episode", "time", "what", "what to do"):
+        table.add_column(column, justify="right" if column in ("episode", "time") else "left", overflow="fold")
+    shown: dict[str, int] = {}
+    for lack in found.lacks:
+        shown[lack.kind] = shown.get(lack.kind, 0) + 1
+        if shown[lack.kind] <= SHOWN:
+            table.add_row(lack.kind, found.number(lack) or "all", lack.time(fps), lack.what, lack.remedy)
+    console.print(table)
+
+
+def _write_lacks(found: Any, fps: float, path: Path) -> None:
+    import csv
+    import io
+
+    from provla.core.files import write_text
+
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(("kind", "episode", "time", "what", "what to do"))
+    table.writerows((x.kind, found.number(x), x.time(fps), x.what, x.remedy) for x in found.lacks)
+    write_text(path, text.getvalue())
+
+
+def _inspect(source: Any, config: dict[str, Any]) -> tuple[Any, Any]:
+    """What was found in the files, None where a source has none, and the episodes that are left, None where none are.
+    Lists what is wrong.
+    """
+    from provla.core.progress import console
+
+    if not hasattr(source, "inspect"):
+        if config["check"]:
+            console.print("this source has no files to check")
+        return None, source.load()
+    found = source.inspect(fresh=config["check"], thorough=True)
+    if config["check"]:
+        _list_checked(found)
+    for line in found.notes:
+        console.print(line)
+    if found.problems or found.rebuilt:
+        _list_problems(found)
+    elif config["check"]:
+        console.print("nothing is wrong")
+    unread = any(problem.episode is None for problem in found.problems) or found.bad.intersection(found.episodes)
+    if unread or not found.episodes:
+        console.print("what is lacking is looked for where this is put right, or with dataset.bad_episodes=skip")
+        return found, None
+    return found, source.demonstrations(found)
+
+
+def _lacks(source: Any, found: Any, data: Any, config: dict[str, Any], folder: Path) -> Any:
+    """Looks for what the data lack, lists and draws it."""
+    import numpy as np
+
+    from provla.core.progress import console
+    from provla.dataset.lacks import Survey, jumps, survey
+
+    clocks = [] if found is None else jumps(found.contents)
+    numbers = range(len(data.task)) if found is None else found.episodes
+    names = [f"state{i}" for i in range(data.state.shape[1])]
+    if found is not None:
+        info = found.contents.info
+        names = [name for key in source.state_keys for name in info.names(key)[0]]
+    seen = survey(data, numbers, config["min_episodes"], config["look_frames"], names)
+    seen = Survey([*clocks, *seen.lacks], seen.looked, seen.numbers)
+    _list_lacks(seen, data.fps, len(data.task))
+    if seen.lacks:
+        from provla.run.survey import plot_lacks
+
+        times: dict[int, Any] = {}
+        for e in [lack.episode for lack in clocks if lack.episode is not None]:
+            rows = slice(*found.contents.starts[e : e + 2])
+            times[e] = np.asarray(found.contents.rows.numbers("timestamp")[rows])
+        _write_lacks(seen, data.fps, folder / "lacks.csv")
+        console.print(f"picture: {plot_lacks(data, seen, times, folder / 'lacks.png')}")
+    return seen
+
+
+def _describe(source: Any, data: Any, folder: Path) -> None:
     import numpy as np
     from rich.table import Table
 
-    from provla.core.build import build
     from provla.core.progress import console
     from provla.run.plots import plot_dataset
 
-    source = build(config["dataset"], "dataset")
-    if config["check"]:
-        check(source, choices["dataset"])
-        return
-    data = source.load()
     _, val = data.split(source.val_fraction, source.split_seed)
     lengths = np.diff(data.starts)
     console.print(
@@ -120,6 +194,40 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     console.print(
         f"picture: {plot_dataset(by_task, val_by_task, data.actions, data.joint_names, folder / 'dataset.png')}"
     )
+
+
+@command("analyze")
+def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
+    """See conf/analyze.yaml."""
+    from torch import nn
+
+    from provla.core.build import build
+    from provla.core.checks import check_values
+    from provla.core.progress import console
+    from provla.dataset.inspection import report
+
+    check_values(Asked, {key: config[key] for key in Asked.__annotations__}, "")
+    augmentation = build(config["augmentation"], "augmentation", nn.Module)
+    source = build(config["dataset"], "dataset")
+    found, data = _inspect(source, config)
+    problems = [] if found is None else [*found.problems, *found.rebuilt]
+    lacks = []
+    if data is not None:
+        _describe(source, data, folder)
+        lacks = _lacks(source, found, data, config, folder).lacks
+        if choices.get("augmentation", "none") != "none":
+            from provla.run.survey import plot_augmentation
+
+            sheet = plot_augmentation(data, augmentation, list(data.frames), folder / "augmentation.png")
+            console.print(f"picture: {sheet}")
+    if config["check"] and (problems or lacks):
+        wrong = (
+            f"{len(problems)} things are wrong with {found.source}, in {len(found.bad)} episodes" if problems else ""
+        )
+        lacking = f"{len(lacks)} things are lacking" if lacks else ""
+        raise ValueError("; ".join(filter(None, (wrong, lacking))))
+    if found is not None and found.problems and (data is None or source.bad_episodes == "fail"):
+        raise ValueError(report(found, []))
 
 
 if __name__ == "__main__":

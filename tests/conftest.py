@@ -206,11 +206,12 @@ def write_lerobot(
     task: Callable[[int, int], str] = lambda episode, step: "Wave" if episode % 2 else "Point",
     picture: Callable[[int, int, int], np.ndarray] | None = None,
     encoder: Mapping[str, Any] | None = None,
+    vector: Callable[[str, int, int], Any] | None = None,
     **feature: Any,
 ) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. length: of an
     episode, or of each. task: of (episode, step). picture: of (camera, episode, step). encoder: what differs from h264
-    with a key frame at every second. feature: of the vectors.
+    with a key frame at every second. vector: of (key, episode, step). feature: of the vectors.
     """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -240,9 +241,9 @@ def write_lerobot(
         for step in range(length(episode) if callable(length) else length):
             frame: dict[str, Any] = {}
             for key in vectors:
-                frame[key] = (rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)).astype(
-                    features[key]["dtype"]
-                )
+                drawn = rng.standard_normal(3) * (1 if features[key]["dtype"] == "float32" else 100)
+                values = drawn if vector is None else np.asarray(vector(key, episode, step))
+                frame[key] = values.astype(features[key]["dtype"])
             for k, camera in enumerate(cameras):
                 # A grey level that names camera, episode and step, so that a mixed-up frame shows.
                 shape, depth = features[f"observation.images.{camera}"]["shape"], "info" in cameras[camera]

@@ -53,8 +53,9 @@ def check_values(target: Any, given: Mapping[str, Any], where: str) -> None:
 
 def check(kind: Any, value: Any, key: str) -> None:
     """`ValueError` that names the key, what was found and what is expected, where `value` is not of the type `kind`."""
-    if is_typeddict(kind) and isinstance(value, Mapping):
-        _check_members(kind, value, key)
+    nodes = [one for one in (kind, *get_args(kind)) if is_typeddict(one)]  # or null
+    if len(nodes) == 1 and isinstance(value, Mapping):
+        _check_members(nodes[0], value, key)
     elif _adapter(kind)(value):
         raise ValueError(f"{key}={shown(value)}: expected {expected(kind)}{_near(kind, value)}")
 

@@ -95,7 +95,7 @@ class LeRobotSource:
             )
             for problem in found.problems:
                 console.print(f"  {problem}")
-        data = self._demonstrations(found)
+        data = self.demonstrations(found)
         if not found.notes and not found.problems and look(place) == files:  # else there is something to say again
             keep(self, files, data)
         return data
@@ -134,7 +134,8 @@ class LeRobotSource:
             return found.decode(self.data_dir / "frames", self.image_size, fresh)
         return found.leave(self.image_size, fresh)
 
-    def _demonstrations(self, found: Inspection) -> Demonstrations:
+    def demonstrations(self, found: Inspection) -> Demonstrations:
+        """The episodes that are left."""
         contents, info = found.contents, found.contents.info
         lengths = np.diff(contents.starts)[found.episodes]
         rows = np.concatenate([np.arange(contents.starts[e], contents.starts[e + 1]) for e in found.episodes])

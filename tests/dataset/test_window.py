@@ -390,7 +390,14 @@ def test_a_damaged_video_ends_a_training_with_its_name(movies: Path, command: Co
 
 
 def test_check_looks_at_every_picture_without_keeping_any(movies: Path, command: Command, tmp_path: Path) -> None:
-    asked = ["analyze", "check=true", "dataset=lerobot", "dataset.cache=none", f"data_dir={tmp_path / 'd'}"]
+    asked = [
+        "analyze",
+        "check=true",
+        "min_episodes=1",
+        "dataset=lerobot",
+        "dataset.cache=none",
+        f"data_dir={tmp_path / 'd'}",
+    ]
     code, out, err = command(*asked, f"dataset.root={movies}")
     assert code == 0, out + err
     assert "nothing is wrong" in out

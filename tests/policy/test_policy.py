@@ -173,7 +173,7 @@ def test_color_changes_brightness_and_contrast_of_whole_samples() -> None:
     assert found[2].std() == pytest.approx(1.3 * pixels[2].std().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_color"])
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_color", "camera"])
 def test_splitting_a_batch_changes_no_gradient(augmentation: str, spec: Spec) -> None:
     check_split(make(spec, f"augmentation={augmentation}"), drawn_batch(spec, 8))
 

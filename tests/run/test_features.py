@@ -98,6 +98,7 @@ def test_a_run_that_remembers_is_the_run_that_does_not(
     [
         ("adapter=lora", "some of its weights train (vision.adapter=frozen"),
         ("augmentation=crop", "its pictures are changed at random (augmentation=none"),
+        ("augmentation=camera", "its pictures are changed at random (augmentation=none"),
     ],
 )
 def test_where_it_cannot_be_remembered_the_run_says_why(

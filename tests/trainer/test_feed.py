@@ -14,6 +14,7 @@ from conftest import FAKE, compose
 from test_trainer import CPU, Killed, fit, setup
 from torch import Tensor, nn
 
+from provla import augmentation
 from provla.core.device import seed_torch
 from provla.core.ranks import ALONE, Ranks
 from provla.core.types import Batch, Observation
@@ -184,7 +185,7 @@ def test_no_step_waits_for_a_number(overrides: list[str], tmp_path: Path) -> Non
 ARMS: list[list[str]] = [
     [],
     ["text=none", "fusion=perceiver", "augmentation=crop_color", "scheduler=flow"],
-    ["text=task_embedding", "fusion=moe", "fusion.num_experts=2", "scheduler=l1", *TWO],
+    ["text=task_embedding", "fusion=moe", "fusion.num_experts=2", "scheduler=l1", "augmentation=camera", *TWO],
     ["fusion=qformer", "head=dit", "head.width=16", "head.depth=1", "head.num_heads=2", "scheduler=mip"],
     ["fusion=film", "head=mlp", "head.width=16", "scheduler=ddpm", "vision=siglip_tiny"],
 ]
@@ -224,6 +225,8 @@ def test_a_step_on_a_gpu_touches_nothing_on_the_host(overrides: list[str]) -> No
         with Watch(cuda) as watch:
             torch.zeros(2, device=cuda) + torch.zeros(2).to(cuda)
         assert watch.asked  # else it could not have told
+    for kept in (augmentation._bank, augmentation._turn, augmentation._tables):
+        kept.cache_clear()
 
 
 def made(config: dict[str, Any]) -> tuple[Any, Any, Batch]:
