@@ -163,10 +163,16 @@ class MixSampler(Sampler):
     """
 
     def __init__(
-        self, data: Demonstrations, episodes: Array, cameras: Sequence[str], horizon: int, n_obs_steps: int
+        self,
+        data: Demonstrations,
+        episodes: Array,
+        cameras: Sequence[str],
+        horizon: int,
+        n_obs_steps: int,
+        n_past_actions: int = 0,
     ) -> None:
-        super().__init__(data, episodes, cameras, horizon, n_obs_steps)
-        sizes = cameras, horizon, n_obs_steps
+        super().__init__(data, episodes, cameras, horizon, n_obs_steps, n_past_actions)
+        sizes = cameras, horizon, n_obs_steps, n_past_actions
         own = {name: np.intersect1d(episodes, [*part.train, *part.val]) for name, part in data.parts.items()}
         found = {name: Sampler(data, held, *sizes) for name, held in own.items() if len(held)}
         asked = [data.parts[name].weight for name in found]
