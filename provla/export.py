@@ -1,4 +1,6 @@
-"""python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch."""
+"""python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch;
+with onnx=true one graph for ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,23 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
     from provla.core.machine import find_device
     from provla.core.progress import console
+    from provla.policy.card import write_card
     from provla.policy.folder import export_policy, find_policy
 
     source = find_policy(Path(config["checkpoint"]).expanduser())
-    target = Path(config["output"]).expanduser() if config["output"] else source.with_name(f"{source.name}-full")
+    name = f"{source.name}-onnx" if config["onnx"] else f"{source.name}-full"
+    target = Path(config["output"]).expanduser() if config["output"] else source.with_name(name)
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
+    if config["onnx"]:
+        from provla.policy.onnx import export_onnx
+
+        export_onnx(source, target, config["instructions"], config["bases"], config["trust"])
+        write_card(target, source, "onnx")
+        console.print(f"written to {target}: policy.onnx, policy.json, which names its inputs, and README.md")
+        return
     merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
+    write_card(target, source, "policy")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     what = (
         f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}"

@@ -38,6 +38,7 @@ class Demonstrations:
     (E+1,): episode e is rows starts[e] … starts[e+1]-1; task (E,): index into `instructions` of each episode's first
     row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
     that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
+    revision: the commit on the Hub, where that is known.
     """
 
     frames: Mapping[str, Frames | Stored]
@@ -53,6 +54,7 @@ class Demonstrations:
     row_task: Array | None = None
     skipped: list[str] = field(default_factory=list)
     window: Window | None = None
+    revision: str | None = None
 
     def check(self) -> None:
         """`ValueError` where the arrays are not what is said above; those that a source of one's own returns, say."""
