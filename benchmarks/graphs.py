@@ -1,7 +1,8 @@
 """Which parts become an ONNX graph, and how near are its actions? python benchmarks/graphs.py
 
 The default policy with one part changed at a time, at its full size with random weights, exported by
-`provla.export`'s own function, which compares ONNX Runtime's actions with policy.act's. Writes benchmarks/graphs.csv.
+`provla.export`'s own function, which compares ONNX Runtime's actions with policy.act's. Schedulers take their own
+number of steps; other parts are tried with scheduler=mip, which takes two. Writes benchmarks/graphs.csv.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def arms() -> list[list[str]]:
         for group in ("scheduler", "head", "fusion")
         for file in sorted((Path(ROOT) / "conf" / group).glob("*.yaml"))
     ]
-    tokens = ["head=dit", "head.conditioning=tokens", "fusion=perceiver"]
-    return [*found, tokens, *([f"vision={vision}"] for vision in VISION), ["text=task_embedding"], ["text=none"]]
+    tokens = ["head=dit", "head.conditioning=tokens", "fusion=perceiver", "scheduler=mip"]
+    others = *(f"vision={vision}" for vision in VISION), "text=task_embedding", "text=none", "adapter=lora"
+    found = [arm if arm[0].startswith("scheduler") else [*arm, "scheduler=mip"] for arm in found]
+    return [*found, tokens, *([other, "scheduler=mip"] for other in others)]
 
 
 def measure(overrides: list[str]) -> dict[str, object]:

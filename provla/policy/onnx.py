@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,11 @@ def _moved(x: Tensor, source: int, to: int) -> Tensor:
 
 
 # What torch's exporter does not know (of a pair of lines, every pair), or gets wrong (of axes counted from the end).
-OTHERWISE = {torch.cartesian_prod: _pairs, Tensor.movedim: _moved, torch.movedim: _moved}
+OTHERWISE: dict[Any, Callable[..., Tensor]] = {
+    torch.cartesian_prod: _pairs,
+    Tensor.movedim: _moved,
+    torch.movedim: _moved,
+}
 
 
 class _Noise(TorchFunctionMode):
@@ -183,7 +187,7 @@ def _asked(policy: ProVLA, known: Sequence[str], number: int) -> tuple[dict[str,
     with _Noise() as drawn:
         try:
             actions = policy.act(
-                Observation(seen.images, seen.state, [known[at]]), torch.Generator().manual_seed(number)
+                Observation(seen.images, seen.state, [known[at]]), torch.Generator().manual_seed(number), None
             )
         except _OtherDraw as error:
             raise ValueError(f"onnx=true: {error}") from error
