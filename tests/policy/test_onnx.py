@@ -25,6 +25,7 @@ from provla.scheduler.l1 import L1
 CPU = torch.device("cpu")
 Command = Callable[..., tuple[int, str, str]]
 TINY = [o for o in FAKE if not o.startswith("head.")]
+ACT = [f"policy.options.{key}" for key in ("dim_model=32", "dim_feedforward=32", "n_encoder_layers=1")]
 THREE = ["scheduler.num_inference_steps=3"]
 DIT = ["head=dit", "head.width=16", "head.depth=1", "head.num_heads=2", "fusion.num_heads=2", "fusion.depth=1"]
 NET = ["head.channels=[16,32]", "head.time_width=16"]
@@ -135,6 +136,14 @@ def test_what_cannot_be_a_graph_is_refused(
             source, tmp_path / "graph", ["Sing"] if "text=task_embedding" in overrides else [], trust=trust
         )
     assert not (tmp_path / "graph").exists()
+
+
+def test_a_baseline_of_lerobots_is_refused(spec: Spec, tmp_path: Path) -> None:
+    config, sizes = compose("policy=act", *ACT), replace(spec, n_obs_steps=1)
+    policy = build(config["policy"], "policy", nn.Module, spec=sizes, device=CPU)
+    save_policy(tmp_path / "policy", policy, config["policy"], sizes)
+    with pytest.raises(ValueError, match=r"exports policies that are composed of .* this one is a LeRobotPolicy"):
+        onnx.export_onnx(tmp_path / "policy", tmp_path / "graph")
 
 
 def test_actions_that_differ_are_not_written(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
