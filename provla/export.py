@@ -1,5 +1,5 @@
 """python -m provla.export checkpoint=outputs/<run>: one whole policy folder, adapters merged, nothing left to fetch;
-with lerobot=true the policy as it is, as a policy of LeRobot's.
+with lerobot=true the policy as it is, as a policy of LeRobot's; with onnx=true one graph for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
     from provla.core.machine import find_device
     from provla.core.progress import console
+    from provla.policy.card import write_card
     from provla.policy.folder import export_policy, find_policy
 
     source = find_policy(Path(config["checkpoint"]).expanduser())
-    name = "lerobot" if config["lerobot"] else f"{source.name}-full"
+    ways = {"lerobot": "lerobot", "onnx": f"{source.name}-onnx"}
+    asked = [way for way in ways if config[way]]
+    if len(asked) > 1:
+        raise ValueError("lerobot=true and onnx=true are two exports; give one at a time")
+    name = ways[asked[0]] if asked else f"{source.name}-full"
     target = Path(config["output"]).expanduser() if config["output"] else source.with_name(name)
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
@@ -26,9 +31,18 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         from provla.plugin.folder import export_lerobot
 
         export_lerobot(source, target, find_device(config["device"]), config["bases"], config["trust"])
+        write_card(target, source, "lerobot")
         console.print(f"written to {target}: give it to lerobot-eval or lerobot-rollout as --policy.path")
         return
+    if config["onnx"]:
+        from provla.policy.onnx import export_onnx
+
+        export_onnx(source, target, config["instructions"], config["bases"], config["trust"])
+        write_card(target, source, "onnx")
+        console.print(f"written to {target}: policy.onnx, policy.json, which names its inputs, and README.md")
+        return
     merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
+    write_card(target, source, "policy")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     what = (
         f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}"

@@ -207,11 +207,13 @@ def write_lerobot(
     picture: Callable[[int, int, int], np.ndarray] | None = None,
     encoder: Mapping[str, Any] | None = None,
     vector: Callable[[str, int, int], Any] | None = None,
+    megabytes: float | None = None,
     **feature: Any,
 ) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. length: of an
     episode, or of each. task: of (episode, step). picture: of (camera, episode, step). encoder: what differs from h264
-    with a key frame at every second. vector: of (key, episode, step). feature: of the vectors.
+    with a key frame at every second. vector: of (key, episode, step). megabytes: at which a file is full. feature: of the
+    vectors.
     """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -234,6 +236,8 @@ def write_lerobot(
         features=features,
         root=root,
         use_videos=any(f["dtype"] == "video" for f in features.values()),
+        video_files_size_in_mb=megabytes,
+        data_files_size_in_mb=megabytes,
         rgb_encoder=RGBEncoderConfig(**{"vcodec": "h264", "g": 2, "crf": 8, "preset": "ultrafast", **(encoder or {})}),
     )
     rng = np.random.default_rng(0)

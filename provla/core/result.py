@@ -45,6 +45,7 @@ class Result:
     precision: str | None = None  # in which it is judged
     quantization: dict[str, Any] | None = None  # part → its report
     judged: str | None = None  # latest or best
+    data: dict[str, Any] | None = None  # revision on the Hub (None: none is known), episodes, held_out, frames
     skipped_episodes: list[str] | None = None  # and what is wrong with each
 
     # Of the training.

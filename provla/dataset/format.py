@@ -1,16 +1,18 @@
-"""LeRobot v3 on disk: meta/info.json, the tables, the cameras. Every field is checked where it is read."""
+"""LeRobot v3 on disk: meta/info.json, the tasks, the cameras. Every field is checked where it is read."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from provla.dataset.table import Table, line
 
 Array = NDArray[Any]
 
@@ -41,6 +43,7 @@ class Info:
     total_episodes: int
     features: Mapping[str, Mapping[str, Any]]
     video_path: str | None
+    data_path: str | None = None
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Of a feature; `ValueError` where it is no list of sizes."""
@@ -91,14 +94,15 @@ class Info:
                     f"{self.root}/meta/info.json: the camera {key!r} has a name that cannot name a file; rename the "
                     "feature"
                 )
+            if self._is_depth(key):  # whatever its shape: LeRobot stores it as a video of three channels too
+                others[name] = "is a depth map (is_depth_map in meta/info.json); provla reads colour pictures"
+                continue
             try:
                 height, width, channels = self._layout(key)
             except ValueError as error:
                 others[name] = str(error)
                 continue
-            if self._is_depth(key):
-                others[name] = "is a depth map (is_depth_map in meta/info.json); provla reads colour pictures"
-            elif channels != 3:
+            if channels != 3:
                 others[name] = (
                     f"has {channels} channel{'s' * (channels > 1)} (shape {list(self.shape(key))}); provla reads "
                     "colour pictures of 3"
@@ -138,16 +142,22 @@ class Info:
 
     def video(self, key: str, chunk: int, file: int) -> Path:
         """The file of a video; `ValueError` for a pattern that is none or leads out of the data set."""
+        return self._file("video_path", video_key=key, chunk_index=chunk, file_index=file)
+
+    def table(self, chunk: int, file: int) -> Path:
+        """The parquet file of rows, in the same way."""
+        return self._file("data_path", chunk_index=chunk, file_index=file)
+
+    def _file(self, key: str, **numbers: str | int) -> Path:
+        pattern = getattr(self, key)
         try:
-            name = str(self.video_path).format(video_key=key, chunk_index=chunk, file_index=file)
+            name = str(pattern).format(**numbers)
         except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"{self.root}/meta/info.json: video_path={self.video_path!r} is no pattern of a file ({error})"
+                f"{self.root}/meta/info.json: {key}={pattern!r} is no pattern of a file ({error})"
             ) from error
-        if self.video_path is None or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(
-                f"{self.root}/meta/info.json: video_path={self.video_path!r} must name files inside the data set"
-            )
+        if pattern is None or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{self.root}/meta/info.json: {key}={pattern!r} must name files inside the data set")
         return self.root / name
 
 
@@ -193,7 +203,7 @@ def read_info(root: Path) -> Info:
     missing = [key for key in ("fps", "features", "total_frames", "total_episodes") if key not in info]
     if missing:
         raise ValueError(f"{file} has no {missing[0]!r}: not a LeRobot v3 data set")
-    fps, features, pattern = info["fps"], info["features"], info.get("video_path")
+    fps, features = info["fps"], info["features"]
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e6:
         raise ValueError(f"{file}: fps={fps!r}, expected frames per second")
     for key in ("total_frames", "total_episodes"):
@@ -204,113 +214,11 @@ def read_info(root: Path) -> Info:
     for key, feature in features.items():
         if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
             raise ValueError(f"{file}: features.{key} has no dtype, expected one such as 'float32' or 'video'")
-    if pattern is not None and not isinstance(pattern, str):
-        raise ValueError(f"{file}: video_path={pattern!r}, expected a pattern of a file")
-    return Info(root, float(fps), info["total_frames"], info["total_episodes"], features, pattern)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of all parquet files of a folder, in the order of their names."""
-
-    root: Path
-    files: tuple[Path, ...]
-    first: Array  # (files,) row where each file begins
-    columns: Any  # pyarrow.Table
-
-    def __len__(self) -> int:
-        return int(self.columns.num_rows)
-
-    def file(self, row: int) -> str:
-        """Where a row is stored, relative to the data set."""
-        return str(self.place(row)[0].relative_to(self.root))
-
-    def place(self, row: int) -> tuple[Path, int]:
-        """The file of a row, and which row of it that is."""
-        number = int(np.searchsorted(self.first, row, side="right")) - 1
-        return self.files[number], int(row - self.first[number])
-
-    def integers(self, key: str) -> Array:
-        """(N,) int64; `ValueError` for a column of something else."""
-        import pyarrow as pa
-
-        column = self.columns[key]
-        if not pa.types.is_integer(column.type):
-            raise ValueError(
-                f"{self.root / self.file(0)}: the column {key!r} holds {column.type}, expected whole numbers"
-            )
-        if column.null_count:
-            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-            raise ValueError(f"{self.root / self.file(row)}: the column {key!r} holds nothing in row {row}")
-        found: Array = column.to_numpy().astype(np.int64)
-        return found
-
-    def numbers(self, key: str) -> Array:
-        """(N,) float64, nan where there is nothing; `ValueError` for a column of something else."""
-        import pyarrow as pa
-
-        column = self.columns[key]
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise ValueError(f"{self.root / self.file(0)}: the column {key!r} holds {column.type}, expected numbers")
-        found: Array = column.to_numpy().astype(np.float64)
-        return found
-
-    def texts(self, key: str) -> list[list[str]]:
-        """One list of texts per row; a text alone counts as one."""
-        found = []
-        for row, value in enumerate(self.columns[key].to_pylist()):
-            texts = [value] if isinstance(value, str) else value
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(
-                    f"{self.root / self.file(row)}: the column {key!r} holds {value!r:.60} in row {row}, expected texts"
-                )
-            found.append(texts)
-        return found
-
-
-def read_table(root: Path, folder: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """The named columns of all parquet files under `folder`; `optional` ones where they are in every file.
-
-    Page checksums are verified where the files have them. Errors: `ValueError` with the file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = tuple(sorted((root / folder).rglob("*.parquet"), key=_natural))
-    if not files:
-        raise ValueError(f"{root}/{folder} holds no parquet file: the data set is incomplete")
-    parts = []
-    for file in files:
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as stored:
-                has = set(stored.schema_arrow.names)
-                missing = [column for column in columns if column not in has]
-                if missing:
-                    raise ValueError(
-                        f"{file} has no column {missing[0]!r}; it has: "
-                        f"{', '.join(sorted(c for c in has if not c.startswith('stats/')))}"
-                    )
-                part = stored.read(columns=[*columns, *(column for column in optional if column in has)])
-            part.validate(full=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{root}/{folder} cannot be read, it is truncated or damaged: {file.relative_to(root)}: {_line(error)}"
-            ) from error
-        parts.append(part)
-    common = [column for column in (*columns, *optional) if all(column in part.column_names for part in parts)]
-    try:
-        whole = pa.concat_tables(
-            [part.select(common).replace_schema_metadata() for part in parts], promote_options="permissive"
-        )
-    except pa.ArrowException as error:
-        raise ValueError(f"{root}/{folder}: its files hold columns of different types: {error}") from error
-    first = np.cumsum([0, *(part.num_rows for part in parts)])[:-1]
-    return Table(root, files, first, whole)
-
-
-def _natural(file: Path) -> list[tuple[int, int | str]]:
-    """Sorts file-999 before file-1000."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(file))]
+    patterns = [info.get(key) for key in ("video_path", "data_path")]
+    for key, pattern in zip(("video_path", "data_path"), patterns, strict=True):
+        if pattern is not None and not isinstance(pattern, str):
+            raise ValueError(f"{file}: {key}={pattern!r}, expected a pattern of a file")
+    return Info(root, float(fps), info["total_frames"], info["total_episodes"], features, *patterns)
 
 
 def read_tasks(root: Path) -> list[str]:
@@ -338,7 +246,7 @@ def read_tasks(root: Path) -> list[str]:
             )
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read, it is truncated or damaged: {_line(error)}") from error
+        raise ValueError(f"{file} cannot be read, it is truncated or damaged: {line(error)}") from error
     if sorted(rows, key=str) != sorted(range(len(table)), key=str):
         raise ValueError(
             f"{file}: task_index holds {sorted(rows, key=str)[:8]}, expected 0 to {len(table) - 1}, each once"
@@ -395,7 +303,3 @@ def read_vector(table: Table, info: Info, key: str) -> tuple[Array, dict[int, st
     found = np.full((len(column), size), np.nan, dtype=np.float32)
     found[good] = values.reshape(-1, size)
     return found, wrong, note
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

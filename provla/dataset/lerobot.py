@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from provla.core.checks import Count, Depth, Extent, Fraction, Name, Names, Positive, Seed
-from provla.core.hub import guarded
 from provla.core.progress import console
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
@@ -18,6 +17,7 @@ from provla.dataset.inspection import Inspection, report
 from provla.dataset.inspection import files as files_of
 from provla.dataset.kept import keep, look, recall
 from provla.dataset.problem import Problem
+from provla.dataset.remote import Remote, commit_of
 from provla.dataset.verify import read_contents
 
 
@@ -26,8 +26,9 @@ class LeRobotSource:
 
     cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras.
     state_key and action_key name the features; several make one state, side by side in the order given. image_size:
-    [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group →
-    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n; null: all.
+    [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group → names of joints (of the
+    action feature); each: one group a joint; null: none. num_episodes: the first n, of which a Hub data set's files are
+    fetched and no others; null: all.
     bad_episodes: fail, or skip to leave out those with which something is wrong. cache: full, the frame cache; none:
     pictures are decoded when a batch needs them; window: ahead of it, in an order that keeps few of them
     (`provla.dataset.window`), by `window_blocks` open blocks of at most `window_frames` frames of an episode, in a ring
@@ -106,16 +107,20 @@ class LeRobotSource:
 
         fresh: read every file again, the frame cache too. thorough: look for more where something is wrong already.
         """
-        root = self._folder()
+        remote = Remote(str(self.repo_id), self.revision) if self.root is None else None
+        root = remote.begin() if remote else Path(str(self.root))
         info = read_info(root)
         cameras, notes = self._cameras(info)
         self._check_vectors(info)
         self._check_sizes(cameras)
-        contents = read_contents(info, [*self.state_keys, self.action_key], cameras)
-        total = len(contents.starts) - 1
-        if self.num_episodes is not None and not 1 <= self.num_episodes <= total:
-            raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {total}")
-        count = total if self.num_episodes is None else self.num_episodes
+        if self.num_episodes is not None and not 1 <= self.num_episodes <= info.total_episodes:
+            raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {info.total_episodes}")
+        count = self.num_episodes or info.total_episodes
+        if remote is not None:
+            notes += remote.finish(info, cameras, self.num_episodes)
+        contents = read_contents(
+            info, [*self.state_keys, self.action_key], cameras, self.num_episodes if remote is not None else None
+        )
         sums = Checksums(root, self.data_dir / "checked", files_of(contents, cameras), fresh)
         problems = [p for p in contents.problems if p.episode is None or p.episode < count]
         failed = bool(problems) and self.bad_episodes == "fail" and not thorough
@@ -160,22 +165,7 @@ class LeRobotSource:
             window=self.window,
             state_names=info.known_names(self.state_keys),
             recorded={camera.name: camera.size for camera in found.cameras},
-        )
-
-    def _folder(self) -> Path:
-        """The data set's folder, fetched from the Hub where no root is given."""
-        if self.root is not None:
-            return self.root
-        from huggingface_hub import snapshot_download
-
-        repo_id = self.repo_id
-        assert repo_id is not None
-        return Path(
-            guarded(
-                lambda: snapshot_download(repo_id, repo_type="dataset", revision=self.revision),
-                repo_id,
-                "dataset.repo_id",
-            )
+            revision=commit_of(info.root),
         )
 
     def _cameras(self, info: Info) -> tuple[list[Camera], list[str]]:

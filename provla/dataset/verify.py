@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from provla.dataset.format import Camera, Info, Table, read_table, read_tasks, read_vector
+from provla.dataset.format import Camera, Info, read_tasks, read_vector
 from provla.dataset.frames import thinning
 from provla.dataset.problem import Problem
+from provla.dataset.table import Table, read_table
 
 Array = NDArray[Any]
 HUGE = 1e18  # its square overflows float32
@@ -57,8 +58,9 @@ class Contents:
                 self.problems.append(Problem(self.rows.file(int(row)), episode, frame, what(int(row))))
 
 
-def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera]) -> Contents:
-    """Reads and checks all tables; `ValueError` where they cannot even be laid beside each other."""
+def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera], first: int | None = None) -> Contents:
+    """Reads and checks all tables, or what was fetched of them for the `first` episodes; `ValueError` where they cannot
+    even be laid beside each other."""
     videos = [camera.key for camera in cameras if camera.stored == "video"]
     places = [
         f"videos/{key}/{part}"
@@ -66,14 +68,20 @@ def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera])
         for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
     ]
     stored = [f"stats/{key}/{name}" for key in dict.fromkeys(vectors) for name in STATISTICS]
-    rows = read_table(
-        info.root, "data", ["index", "episode_index", "frame_index", "timestamp", "task_index", *dict.fromkeys(vectors)]
-    )
     base = ["episode_index", "length", "tasks", "dataset_from_index", "dataset_to_index"]
-    episodes = read_table(info.root, "meta/episodes", [*base, *places], stored)
+    wanted = ["index", "episode_index", "frame_index", "timestamp", "task_index", *dict.fromkeys(vectors)]
+    if first is None:
+        rows = read_table(info.root, "data", wanted)
+        episodes = read_table(info.root, "meta/episodes", [*base, *places], stored)
+    else:
+        where = ["data/chunk_index", "data/file_index"]
+        episodes = read_table(info.root, "meta/episodes", [*base, *where, *places], stored).head(first)
+        files = dict.fromkeys(info.table(*place) for place in zip(*map(episodes.integers, where), strict=True))
+        rows = read_table(info.root, "data", wanted, files=list(files))
+        rows = rows.head(int(episodes.integers("length").clip(0).sum()))
     for what, has, promised in (
-        ("frames", len(rows), info.total_frames),
-        ("episodes", len(episodes), info.total_episodes),
+        ("frames", len(rows), info.total_frames if first is None else int(episodes.integers("length").sum())),
+        ("episodes", len(episodes), info.total_episodes if first is None else first),
     ):
         if has != promised:
             raise ValueError(
@@ -90,7 +98,8 @@ def read_contents(info: Info, vectors: Sequence[str], cameras: Sequence[Camera])
         _read_videos(found, key)
     for key in dict.fromkeys(vectors):
         _compare_vector(found, key)
-    _compare_whole(found, list(dict.fromkeys(vectors)))
+    if first is None:
+        _compare_whole(found, list(dict.fromkeys(vectors)))
     return found
 
 

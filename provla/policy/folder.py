@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from provla.backbone.tower import towers
 from provla.core.build import build
 from provla.core.files import atomic, refuse_links_out, write_json
-from provla.core.manifest import MANIFEST, check_manifest, write_manifest
+from provla.core.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
 from provla.core.progress import console
 from provla.core.trust import check_stored
 from provla.core.types import Spec, fake_observation
@@ -200,7 +200,9 @@ def export_policy(
         "max_difference": difference.max().item(),
         "mean_difference": difference.mean().item(),
     }
-    save_policy(target, policy, node, spec, found | {"mean_action": before.abs().mean().item()})
+    told = read_manifest(source) if (source / MANIFEST).exists() else {}
+    facts = {key: told[key] for key in ("identity", "step") if key in told}  # it is still that run's policy
+    save_policy(target, policy, node, spec, found | {"mean_action": before.abs().mean().item()}, **facts)
     console.print(
         f"actions on {PROBES} random observations differ from the policy's by {found['mean_difference']:.2g} on "
         f"average and {found['max_difference']:.2g} at most (they are {before.abs().mean():.2g} large on average)"

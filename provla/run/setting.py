@@ -50,6 +50,11 @@ class Setting:
     learn: Sampler
     held: Sampler
 
+    def about(self) -> dict[str, Any]:
+        """What a result says of its data set."""
+        episodes = {"episodes": len(self.data.starts) - 1, "held_out": len(self.held.episodes)}
+        return {"revision": self.data.revision, **episodes, "frames": len(self.data.actions)}
+
 
 def make_parts(config: Mapping[str, Any]) -> Parts:
     """Nothing is loaded. `ValueError` for what can be known to be wrong without."""

@@ -197,7 +197,7 @@ def _build(config: Mapping[str, Any], parts: Parts, setting: Setting, device: to
     result.parameters = count_parameters(policy) | {"parts": parameters_by_part(policy)}
     result.precision, result.judged = describe_precision(policy), parts.trainer.keep
     result.quantization = {key: vars(report) for key, report in getattr(policy, "quant_report", {}).items()}
-    result.skipped_episodes = setting.data.skipped
+    result.data, result.skipped_episodes = setting.about(), setting.data.skipped
     announce(policy, result.parameters, setting, device)
     return policy
 

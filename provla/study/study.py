@@ -134,8 +134,11 @@ def data_of(run: Run) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "not recorded"
     named = node.get("repo_id") or node.get("root") or str(node.get("_target_", "")).rpartition(".")[2]
-    tasks = node.get("tasks")
-    return f"{named}{f' ({len(tasks)} tasks, {node.get("episodes_per_task")} episodes each)' if tasks else ''}"
+    tasks, found = node.get("tasks"), run.result.data or {}
+    revision = f" at {found['revision'][:12]}" if found.get("revision") else ""
+    if tasks:
+        return f"{named}{revision} ({len(tasks)} tasks, {node.get('episodes_per_task')} episodes each)"
+    return f"{named}{revision}{f' ({found["episodes"]} episodes)' if found.get('episodes') else ''}"
 
 
 def load_study(folder: Path) -> Study:
