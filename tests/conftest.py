@@ -212,8 +212,8 @@ def write_lerobot(
 ) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer. cameras: what differs from a video of 48×64. length: of an
     episode, or of each. task: of (episode, step). picture: of (camera, episode, step). encoder: what differs from h264
-    with a key frame at every second. vector: of (key, episode, step). megabytes: at which a file is full. feature: of the
-    vectors.
+    with a key frame at every second. vector: of (key, episode, step). megabytes: at which a file is full. feature: of
+    the vectors.
     """
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
