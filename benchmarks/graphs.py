@@ -2,7 +2,8 @@
 
 The default policy with one part changed at a time, at its full size with random weights, exported by
 `provla.export`'s own function, which compares ONNX Runtime's actions with policy.act's. Schedulers take their own
-number of steps; other parts are tried with scheduler=mip, which takes two. Writes benchmarks/graphs.csv.
+number of steps, but ddpm, which takes ten; other parts are tried with scheduler=mip, which takes two. Writes
+benchmarks/graphs.csv. Takes two minutes.
 """
 
 from __future__ import annotations
@@ -50,12 +51,13 @@ def measure(overrides: list[str]) -> dict[str, object]:
     for weight in policy.parameters():  # layers that begin as nothing would hide what they do
         if weight.is_floating_point() and not weight.abs().sum():
             nn.init.normal_(weight, std=0.02)
+    steps = 10 if "scheduler=ddpm" in overrides else None  # of a hundred
     row: dict[str, object] = {"arm": " ".join(overrides), "exports": "yes"}
     with tempfile.TemporaryDirectory() as place:
         save_policy(Path(place) / "policy", policy, config["policy"], SPEC)
         begun = time.monotonic()
         try:
-            found = export_onnx(Path(place) / "policy", Path(place) / "graph")
+            found = export_onnx(Path(place) / "policy", Path(place) / "graph", steps=steps)
         except ValueError as error:
             return row | {"exports": str(error).partition("\n")[0]}
         size = sum(file.stat().st_size for file in (Path(place) / "graph").iterdir())

@@ -37,7 +37,8 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     if config["onnx"]:
         from provla.policy.onnx import export_onnx
 
-        export_onnx(source, target, config["instructions"], config["bases"], config["trust"])
+        given = config["instructions"], config["bases"], config["trust"], config["sampler_steps"]
+        export_onnx(source, target, *given)
         write_card(target, source, "onnx")
         console.print(f"written to {target}: policy.onnx, policy.json, which names its inputs, and README.md")
         return

@@ -27,6 +27,7 @@ GRAPH, ABOUT = "policy.onnx", "policy.json"
 TOLERANCE = 1e-4  # in the robot's units, of actions up to 1; of larger ones, times the largest
 PROBES = 16
 OPSET = 18
+STEPS = 32  # of a sampler: each is a copy of the head's operations in the graph, and a hundred take torch minutes
 DRAWS = torch.randn, torch.randn_like, torch.rand, torch.rand_like, torch.randint, Tensor.normal_, torch.normal
 
 
@@ -120,16 +121,19 @@ def export_onnx(
     instructions: Sequence[str] = (),
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
+    steps: int | None = None,
 ) -> Compared:
     """The policy of `source` as `policy.onnx` and `policy.json` in `target`; how its actions compare.
 
     policy.json names inputs, shapes, units and sentences. Sentences are encoded now, those of the training and
     `instructions` besides, and the graph holds their features: no text encoder is needed, and no other sentence can be
-    said. Adapters of the vision encoder are merged. Before anything is written, ONNX Runtime's actions are compared
-    with `policy.act`'s. Errors: `ValueError`, with the reason, for what cannot be exported or acts otherwise.
+    said. steps: of the sampler, if not its own number. Adapters of the vision encoder are merged. Before anything is
+    written, ONNX Runtime's actions are compared with `policy.act`'s. Errors: `ValueError`, with the reason, for what
+    cannot be exported or acts otherwise.
     """
     _library()
-    policy, spec = load_policy(source, torch.device("cpu"), bases=bases, trust=trust)
+    changes = {} if steps is None else {"scheduler.num_inference_steps": steps}
+    policy, spec = load_policy(source, torch.device("cpu"), changes, bases, trust)
     _check(policy)
     known = list(dict.fromkeys([*spec.instructions, *instructions]))
     probes = [_asked(policy, known, number) for number in range(PROBES)]
@@ -170,6 +174,11 @@ def _check(policy: Any) -> None:
         raise ValueError(
             f"onnx=true exports policies that are composed of provla's parts (policy=provla); this one is a "
             f"{type(policy).__name__}. python -m provla.export without it writes one that provla loads"
+        )
+    if (steps := getattr(policy.scheduler, "num_inference_steps", 1)) > STEPS:
+        raise ValueError(
+            f"onnx=true: its sampler takes {steps} steps, and a graph holds each of them: at most {STEPS}. Take fewer "
+            "by sampler_steps=<n>, after provla.evaluate scheduler.num_inference_steps=<n> has said what that costs"
         )
     quantised = [layer for layer in policy.vision.modules() if type(layer).__name__ in ("Linear4bit", "Linear8bitLt")]
     if quantised:

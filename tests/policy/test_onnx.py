@@ -146,6 +146,15 @@ def test_a_baseline_of_lerobots_is_refused(spec: Spec, tmp_path: Path) -> None:
         onnx.export_onnx(tmp_path / "policy", tmp_path / "graph")
 
 
+def test_many_steps_are_refused_and_fewer_may_be_asked_for(spec: Spec, tmp_path: Path) -> None:
+    source = save(tmp_path, spec, "head=mlp", "head.width=16", "head.depth=1", "scheduler=ddpm")
+    with pytest.raises(ValueError, match=r"takes 100 steps, and a graph holds each of them: at most 32. Take fewer"):
+        onnx.export_onnx(source, tmp_path / "graph")
+    onnx.export_onnx(source, tmp_path / "graph", steps=3)
+    about = json.loads((tmp_path / "graph" / "policy.json").read_text())
+    assert about["inputs"]["noise"]["shape"] == [1, 3, spec.horizon, spec.action_size]
+
+
 def test_actions_that_differ_are_not_written(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save(tmp_path, spec, *NET, "scheduler=l1")
     asked = onnx._asked
