@@ -9,6 +9,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ OTHERWISE: dict[Any, Callable[..., Tensor]] = {
     torch.movedim: _moved,
 }
 
+PAST = ("past_actions", "past_is_pad")  # inputs of a policy that reads what was executed
+
 
 class _Noise(TorchFunctionMode):
     """What a sampler draws with `torch.randn`: written down, or, where `given` (B,K,H,A), taken from there in turn.
@@ -108,11 +111,13 @@ class _Graph(nn.Module):
         with _Noise(asked.get("noise", given[0][:, :0])):
             at = asked.get("instruction", torch.zeros(1, dtype=torch.int64))  # else there are no tokens
             told = Tokens(self.features.index_select(0, at), self.mask.index_select(0, at))
-            context: Tokens = policy.fusion(policy.vision(asked["images"]), told, policy.state_norm(asked["state"]))
+            past, early = map(asked.get, PAST)
+            seen = Observation(asked["images"], asked["state"], [""], past, early)
+            context: Tokens = policy.fusion(policy.vision(seen.images), told, policy.felt(seen))
             if policy.project is not None:
                 context = Tokens(policy.project(context.features), context.mask)
             chunk: Tensor = policy.scheduler.sample(policy.head, context, shape, None)
-        return policy.action_norm.undo(chunk.float())
+            return policy.outside(chunk, seen)
 
 
 def export_onnx(
@@ -195,12 +200,12 @@ def _asked(policy: ProVLA, known: Sequence[str], number: int) -> tuple[dict[str,
     at = number % len(known)
     with _Noise() as drawn:
         try:
-            actions = policy.act(
-                Observation(seen.images, seen.state, [known[at]]), torch.Generator().manual_seed(number), None
-            )
+            asking = replace(seen, instruction=[known[at]])
+            actions = policy.act(asking, torch.Generator().manual_seed(number), None)
         except _OtherDraw as error:
             raise ValueError(f"onnx=true: {error}") from error
-    asked = {"images": seen.images, "state": seen.state}
+    given = {name: getattr(seen, name) for name in ("images", "state", *PAST)}
+    asked = {name: value for name, value in given.items() if value is not None}
     if drawn.drawn:
         chunk = (1, policy.spec.horizon, policy.spec.action_size)
         if odd := [tuple(one.shape) for one in drawn.drawn if one.shape != chunk]:
@@ -269,6 +274,8 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         "images": f"RGB pixels, 0 to 255: observation steps, oldest first; cameras as listed; channels; {h} rows, {w} "
         "columns. A larger picture is reduced by the mean of its pixels (OpenCV's INTER_AREA)",
         "state": "of the same steps, in the robot's units",
+        "past_actions": "executed before, the oldest first, in the robot's units",
+        "past_is_pad": "true before the episode's start, where the action is 0",
         "noise": "standard normal, new for each chunk; one chunk for each of the sampler's draws",
         "instruction": "position of the sentence in `instructions`, from 0",
     }

@@ -64,6 +64,11 @@ class Normalized(nn.Module):
         normalised: Tensor = self.action_norm(known)
         return normalised
 
+    def outside(self, chunk: Tensor, observation: Observation) -> Tensor:
+        """(B,H,A) as the networks give it → float32 in the robot's units."""
+        found: Tensor = self.action_norm.undo(chunk.float())
+        return found if self.relative is None else found + self._base(observation)
+
     def _base(self, observation: Observation) -> Tensor:
         """(B,1,A): what actions are relative to."""
         assert self.relative is not None
@@ -77,5 +82,4 @@ class Normalized(nn.Module):
         """
         if anchor is not None:
             anchor = replace(anchor, actions=self.inside(anchor.actions, observation))
-        chunk: Tensor = self.action_norm.undo(self.sample(observation, generator, anchor).float())
-        return chunk if self.relative is None else chunk + self._base(observation)
+        return self.outside(self.sample(observation, generator, anchor), observation)

@@ -185,11 +185,11 @@ class ProVLA(Normalized):
         context: Tokens = self.fusion(
             seen,
             Tokens(words.features.index_select(0, rows), words.mask[rows]),
-            self._felt(observation),
+            self.felt(observation),
         )
         return context if self.project is None else Tokens(self.project(context.features), context.mask)
 
-    def _felt(self, observation: Observation) -> Tensor:
+    def felt(self, observation: Observation) -> Tensor:
         """States (B,T,S) normalised; with the actions before, all of it side by side (B,N)."""
         state: Tensor = self.state_norm(observation.state)
         if not self.spec.n_past_actions:

@@ -67,13 +67,14 @@ def save(folder: Path, spec: Spec, *overrides: str) -> Path:
         ),
         (
             ["head=mlp", "head.width=16", "head.depth=1", "fusion=moe", "scheduler=flow", *THREE, "text=none"],
-            {"noise": 1},
+            {"past_actions": 1, "past_is_pad": 1, "noise": 1},
         ),
         ([*NET, "head=unet1d_concat", "fusion=film", "scheduler=mip", "text=task_embedding"], {"instruction": 1}),
     ],
     ids=["ddim", "ddpm", "dpm_solver", "flow", "mip"],
 )
 def test_a_graph_acts_as_the_policy(parts: list[str], inputs: dict[str, int], spec: Spec, tmp_path: Path) -> None:
+    spec = replace(spec, n_past_actions=2 if "past_actions" in inputs else 0)
     source = save(tmp_path, spec, *parts)
     found = onnx.export_onnx(source, tmp_path / "graph")
     assert found.difference <= 1e-4
@@ -86,6 +87,7 @@ def test_a_graph_acts_as_the_policy(parts: list[str], inputs: dict[str, int], sp
     for number, sentence in enumerate(about["instructions"]):
         seen = fake_observation(spec, 1, 100)
         given = {"images": seen.images.numpy(), "state": seen.state.numpy()}
+        given |= {name: getattr(seen, name).numpy() for name in inputs if name.startswith("past")}
         if "noise" in inputs:
             shape = about["inputs"]["noise"]["shape"]
             assert shape == [1, inputs["noise"], spec.horizon, spec.action_size]
@@ -95,7 +97,7 @@ def test_a_graph_acts_as_the_policy(parts: list[str], inputs: dict[str, int], sp
         (actions,) = session.run(["actions"], given)
         draws = torch.from_numpy(given.get("noise", np.zeros((1, 0)))).unbind(1)
         with patch("torch.randn", side_effect=draws):  # act, with this noise for its own
-            expected = policy.act(Observation(seen.images, seen.state, [sentence]), None)
+            expected = policy.act(replace(seen, instruction=[sentence]), None)
         np.testing.assert_allclose(actions, expected.numpy(), atol=1e-4)
         answers.append(actions)
     if "instruction" in inputs:
