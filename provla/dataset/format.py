@@ -75,7 +75,7 @@ class Info:
     def known_names(self, keys: Sequence[str]) -> list[str]:
         """Of all dimensions of these vectors, side by side; none where one of them has no usable ones."""
         given = [_flat(_in_order(self.features[key].get("names"))) for key in keys]
-        return sum(given, []) if given == [self.names(key)[0] for key in keys] else []
+        return _flat(given) if given == [self.names(key)[0] for key in keys] else []
 
     def cameras(self) -> tuple[dict[str, Camera], dict[str, str]]:
         """Cameras by name, and why others are none (depth, one channel, unclear layout), by name."""
