@@ -74,7 +74,7 @@ def test_the_wheel_trains_a_world_of_the_working_folder_and_writes_there(run: Ru
 def test_its_commands_know_the_shipped_studies_and_examples(run: Run) -> None:
     help_ = run("provla-train", "--help").stdout
     assert "Usage: provla-train [group=option …]" in help_
-    assert "experiments   aloha_sim, baselines, confirm, fusion" in help_
+    assert "experiments   actions, aloha_sim, baselines, confirm, fusion" in help_
     assert "\n  provla-train fusion=perceiver quant=4bit" in help_
     planned = run("provla-report", "study=quant", "plan=true")
     assert planned.returncode == 0, planned.stderr

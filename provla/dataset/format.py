@@ -16,7 +16,6 @@ from provla.dataset.table import Table, line
 
 Array = NDArray[Any]
 
-
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
@@ -78,9 +77,8 @@ class Info:
 
     def known_names(self, keys: Sequence[str]) -> list[str]:
         """Of all dimensions of these vectors, side by side; none where one of them has no usable ones."""
-        named = [self.names(key)[0] for key in keys]
         given = [_flat(_in_order(self.features[key].get("names"))) for key in keys]
-        return [name for names in named for name in names] if named == given else []
+        return _flat(given) if given == [self.names(key)[0] for key in keys] else []
 
     def cameras(self) -> tuple[dict[str, Camera], dict[str, str]]:
         """Cameras by name, and why others are none (depth, one channel, unclear layout), by name."""

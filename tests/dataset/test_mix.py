@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import FAKE, LIGHT, compose, write_lerobot
 
 from provla.core.build import build
 from provla.dataset.demonstrations import Demonstrations
+from provla.dataset.features import feature_cache, frames_digest
 from provla.dataset.sampler import MixSampler, Sampler, make_sampler
 from provla.run.setting import load_setting, make_parts
 
@@ -104,6 +106,16 @@ def test_pictures_rows_and_held_out_episodes_are_the_sources_own() -> None:
     np.testing.assert_array_equal(
         held, np.concatenate([alone["a"].split(0.34, 0)[1], 4 + alone["b"].split(0.34, 0)[1]])
     )
+
+
+def test_features_of_joined_pictures_are_those_of_each(tmp_path: Path) -> None:
+    frames = mix().load().frames["front"]
+    digest = frames_digest(frames)
+    found = feature_cache(tmp_path / "x.npy", "front", frames, lambda pictures: pictures.float().mean((2, 3)))
+    rows = np.array([5, 95, 96, 335])
+    torch.testing.assert_close(found[rows], torch.from_numpy(frames[rows]).float().mean((2, 3)))
+    assert frames_digest(mix().load().frames["front"]) == digest
+    assert frames_digest(mix(dict(reversed(FAKES.items()))).load().frames["front"]) != digest
 
 
 def test_joints_and_cameras_go_by_name(tmp_path: Path) -> None:
