@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from provla.core.signals import early, starting
 if starting(__name__):
     early()  # before the imports that take long
 
+from hydra.core.hydra_config import HydraConfig
+
 from provla.command.entry import command
+
+LEROBOTS = ("lerobot_async", "checkpoint", "host", "port")
 
 
 @command("serve", free=("scheduler", "bases"), paths=("checkpoint",))
@@ -33,6 +38,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     check_values(Serving, config, "")
     asked = Serving(**config)
     if asked.lerobot_async:
+        _check_read([str(one).lstrip("+").partition("=")[0] for one in HydraConfig.get().overrides.task])
         from provla.serving.lerobot_async import serve_lerobot
 
         serve_lerobot(asked.host, asked.port, asked.checkpoint, folder)
@@ -42,6 +48,15 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         except Interrupted as signal:  # how a server ends
             console.print(str(signal))
             sys.exit(signal.exit_code)
+
+
+def _check_read(given: Sequence[str]) -> None:
+    """`ValueError` for a key that LeRobot's server would not hear of."""
+    if unread := [key for key in given if key not in LEROBOTS]:
+        raise ValueError(
+            f"{unread[0]} with lerobot_async=true: LeRobot's server reads nothing but {', '.join(LEROBOTS)}; its "
+            "client says the rest"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ class Engine:
         self._shown = most if getattr(policy, "compiled", False) else 0
         self._asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
         self._waiting: deque[Asked] = deque()
+        self._ended = False
 
     def warm(self) -> None:
         """What the first clients would wait for: kernels are chosen and sentences read before anybody asks."""
@@ -96,6 +98,8 @@ class Engine:
         """From any thread. The future fails with `Refused` where the policy cannot answer."""
         asked = Asked(seen, generator)
         self._asked.put(asked)
+        if self._ended:
+            self._refuse_all()
         return asked.answer
 
     def stop(self) -> None:
@@ -108,6 +112,9 @@ class Engine:
             while batch := self._next():
                 self._answer(batch)
         finally:
+            self._ended = True
+            for one in self._waiting:
+                _refuse(one)
             self._refuse_all()
 
     def _next(self) -> list[Asked]:
@@ -150,13 +157,15 @@ class Engine:
                 one.answer.set_exception(Refused("the policy's actions are not finite for this observation"))
 
     def _refuse_all(self) -> None:
-        while not self._asked.empty():
-            if (one := self._asked.get()) is not None:
-                self._waiting.append(one)
-        for one in self._waiting:
-            if one.answer.set_running_or_notify_cancel():
-                one.answer.set_exception(Refused("the server ends"))
-        self._waiting.clear()
+        with suppress(queue.Empty):
+            while True:
+                if (one := self._asked.get_nowait()) is not None:
+                    _refuse(one)
+
+
+def _refuse(asked: Asked) -> None:
+    if asked.answer.set_running_or_notify_cancel():
+        asked.answer.set_exception(Refused("the server ends"))
 
 
 def takes_anchors(policy: Any) -> bool:

@@ -126,7 +126,8 @@ class Service:
 
         thread = threading.Thread(target=loop.run_until_complete, args=(serving(),), daemon=True)
         thread.start()
-        ready.wait(10)
+        if not ready.wait(10):
+            raise RuntimeError("the thread that listens has not begun")
         try:
             yield
         finally:
@@ -159,7 +160,7 @@ class Service:
         if path == "/":
             return _page(HTTPStatus.OK, page.PAGE, "text/html; charset=utf-8", page.POLICY)
         if path == "/state.json":
-            return _page(HTTPStatus.OK, hide(json.dumps(self.board.told())).encode(), "application/json")
+            return _page(HTTPStatus.OK, json.dumps(self.board.told()).encode(), "application/json")
         number = path.removeprefix("/seen/").removesuffix(".png")
         client = self.board.clients.get(int(number)) if number.isdecimal() and len(number) < 10 else None
         if client is not None and (picture := client.picture()):

@@ -131,7 +131,7 @@ def told(
     history = [steps] if steps > 1 else []
     return {
         "provla": version("provla"),
-        "checkpoint": str(asked.checkpoint),
+        "checkpoint": "/".join(Path(str(asked.checkpoint)).parts[-2:]),  # no client needs to know more of this machine
         "cameras": list(spec.cameras),
         "image_size": [h, w],
         "image_shape": [*history, h, w, 3],

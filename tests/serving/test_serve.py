@@ -29,6 +29,7 @@ from conftest import FAKE, ROOT, compose
 from torch import nn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from worlds import ToySuite
 
 import provla
 from provla.core.build import build
@@ -36,6 +37,7 @@ from provla.core.files import write_json
 from provla.core.machine import reproducible
 from provla.core.types import Anchor, Observation, Spec
 from provla.dataset.cache import small
+from provla.env.rollout import rollout
 from provla.execution import RealTime, continued
 from provla.policy.folder import save_policy
 from provla.serving import lerobot_async, start, wire
@@ -183,6 +185,54 @@ def test_several_looks_are_stacked_the_oldest_first(spec: Spec) -> None:
             observed({"images": pictures, "prompt": "x", **bad}, spec, True)
 
 
+class Remote:
+    """A policy that is asked over the network: a client for each episode, which its noise tells apart."""
+
+    def __init__(self, port: int, spec: Spec) -> None:
+        self.port, self.spec = port, spec
+        self.clients: dict[int, Client] = {}
+
+    def eval(self) -> None: ...
+
+    def act(self, observation: Observation, generators: list[torch.Generator]) -> torch.Tensor:
+        return torch.from_numpy(
+            np.stack([self.ask(observation.rows(slice(n, n + 1)), g) for n, g in enumerate(generators)])
+        )
+
+    def ask(self, seen: Observation, generator: torch.Generator) -> Any:
+        number, begins = generator.initial_seed(), {}
+        if number not in self.clients:
+            self.clients[number], begins = Client("127.0.0.1", self.port), {"seed": number}
+        pictures = {name: seen.images[0, 0, n].permute(1, 2, 0).numpy() for n, name in enumerate(self.spec.cameras)}
+        message = {"images": pictures, "state": seen.state[0, 0].numpy(), "prompt": seen.instruction[0], **begins}
+        return self.clients[number].infer(message)["actions"]
+
+
+class Alone:
+    """A policy that is asked row by row, as `max_batch=1` asks it; what it was asked is kept."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.eval = policy, policy.eval
+
+    def act(self, observation: Observation, generators: list[torch.Generator]) -> torch.Tensor:
+        rows = [self.policy.act(observation.rows(slice(n, n + 1)), [g]) for n, g in enumerate(generators)]
+        return torch.cat(rows)
+
+
+def test_episodes_over_the_network_are_those_beside_the_policy(tmp_path: Path) -> None:
+    config, suite = compose(*FAKE, *PARTS), ToySuite({}, each=2, workers=1)
+    spec = Spec(("eye",), (16, 16), 3, 2, 8, 1, 4, ("go left", "go right"), {}, 10.0)
+    policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
+    policy.fit_normalization(torch.randn(64, 3), torch.randn(64, 2) + 1)
+    save_policy(tmp_path / "run" / "policy", policy, config["policy"], spec)
+    with reproducible(1, CPU, False):
+        beside = rollout(Alone(policy), suite, spec, 0, CPU)
+    with serving(tmp_path / "run", max_batch=1, threads=1) as port:
+        over = rollout(Remote(port, spec), suite, spec, 0, CPU)
+    assert [(o.episode, o.ending, o.steps) for o in over] == [(o.episode, o.ending, o.steps) for o in beside]
+    assert len({o.steps for o in over}) > 1  # they are no two alike
+
+
 def test_a_chunk_continues_what_is_executed(port: int, run: Path) -> None:
     policy = provla.load(run, device="cpu")
     rest = alone(policy, look(1), seeded(1))[4:]
@@ -232,6 +282,24 @@ def test_an_answer_does_not_depend_on_who_else_asks(run: Path) -> None:
         assert np.abs(answer.chunk - chunk).max() < 1e-5  # rounding alone
     for future, chunk in zip(engine_with(run, messages, 1), wanted, strict=True):
         assert np.array_equal(future.result().chunk, chunk)  # with max_batch=1 not even that
+
+
+def test_a_pass_waits_a_moment_for_those_who_are_there(run: Path) -> None:
+    policy = provla.load(run, device="cpu")
+    seen = observed(look(), policy.spec, True)
+    for present, together in ((2, 2), (1, 1)):  # who is alone waits for nobody
+        engine = Engine(policy, policy.spec, CPU, 8, 5.0, lambda present=present: present)
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        first = engine.ask(seen, seeded(0))
+        if present == 1:
+            first.result(4)
+        second = engine.ask(seen, seeded(1))
+        assert [future.result(60).together for future in (first, second)] == [together] * 2
+        engine.stop()
+        thread.join(60)
+        with pytest.raises(Refused, match="the server ends"):
+            engine.ask(seen, seeded(0)).result(1)
 
 
 def test_chunks_that_continue_others_are_sampled_by_themselves(run: Path) -> None:
@@ -547,6 +615,7 @@ def test_the_command_serves_until_a_signal(run: Path, tmp_path: Path) -> None:
         (["host=0.0.0.0"], "host=0.0.0.0 with lerobot_async=true: LeRobot's server unpickles what it is sent"),
         (["port=0"], "takes a port from 1 to 65535"),
         (["checkpoint=here"], "is no export for LeRobot"),
+        (["max_batch=4"], "max_batch with lerobot_async=true: LeRobot's server reads nothing but"),
     ],
 )
 def test_lerobots_server_is_refused_where_it_cannot_be(arguments: list[str], reason: str, command: Command) -> None:
