@@ -116,7 +116,7 @@ class _Process:
 
 
 @atexit.register
-def _end_idle() -> None:
+def end_idle() -> None:
     with _lock:
         while _idle:
             _idle.pop().end()

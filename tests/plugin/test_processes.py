@@ -20,6 +20,7 @@ from conftest import FAKE, ROOT
 from test_export import BODY, POLICIES, load, make
 
 from provla.core.types import Spec
+from provla.env.worlds import end_idle
 
 Command = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.slow  # each starts a process that imports all of LeRobot: ten seconds
@@ -165,6 +166,7 @@ def test_lerobot_eval_plays_the_episodes_of_evaluate(
     run = tmp_path / "run"
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
+    end_idle()  # worlds' processes of other tests, which know nothing of what is set here
     monkeypatch.setenv("TRACE", str(tmp_path / "ours"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     options = [o for o in FAKE if not o.startswith("env=")]
