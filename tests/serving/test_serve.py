@@ -185,38 +185,18 @@ def test_several_looks_are_stacked_the_oldest_first(spec: Spec) -> None:
             observed({"images": pictures, "prompt": "x", **bad}, spec, True)
 
 
-class Remote:
-    """A policy that is asked over the network: a client for each episode, which its noise tells apart."""
+class Kept:
+    """A policy that is asked row by row, as `max_batch=1` asks it; its chunks are kept."""
 
-    def __init__(self, port: int, spec: Spec) -> None:
-        self.port, self.spec = port, spec
-        self.clients: dict[int, Client] = {}
+    def __init__(self, ask: Callable[[Observation, torch.Generator], Any]) -> None:
+        self.ask, self.chunks = ask, list[np.ndarray]()
 
     def eval(self) -> None: ...
 
     def act(self, observation: Observation, generators: list[torch.Generator]) -> torch.Tensor:
-        return torch.from_numpy(
-            np.stack([self.ask(observation.rows(slice(n, n + 1)), g) for n, g in enumerate(generators)])
-        )
-
-    def ask(self, seen: Observation, generator: torch.Generator) -> Any:
-        number, begins = generator.initial_seed(), {}
-        if number not in self.clients:
-            self.clients[number], begins = Client("127.0.0.1", self.port), {"seed": number}
-        pictures = {name: seen.images[0, 0, n].permute(1, 2, 0).numpy() for n, name in enumerate(self.spec.cameras)}
-        message = {"images": pictures, "state": seen.state[0, 0].numpy(), "prompt": seen.instruction[0], **begins}
-        return self.clients[number].infer(message)["actions"]
-
-
-class Alone:
-    """A policy that is asked row by row, as `max_batch=1` asks it; what it was asked is kept."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.eval = policy, policy.eval
-
-    def act(self, observation: Observation, generators: list[torch.Generator]) -> torch.Tensor:
-        rows = [self.policy.act(observation.rows(slice(n, n + 1)), [g]) for n, g in enumerate(generators)]
-        return torch.cat(rows)
+        rows = [self.ask(observation.rows(slice(n, n + 1)), g) for n, g in enumerate(generators)]
+        self.chunks += rows
+        return torch.from_numpy(np.stack(rows))
 
 
 def test_episodes_over_the_network_are_those_beside_the_policy(tmp_path: Path) -> None:
@@ -225,12 +205,25 @@ def test_episodes_over_the_network_are_those_beside_the_policy(tmp_path: Path) -
     policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
     policy.fit_normalization(torch.randn(64, 3), torch.randn(64, 2) + 1)
     save_policy(tmp_path / "run" / "policy", policy, config["policy"], spec)
+    clients: dict[int, Client] = {}  # one for each episode, which its noise tells apart
+
+    def ask(seen: Observation, generator: torch.Generator) -> Any:
+        number, begins = generator.initial_seed(), {}
+        if number not in clients:
+            clients[number], begins = Client("127.0.0.1", port), {"seed": number}
+        picture, state = seen.images[0, 0, 0].permute(1, 2, 0).numpy(), seen.state[0, 0].numpy()
+        message = {"images": {"eye": picture}, "state": state, "prompt": seen.instruction[0], **begins}
+        return clients[number].infer(message)["actions"]
+
+    beside = Kept(lambda seen, generator: policy.act(seen, [generator])[0].numpy())
     with reproducible(1, CPU, False):
-        beside = rollout(Alone(policy), suite, spec, 0, CPU)
+        played = rollout(beside, suite, spec, 0, CPU)
+    over = Kept(ask)
     with serving(tmp_path / "run", max_batch=1, threads=1) as port:
-        over = rollout(Remote(port, spec), suite, spec, 0, CPU)
-    assert [(o.episode, o.ending, o.steps) for o in over] == [(o.episode, o.ending, o.steps) for o in beside]
-    assert len({o.steps for o in over}) > 1  # they are no two alike
+        found = rollout(over, suite, spec, 0, CPU)
+    assert [(o.episode, o.ending, o.steps) for o in found] == [(o.episode, o.ending, o.steps) for o in played]
+    assert len(over.chunks) > len(found)
+    assert all(np.array_equal(a, b) for a, b in zip(over.chunks, beside.chunks, strict=True))
 
 
 def test_a_chunk_continues_what_is_executed(port: int, run: Path) -> None:
