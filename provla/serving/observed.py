@@ -91,7 +91,7 @@ def _images(pictures: Mapping[str, Any], spec: Spec) -> NDArray[np.uint8]:
 def _camera(name: str, value: Any, spec: Spec) -> NDArray[np.uint8]:
     """(T,h,w,3) of one camera."""
     (h, w), steps = spec.image_size, spec.n_obs_steps
-    recorded = getattr(spec, "recorded", {}).get(name)  # the camera's own size, which training data were reduced from
+    recorded = spec.recorded.get(name)  # the camera's own size, which training data were reduced from
     own = f", of {recorded[0]}×{recorded[1]} as recorded" if recorded else ""
     wanted = f"(h, w, 3) uint8 of {h}×{w}{own}, or larger in the same proportions" + _history(steps)
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
