@@ -8,15 +8,14 @@ machine slows them alike; medians. Writes benchmarks/arms.csv.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
+from turns import medians
 
 from provla.command.entry import ROOT
 from provla.core.build import build
@@ -50,18 +49,6 @@ def stepper(module: Any, loss: Callable[[], torch.Tensor]) -> Callable[[], None]
     return step
 
 
-def medians(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Milliseconds of each call, the calls taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 2):
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            if number >= 2:  # the first rounds warm up
-                times[name].append(time.perf_counter() - begun)
-    return {name: 1000 * float(np.median(found)) for name, found in times.items()}
-
-
 def arms() -> list[dict[str, Any]]:
     options = [
         (group, file.stem)
@@ -78,7 +65,7 @@ def arms() -> list[dict[str, Any]]:
         policy.fit_normalization(torch.randn(50, 4), torch.rand(50, 4) * 2 - 1)
         train[name] = stepper(policy, lambda policy=policy: policy.loss(batch)["loss"])
         act[name] = lambda policy=policy: policy.act(one, torch.Generator().manual_seed(0))
-    training, sampling = medians(train), medians(act)
+    training, sampling = medians(train, ROUNDS), medians(act, ROUNDS)
     rows = []
     for name, policy in policies.items():
         group = name.split("=")[0]

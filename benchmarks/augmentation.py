@@ -8,13 +8,13 @@ Batches of 64 pictures of 64×64 and of 32 of 224×224, one camera, two threads.
 from __future__ import annotations
 
 import csv
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from turns import medians
 
 from provla.augmentation import CameraAugmentation, CropColor, RandomCrop
 from provla.core.types import Batch, Observation
@@ -41,16 +41,10 @@ def main() -> None:
             arms[f"{name} alone"] = CameraAugmentation(**{name: part | {"probability": 1}})
     table = csv.writer(sys.stdout)
     table.writerow(["augmentation", *(f"ms per batch of {size} at {edge}x{edge}" for size, edge in SIZES)])
-    taken: dict[str, list[list[float]]] = {name: [[] for _ in SIZES] for name in arms}
-    for number, (size, edge) in enumerate(SIZES):
-        batch = made(size, edge)
-        for _ in range(16):
-            for name, augmentation in arms.items():
-                begin = time.perf_counter()
-                augmentation(batch)
-                taken[name][number].append(1e3 * (time.perf_counter() - begin))
-    for name, times in taken.items():
-        table.writerow([name, *(f"{statistics.median(one[1:]):.1f}" for one in times)])
+    batches = [made(size, edge) for size, edge in SIZES]
+    taken = [medians({name: partial(arm, batch) for name, arm in arms.items()}, 15) for batch in batches]
+    for name in arms:
+        table.writerow([name, *(f"{one[name]:.1f}" for one in taken)])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,17 @@ def in_turns(
     told(what, against, taken[1:], **more)
 
 
+def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each call, the calls taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 2):
+        for name, call in calls.items():
+            took = 1000 * seconds(call)
+            if number >= 2:  # the first rounds warm up
+                taken[name].append(took)
+    return {name: median(found) for name, found in taken.items()}
+
+
 def seconds(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()

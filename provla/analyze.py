@@ -11,6 +11,7 @@ from typing import Any
 from provla.command.entry import command
 from provla.core.checks import Count, Natural
 
+COLUMNS = ("kind", "episode", "time", "what", "what to do")
 SHOWN = 10  # findings of a kind in the table; lacks.csv has them all
 
 
@@ -75,7 +76,7 @@ def _list_lacks(found: Any, fps: float, whole: int) -> None:
         console.print("nothing is lacking: clocks, cameras, joints, ranges, copies and tasks are as they should be")
         return
     table = Table(title=f"lacking: {len(found.lacks)}, the first {SHOWN} of each kind", title_justify="left")
-    for column in ("kind", "episode", "time", "what", "what to do"):
+    for column in COLUMNS:
         table.add_column(column, justify="right" if column in ("episode", "time") else "left", overflow="fold")
     shown: dict[str, int] = {}
     for lack in found.lacks:
@@ -86,16 +87,10 @@ def _list_lacks(found: Any, fps: float, whole: int) -> None:
 
 
 def _write_lacks(found: Any, fps: float, path: Path) -> None:
-    import csv
-    import io
+    from provla.core.files import csv_text, write_text
 
-    from provla.core.files import write_text
-
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(("kind", "episode", "time", "what", "what to do"))
-    table.writerows((x.kind, found.number(x), x.time(fps), x.what, x.remedy) for x in found.lacks)
-    write_text(path, text.getvalue())
+    rows = [(x.kind, found.number(x), x.time(fps), x.what, x.remedy) for x in found.lacks]
+    write_text(path, csv_text([dict(zip(COLUMNS, row, strict=True)) for row in rows]))
 
 
 def _inspect(source: Any, config: dict[str, Any]) -> tuple[Any, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +136,24 @@ def check_split(policy: Any, batch: Batch) -> None:
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     for other in found[1:]:
         assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A page of Debian's chromium; none of its scripts may fail."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    errors: list[str] = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+        browser.close()
+    assert not errors
 
 
 @pytest.fixture(autouse=True)

@@ -246,6 +246,18 @@ def past_of(executed: Sequence[Sequence[NDArray[np.float32]]], spec: Spec) -> tu
     return torch.from_numpy(past), torch.from_numpy(early)
 
 
+def anchor_of(
+    told: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None], spec: Spec, device: torch.device
+) -> Anchor:
+    """From actions (H,A) and weight (H,) of each of B robots; None continues nothing."""
+    actions = np.zeros((len(told), spec.horizon, spec.action_size), np.float32)
+    weight = np.zeros(actions.shape[:2], np.float32)
+    for row, one in enumerate(told):
+        if one is not None:
+            actions[row], weight[row] = one
+    return Anchor(torch.from_numpy(actions).to(device), torch.from_numpy(weight).to(device))
+
+
 def joint_groups_of(names: Sequence[str], groups: JointGroups | str) -> dict[str, list[int]]:
     """Group → positions of its joints. groups: group → names of joints; `each`: one a joint; None: none."""
     if groups is None:

@@ -39,8 +39,13 @@ class Sampler:
         ]
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._before = np.arange(-n_past_actions, 0)
+        self._sizes = cameras, horizon, n_obs_steps, n_past_actions
         self._epoch: tuple[tuple[int, int], Array] | None = None
         self.features: list[Features] | None = None  # of each camera's frames, where they are known
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """What another order of samples needs to know, once the rows are there."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -162,20 +167,11 @@ class MixSampler(Sampler):
     the first.
     """
 
-    def __init__(
-        self,
-        data: Demonstrations,
-        episodes: Array,
-        cameras: Sequence[str],
-        horizon: int,
-        n_obs_steps: int,
-        n_past_actions: int = 0,
-    ) -> None:
-        super().__init__(data, episodes, cameras, horizon, n_obs_steps, n_past_actions)
-        sizes = cameras, horizon, n_obs_steps, n_past_actions
-        own = {name: np.intersect1d(episodes, [*part.train, *part.val]) for name, part in data.parts.items()}
-        found = {name: Sampler(data, held, *sizes) for name, held in own.items() if len(held)}
-        asked = [data.parts[name].weight for name in found]
+    def _arrange(self) -> None:
+        parts = self.data.parts
+        own = {name: np.intersect1d(self.episodes, [*part.train, *part.val]) for name, part in parts.items()}
+        found = {name: Sampler(self.data, held, *self._sizes) for name, held in own.items() if len(held)}
+        asked = [parts[name].weight for name in found]
         weights = np.array([len(one) if w is None else w for one, w in zip(found.values(), asked, strict=True)])
         shares = weights / max(weights.sum(), 1e-300)  # of nothing, where nothing is held out
         exact = shares * len(self.rows)
@@ -198,14 +194,6 @@ class MixSampler(Sampler):
         return np.random.default_rng([seed, epoch, 0]).permutation(np.concatenate(drawn))
 
 
-def make_sampler(
-    data: Demonstrations,
-    episodes: Array,
-    cameras: Sequence[str],
-    horizon: int,
-    n_obs_steps: int,
-    n_past_actions: int = 0,
-) -> Sampler:
+def sampler_of(data: Demonstrations) -> type[Sampler]:
     """That of a mix, or of one data set."""
-    kind = MixSampler if data.parts else Sampler
-    return kind(data, episodes, cameras, horizon, n_obs_steps, n_past_actions)
+    return MixSampler if data.parts else Sampler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from provla.core.files import size as in_words
 from provla.core.progress import console
 from provla.core.ranks import cores, joined
 from provla.dataset.cache import Frames
-from provla.dataset.demonstrations import Array, Demonstrations
+from provla.dataset.demonstrations import Array
 from provla.dataset.ring import Loan, Ring
 from provla.dataset.sampler import Sampler
 from provla.dataset.stored import Stored
@@ -54,20 +54,14 @@ class WindowSampler(Sampler):
     with nothing decoded: batches are those a frame cache gives for the same rows, and any step can be the first.
     """
 
-    def __init__(
-        self,
-        data: Demonstrations,
-        episodes: Array,
-        cameras: Sequence[str],
-        horizon: int,
-        n_obs_steps: int,
-        n_past_actions: int = 0,
-    ) -> None:
-        super().__init__(data, np.sort(episodes), cameras, horizon, n_obs_steps, n_past_actions)
+    def _arrange(self) -> None:
+        data = self.data
+        self.episodes = np.sort(self.episodes)
+        self.rows = data.rows(self.episodes)
         self._stored = [frames for frames in self.frames if isinstance(frames, Stored)]
         if data.window is None or len(self._stored) < len(self.frames):
             raise ValueError(f"{data.source}: its frames lie in arrays, which no window goes through")
-        self.window, self._seen = data.window, n_obs_steps
+        self.window, self._seen = data.window, len(self._behind)
         lengths = np.diff(data.starts)[self.episodes]
         parts = -(-lengths // self.window.frames)
         owner = np.repeat(np.arange(len(lengths)), parts)

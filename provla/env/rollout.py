@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from provla.core.files import write_bytes
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
-from provla.core.types import Anchor, Observation, Spec, past_of
+from provla.core.types import Observation, Spec, anchor_of, past_of
 from provla.core.world import Ending, Episode
 from provla.env.chunk import Seen
 from provla.env.suite import tasks_of
@@ -217,23 +217,10 @@ def act(
     more = max(0, shown - len(asking))
     seen = [*asking, *[asking[-1]] * more]
     generators = [one.generator for one in asking] + [torch.Generator() for _ in range(more)]
-    anchor = _anchor(seen, spec, device)
-    held = {} if anchor is None else {"anchor": anchor}  # a policy of one's own may know of none
+    told = [one.anchor() for one in seen]
+    held = {"anchor": anchor_of(told, spec, device)} if any(told) else {}  # a policy of one's own may know of none
     chunks: NDArray[np.float32] = policy.act(_observe(seen, spec, device), generators, **held).cpu().numpy()
     return chunks[: len(asking)]
-
-
-def _anchor(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Anchor | None:
-    """What the next chunks are to continue; None where none has anything to."""
-    told = [one.anchor() for one in asking]
-    if not any(told):
-        return None
-    actions = np.zeros((len(told), spec.horizon, spec.action_size), np.float32)
-    weight = np.zeros(actions.shape[:2], np.float32)
-    for row, one in enumerate(told):
-        if one is not None:
-            actions[row], weight[row] = one
-    return Anchor(torch.from_numpy(actions).to(device), torch.from_numpy(weight).to(device))
 
 
 def _observe(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Observation:

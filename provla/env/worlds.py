@@ -117,6 +117,7 @@ class _Process:
 
 @atexit.register
 def end_idle() -> None:
+    """Ends the workers that wait for another suite; the next one starts its own."""
     with _lock:
         while _idle:
             _idle.pop().end()

@@ -15,7 +15,7 @@ import torch
 from provla.core.files import atomic
 from provla.core.progress import console
 from provla.core.types import Spec
-from provla.policy.folder import load_policy
+from provla.policy.folder import load_policy, run_beside
 
 
 def export_lerobot(
@@ -54,7 +54,7 @@ def _configuration(spec: Spec, device: torch.device, source: Path) -> Any:
         n_action_steps=spec.n_action_steps,
         horizon=spec.horizon,
         fps=spec.fps,
-        threads=_run(source).get("threads"),
+        threads=run_beside(source).get("threads"),
         input_features={
             **pictures,
             "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(spec.state_size,)),
@@ -67,16 +67,6 @@ def _configuration(spec: Spec, device: torch.device, source: Path) -> Any:
     )
 
 
-def _run(source: Path) -> dict[str, Any]:
-    """The configuration of the run that a policy lies in; empty where it lies in none."""
-    return _read(source.parent / "config.json")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
-
-
 def _limits(spec: Spec, source: Path) -> list[str]:
     """What whoever drives a robot with it should know."""
     said = []
@@ -86,7 +76,7 @@ def _limits(spec: Spec, source: Path) -> list[str]:
             "robot has its joints in the same order cannot be checked, and pictures are expected at "
             f"{spec.image_size[0]}×{spec.image_size[1]}; export a policy that was trained since, to be sure"
         )
-    how = _run(source).get("execution", {}).get("_target_", "provla.execution.Chunk")
+    how = run_beside(source).get("execution", {}).get("_target_", "provla.execution.Chunk")
     if how != "provla.execution.Chunk":
         said.append(
             f"the run executes chunks by {how.rpartition('.')[2]}; under LeRobot the policy executes "
@@ -111,7 +101,8 @@ def check_version(stored: str, folder: Path) -> None:
 
 def check_word(folder: Path) -> None:
     """`ValueError` for an export that says itself whom to trust."""
-    if _read(folder / "config.json").get("trust"):
+    file = folder / "config.json"
+    if file.is_file() and json.loads(file.read_text()).get("trust"):
         raise ValueError(
             f"{folder}/config.json names modules that may run (trust): that is its reader's word, given by "
             "--policy.trust"

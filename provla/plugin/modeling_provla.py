@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import deque
 from collections.abc import Mapping
@@ -13,17 +12,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from numpy.typing import NDArray
 from torch import Tensor
 
 from provla.core.machine import reproducible
-from provla.core.types import Anchor, Observation, Spec, check_steps, past_of
+from provla.core.types import Anchor, Observation, Spec, anchor_of, check_steps, past_of
 from provla.dataset.cache import small
 from provla.execution import continued
 from provla.plugin.configuration_provla import NOT_HERE, ProvlaConfig
 from provla.plugin.folder import check_version, check_word
 from provla.plugin.robot import check_cameras, check_robot, feature
 from provla.policy.folder import load_policy
+from provla.policy.parts import takes_anchors
 from provla.scheduler import L1, MIP
 
 NOISE = "observation.noise_seed"  # (B,2), which provla's worlds say: upper and lower 16 bits
@@ -153,7 +152,7 @@ class ProvlaPolicy(PreTrainedPolicy):
                 f"{type(sampler or self.policy).__name__} regresses the chunk and samples nothing, so that what is "
                 "being executed could be written over its beginning but not be continued"
             )
-        if "anchor" not in inspect.signature(sampler.sample).parameters:
+        if not takes_anchors(self.policy):
             return f"{type(sampler).__name__}.sample has no anchor to be pulled to"
         return ""
 
@@ -233,19 +232,17 @@ class ProvlaPolicy(PreTrainedPolicy):
         said = [[self.config.seed, self._episode, row] for row in range(rows)]
         return [int(np.random.SeedSequence(entropy).generate_state(1)[0]) for entropy in said]
 
-    def _anchor(self, left: Tensor, delay: int) -> Anchor | None:
+    def _anchor(self, left: Tensor, delay: int) -> Anchor:
         """left (B,n,A)."""
         if left.shape[-1] != self.spec.action_size or not torch.isfinite(left).all():
             raise ValueError(
                 f"prev_chunk_left_over is {tuple(left.shape)}, or not finite; expected (n,{self.spec.action_size})"
             )
-        rows: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        told = []
         for rest in left.cpu().numpy():
             kept = int(np.flatnonzero(rest.any(-1))[-1]) + 1 if rest.any() else 0
-            blank = np.zeros((self.spec.horizon, self.spec.action_size), np.float32), np.zeros(self.spec.horizon)
-            rows.append(continued(rest[:kept], min(delay, kept), self.spec.horizon) if kept else blank)
-        actions, weight = (np.stack(parts).astype(np.float32) for parts in zip(*rows, strict=True))
-        return Anchor(torch.from_numpy(actions).to(left.device), torch.from_numpy(weight).to(left.device))
+            told.append(continued(rest[:kept], min(delay, kept), self.spec.horizon) if kept else None)
+        return anchor_of(told, self.spec, left.device)
 
 
 def _check_noise(noise: Tensor | None) -> None:

@@ -12,6 +12,7 @@ from provla.core.files import write_text
 from provla.core.manifest import read_manifest
 from provla.core.result import Result, read_result
 from provla.core.secrets import hide
+from provla.policy.folder import run_beside
 
 Kind = Literal["policy", "lerobot", "onnx"]
 UNKNOWN = "not known: the policy came without the folder of its run"
@@ -98,7 +99,7 @@ def _run(source: Path) -> tuple[Path | None, Result | None, Mapping[str, Any]]:
         run, identity = source.resolve().parent, read_manifest(source).get("identity")
         result = read_result(run)
         if identity is not None and result.config_hash == identity and result.status == "completed":
-            return run, result, json.loads((run / "config.json").read_text())
+            return run, result, run_beside(source.resolve())
     return None, None, {}
 
 

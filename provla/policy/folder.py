@@ -64,6 +64,18 @@ def find_policy(path: Path) -> Path:
     return path if (path / WEIGHTS).is_file() else path / "policy"
 
 
+def run_beside(folder: Path) -> dict[str, Any]:
+    """The configuration of the run that a policy's folder lies in; empty where it lies in none. `ValueError` where it
+    is damaged.
+    """
+    file = folder.parent / "config.json"
+    try:
+        config = json.loads(file.read_text()) if file.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+    return config if isinstance(config, dict) and "trainer" in config else {}  # LeRobot's, of an export
+
+
 def load_policy(
     folder: Path,
     device: torch.device,

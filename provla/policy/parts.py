@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,3 +84,9 @@ class Normalized(nn.Module):
         if anchor is not None:
             anchor = replace(anchor, actions=self.inside(anchor.actions, observation))
         return self.outside(self.sample(observation, generator, anchor), observation)
+
+
+def takes_anchors(policy: Any) -> bool:
+    """Whether `act` and the sampler behind it know of chunks that continue others."""
+    sample = getattr(getattr(policy, "scheduler", None), "sample", policy.act)
+    return all("anchor" in inspect.signature(one).parameters for one in (policy.act, sample))

@@ -25,7 +25,7 @@ from provla.core.result import Objective, Result
 from provla.core.trust import check_stored
 from provla.core.types import Spec
 from provla.dataset.demonstrations import Demonstrations
-from provla.dataset.sampler import make_sampler
+from provla.dataset.sampler import sampler_of
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
 from provla.env.worlds import rehearse
@@ -125,7 +125,7 @@ def _judge(
                 "held-out episodes"
             )
         sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
-        val, trainer = make_sampler(data, held, *sizes), config["trainer"]
+        val, trainer = sampler_of(data)(data, held, *sizes), config["trainer"]
         judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
     judged.conclude(result, config["objective"], policy, spec, device)
     result.wall_seconds = time.monotonic() - started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import queue
 import time
 from collections import deque
@@ -166,9 +165,3 @@ class Engine:
 def _refuse(asked: Asked) -> None:
     if asked.answer.set_running_or_notify_cancel():
         asked.answer.set_exception(Refused("the server ends"))
-
-
-def takes_anchors(policy: Any) -> bool:
-    """Whether `act` and the sampler behind it know of chunks that continue others."""
-    sample = getattr(getattr(policy, "scheduler", None), "sample", policy.act)
-    return all("anchor" in inspect.signature(one).parameters for one in (policy.act, sample))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -22,8 +21,9 @@ from provla.core.precision import describe_precision
 from provla.core.progress import console
 from provla.core.trust import check_stored
 from provla.core.types import Spec
-from provla.policy.folder import find_policy, load_policy
-from provla.serving.engine import Engine, takes_anchors
+from provla.policy.folder import find_policy, load_policy, run_beside
+from provla.policy.parts import takes_anchors
+from provla.serving.engine import Engine
 from provla.serving.server import Door, Service, bound, is_local
 
 Port = Annotated[int, Ge(0), Le(65535)]
@@ -64,10 +64,11 @@ def serve(asked: Serving, started: Started | None = None) -> None:
     token = os.environ.get(TOKEN, "")
     with closing(bound(asked.host, asked.port, token)) as place:  # before a policy is loaded for nothing
         device = find_device(asked.device)
-        checkpoint = Path(asked.checkpoint).expanduser()
-        run = run_of(checkpoint, asked)
+        policy_folder = find_policy(Path(asked.checkpoint).expanduser())
+        run = run_beside(policy_folder)
+        check_stored(run, policy_folder.parent / "config.json", asked.trust)
         changes = {f"scheduler.{key}": value for key, value in asked.scheduler.items() if value is not None}
-        policy, spec = load_policy(find_policy(checkpoint), device, changes, asked.bases, asked.trust)
+        policy, spec = load_policy(policy_folder, device, changes, asked.bases, asked.trust)
         threads = asked.threads or run.get("threads") or torch.get_num_threads()
         with reproducible(threads, device, bool(value_in(run.get("trainer"), "deterministic"))):
             _serve(asked, policy, spec, device, place, token, run, started)
@@ -106,21 +107,6 @@ def _serve(
         if started:
             started(port, engine.stop)
         engine.run()
-
-
-def run_of(checkpoint: Path, asked: Serving) -> dict[str, Any]:
-    """The configuration of the run that a policy comes from; empty where it came without."""
-    file = find_policy(checkpoint).parent / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"checkpoint={str(checkpoint)!r}: its config.json is damaged ({error})") from error
-    if not isinstance(config, dict) or "trainer" not in config:  # LeRobot's, of an export
-        return {}
-    check_stored(config, file, asked.trust)
-    return config
 
 
 def told(

@@ -14,7 +14,7 @@ from conftest import FAKE, LIGHT, compose, write_lerobot
 from provla.core.build import build
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.features import feature_cache, frames_digest
-from provla.dataset.sampler import MixSampler, Sampler, make_sampler
+from provla.dataset.sampler import MixSampler, Sampler, sampler_of
 from provla.run.setting import load_setting, make_parts
 
 FAKES = {
@@ -39,7 +39,7 @@ def mix(sources: dict[str, Any] | None = None, **given: Any) -> Any:
 
 
 def sampler(data: Demonstrations, rows: np.ndarray) -> Sampler:
-    return make_sampler(data, rows, list(data.frames), 8, 1)
+    return sampler_of(data)(data, rows, list(data.frames), 8, 1)
 
 
 def share_of(rows: np.ndarray, data: Demonstrations) -> float:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from conftest import FAKE, ROOT, compose
+from conftest import FAKE, ROOT, browsing, compose
 from torch import nn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -40,9 +39,10 @@ from provla.dataset.cache import small
 from provla.env.rollout import rollout
 from provla.execution import RealTime, continued
 from provla.policy.folder import save_policy
+from provla.policy.parts import takes_anchors
 from provla.serving import lerobot_async, start, wire
 from provla.serving.client import Client
-from provla.serving.engine import Answer, Engine, takes_anchors
+from provla.serving.engine import Answer, Engine
 from provla.serving.observed import observed
 from provla.serving.server import bound
 from provla.serving.start import Serving
@@ -556,23 +556,12 @@ def test_the_page_shows_what_a_client_sees_and_was_sent(run: Path) -> None:
 
 
 def test_the_page_draws_in_a_browser(run: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    errors: list[str] = []
-    with serving(run) as port, Client("127.0.0.1", port) as client, sync_playwright() as play:
+    with serving(run) as port, Client("127.0.0.1", port) as client, browsing() as page:
         client.infer(look())
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector("article img")
         assert page.locator("article polyline").count() == 4
         assert page.evaluate("document.querySelector('article img').naturalWidth") == 64
-        browser.close()
-    assert not errors
 
 
 # As a process

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAKE, LIGHT
+from conftest import FAKE, LIGHT, browsing
 from studies import TASKS, Command, make_study, outcomes, words, write_run
 
 from provla.core.files import write_json
@@ -246,21 +246,13 @@ def test_every_form_of_the_report(filmed: Path, command: Command, tmp_path: Path
 
 
 def test_the_page_in_a_browser(filmed: Path, command: Command) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
     code, _, err = command("report", f"folder={filmed}")
     assert code == 0, err
     requests: list[str] = []
     errors: list[str] = []
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
+    with browsing() as page:
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((filmed / "report" / "report.html").as_uri())
         assert page.title().startswith("probe")
 
@@ -298,7 +290,6 @@ def test_the_page_in_a_browser(filmed: Path, command: Command) -> None:
         assert page.eval_on_selector_all("video", "videos => videos.map(video => video.videoWidth)") == [64, 64]
         # The page's own policy stops whatever would leave it.
         assert page.evaluate("fetch('https://example.org').then(() => 'left', () => 'stopped')") == "stopped"
-        browser.close()
     assert [url for url in requests if not url.startswith(("data:", "file:", "blob:"))] in (
         [],
         ["https://example.org/"],
