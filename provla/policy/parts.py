@@ -17,6 +17,26 @@ from provla.policy.normalize import Normalizer
 from provla.policy.relative import Relative
 
 
+def check_seen(observation: Observation, spec: Spec) -> None:
+    """`ValueError` for pictures and states that are not what a policy was built for: one camera of two would be taken
+    for both without a word.
+    """
+    images, state = observation.images, observation.state
+    pictures = (len(observation), spec.n_obs_steps, len(spec.cameras), 3, *spec.image_size)
+    if tuple(images.shape) != pictures or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images is {tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}: expected (B,T,C,3,h,w) = "
+            f"{pictures} uint8, the pictures of the cameras {', '.join(spec.cameras)} in this order"
+        )
+    if tuple(state.shape) != (len(observation), spec.n_obs_steps, spec.state_size):
+        raise ValueError(
+            f"state is {tuple(state.shape)}: expected (B,T,S) = "
+            f"{(len(observation), spec.n_obs_steps, spec.state_size)} in the robot's units"
+        )
+    if observation.past_actions is not None and not spec.n_past_actions:
+        raise ValueError("past_actions: this policy reads none (n_past_actions=0); leave them out")
+
+
 class Normalized(nn.Module):
     """A policy whose `sample` knows normalised actions alone. reach: how far its sampler goes, and the key that says
     so.
@@ -81,6 +101,7 @@ class Normalized(nn.Module):
         """(B,H,A) float32 in the robot's units, as the anchor's actions are; the sampler's noise comes from `generator`
         (one, or a list of B).
         """
+        check_seen(observation, self.spec)
         if anchor is not None:
             anchor = replace(anchor, actions=self.inside(anchor.actions, observation))
         return self.outside(self.sample(observation, generator, anchor), observation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -182,3 +183,17 @@ def test_count_parameters_counts_packed_weights_as_what_they_stand_for(spec: Spe
     plain, packed = (count_parameters(make(spec, *o)) for o in (["adapter=frozen"], ["quant=4bit", "adapter=frozen"]))
     assert {key: plain[key] for key in ("trainable", "total")} == {key: packed[key] for key in ("trainable", "total")}
     assert packed["bytes"] < plain["bytes"]
+
+
+def test_an_observation_that_is_not_the_policys_is_refused(spec: Spec) -> None:
+    """A camera too few used to be taken for all of them."""
+    policy, seen = make(spec).eval(), fake_observation(spec, 2)
+    shape = r"expected \(B,T,C,3,h,w\) = \(2, 2, 2, 3, 32, 32\) uint8, the pictures of the cameras left, right in this"
+    for changes, message in (
+        ({"images": seen.images[:, :, :1]}, rf"images is \(2, 2, 1, 3, 32, 32\) uint8: {shape}"),
+        ({"images": seen.images[:, :1]}, rf"images is \(2, 1, 2, 3, 32, 32\) uint8: {shape}"),
+        ({"images": seen.images / 255}, rf"images is \(2, 2, 2, 3, 32, 32\) float32: {shape}"),
+        ({"state": seen.state[:, :1]}, r"state is \(2, 1, 3\): expected \(B,T,S\) = \(2, 2, 3\) in the robot's units"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.act(replace(seen, **changes))
