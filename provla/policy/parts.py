@@ -28,11 +28,9 @@ def check_seen(observation: Observation, spec: Spec) -> None:
             f"images is {tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}: expected (B,T,C,3,h,w) = "
             f"{pictures} uint8, the pictures of the cameras {', '.join(spec.cameras)} in this order"
         )
-    if tuple(state.shape) != (len(observation), spec.n_obs_steps, spec.state_size):
-        raise ValueError(
-            f"state is {tuple(state.shape)}: expected (B,T,S) = "
-            f"{(len(observation), spec.n_obs_steps, spec.state_size)} in the robot's units"
-        )
+    states = (len(observation), spec.n_obs_steps, spec.state_size)
+    if tuple(state.shape) != states:
+        raise ValueError(f"state is {tuple(state.shape)}: expected (B,T,S) = {states} in the robot's units")
     if observation.past_actions is not None and not spec.n_past_actions:
         raise ValueError("past_actions: this policy reads none (n_past_actions=0); leave them out")
 
@@ -99,7 +97,7 @@ class Normalized(nn.Module):
     @deployed
     def act(self, observation: Observation, generator: Generators = None, anchor: Anchor | None = None) -> Tensor:
         """(B,H,A) float32 in the robot's units, as the anchor's actions are; the sampler's noise comes from `generator`
-        (one, or a list of B).
+        (one, or a list of B). `ValueError` for an observation of other sizes than the policy's.
         """
         check_seen(observation, self.spec)
         if anchor is not None:

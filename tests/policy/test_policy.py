@@ -194,6 +194,7 @@ def test_an_observation_that_is_not_the_policys_is_refused(spec: Spec) -> None:
         ({"images": seen.images[:, :1]}, rf"images is \(2, 1, 2, 3, 32, 32\) uint8: {shape}"),
         ({"images": seen.images / 255}, rf"images is \(2, 2, 2, 3, 32, 32\) float32: {shape}"),
         ({"state": seen.state[:, :1]}, r"state is \(2, 1, 3\): expected \(B,T,S\) = \(2, 2, 3\) in the robot's units"),
+        ({"past_actions": torch.zeros(2, 1, spec.action_size)}, r"past_actions: this policy reads none"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.act(replace(seen, **changes))
