@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from provla.core.interfaces import Generators, Head
+from provla.core.libraries import diffusers_library
 from provla.core.types import Anchor, Tokens
 
 
@@ -27,9 +28,8 @@ def draw(actions: Tensor, noise: Tensor | None, time: Tensor | None) -> tuple[Te
 
 
 def first_noise(context: Tokens, shape: tuple[int, int, int], generator: Generators) -> Tensor:
-    from diffusers.utils.torch_utils import randn_tensor
-
-    drawn: Tensor = randn_tensor(shape, generator, context.features.device, torch.float32)
+    draw = diffusers_library().utils.torch_utils.randn_tensor
+    drawn: Tensor = draw(shape, generator, context.features.device, torch.float32)
     return drawn
 
 
