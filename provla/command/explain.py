@@ -61,8 +61,19 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML that can be read: {text}"
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return (
+            f"this command chooses no option of {match[1]} (--help lists those it chooses); where it changes a run's "
+            f"own, give {match[1]}.<key>=<value>"
+        )
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         return _unknown(match[1] or match[2], error)
+    if match := re.match(r"Error parsing override '(.*)'\s+missing EQUAL at '<EOF>'", text):
+        return f"{match[1]} is no override; give {match[1]}=<value>"
+    if match := re.match(r"(Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        key, _, value = match[2].partition("=")
+        listed = f"; a list is {key}=[{value}]" if match[1].startswith("A") else ""
+        return f"{match[2]}: several values are a sweep, which -m starts{listed}"
     if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
         options = ", ".join(
             line.strip()
@@ -71,8 +82,6 @@ def explain(error: Exception) -> str:
         )
         group, _, option = match[1].rpartition("/")
         return f"unknown option {group}={option}; valid: {options}"
-    if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
-        return f"unknown group {match[1]!r}"
     if match := re.search(r"Error merging override \+*([^=\s]+)=(.*)", text, re.DOTALL):
         return (
             f"{match[1]}={match[2]} cannot be merged with what a configuration file gives for {match[1]} "

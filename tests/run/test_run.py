@@ -323,7 +323,7 @@ def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Pa
 
 
 def test_job_folders_are_named_by_their_overrides() -> None:
-    from provla.command.entry import job_folder
+    from provla.command.compose import job_folder
 
     assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
     assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
@@ -470,15 +470,15 @@ def test_readme_and_makefile_name_the_same_commands() -> None:
 
 
 def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
-    from provla.command.entry import _plain
+    from provla.command.compose import plain
 
     assert (
-        _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",))
+        plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",))
         == "checkpoint='outputs/fusion/fusion=film,seed=0'"
     )
-    assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
-    assert _plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
-    assert _plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
+    assert plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
+    assert plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
+    assert plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
 
 
 @pytest.mark.parametrize(
