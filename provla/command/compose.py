@@ -165,9 +165,10 @@ def keep(folder: Path, config: DictConfig, state: Any) -> None:
     secrets.
     """
     from provla.core.files import write_text
+    from provla.jobs.sweep import refused
 
     kept = folder / ".hydra"
-    if state.run.dir != "." and not kept.exists():
+    if state.run.dir != "." and (not kept.exists() or refused(folder)):
         write_text(kept / "config.yaml", hide(OmegaConf.to_yaml(config)))
         write_text(kept / "overrides.yaml", hide(OmegaConf.to_yaml(state.overrides.task)))
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAKE, ROOT, compose
+from conftest import FAKE, LIGHT, ROOT, compose
 
 from provla.core.identity import identity
 from provla.core.manifest import write_manifest
+from provla.core.result import read_result
 from provla.dataset import kept
 
 Command = Callable[..., tuple[int, str, str]]
@@ -271,6 +272,25 @@ def test_bad_input_is_one_message_and_a_non_zero_exit(
     assert err.startswith("error: ")
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_a_refused_run_gives_its_folder_to_the_corrected_command(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fake = [*FAKE, *LIGHT, "logger=csv", f"hydra.run.dir={run}"]
+    for wrong in ("trainer.lr=abc", "objective=val/los"):  # before and after the data are loaded
+        code, _, err = command("train", *fake, wrong)
+        assert code == 2, err
+        assert "holds a run" not in err
+        assert read_result(run).attempts == 1
+    code, out, err = command("train", *fake, "seed=3")
+    assert code == 0, err
+    assert "was refused before its training; this one takes its place" in " ".join(out.split())
+    found = read_result(run)
+    assert (found.status, found.seed, found.attempts) == ("completed", 3, None)
+    assert "seed=3" in (run / ".hydra" / "overrides.yaml").read_text()
+    code, _, err = command("train", *fake, "seed=4")
+    assert code == 2
+    assert "holds a run of another configuration (seed: 3 → 4)" in err
 
 
 def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_path: Path, metaworld: list[str]) -> None:
