@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
-from hydra._internal import hydra as hydras
+from hydra._internal import hydra as hydra_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.types import RunMode, TaskFunction
@@ -96,11 +96,12 @@ class _Loader(ConfigLoaderImpl):
 
 @contextmanager
 def _composed_once() -> Iterator[None]:
-    hydras.ConfigLoaderImpl = _Loader  # type: ignore[misc]
+    module: Any = hydra_module
+    module.ConfigLoaderImpl = _Loader
     try:
         yield
     finally:
-        hydras.ConfigLoaderImpl = ConfigLoaderImpl  # type: ignore[misc]
+        module.ConfigLoaderImpl = ConfigLoaderImpl
 
 
 @contextmanager
