@@ -39,7 +39,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     """See conf/evaluate.yaml."""
     from provla.core.checks import check_values
     from provla.core.identity import Root
-    from provla.run.evaluate import evaluate, evaluate_steps
+    from provla.run.evaluate import evaluate, evaluate_steps, load_judged
     from provla.run.survival import factors, survive
 
     if unknown := [key for key in config if key not in (*KEYS, "check")]:
@@ -64,15 +64,16 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     )
     # Before the first episode is played.
     levels = factors(asked[0], asked[2], asked[5], config["perturb"]) if config["perturb"] else {}
-    steps = scheduler.get("num_inference_steps")
+    loaded, steps = None, scheduler.get("num_inference_steps")
     if isinstance(steps, list):
         if levels:
             raise ValueError("perturb with several scheduler.num_inference_steps: give one of them at a time")
         result = evaluate_steps(*asked, steps=steps)
     else:
-        result = evaluate(*asked)
+        loaded = load_judged(*asked[:3], *asked[4:]) if levels else None
+        result = evaluate(*asked, loaded=loaded)
     if levels:
-        result.perturb = survive(*asked, levels=levels)
+        result.perturb = survive(*asked, levels=levels, loaded=loaded)
         result.write(folder)
     return result.objective.value if result.objective else None
 

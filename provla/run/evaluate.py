@@ -59,19 +59,18 @@ def evaluate(
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
     quiet: bool = False,
+    loaded: tuple[Any, Spec] | None = None,
 ) -> Result:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
     changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes. bases,
     trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
+    loaded: what `load_judged` gave for these arguments, where a policy is judged several times.
     """
     device = find_device(device_name)
-    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
     config = read_config(checkpoint, changes, trust)
-    policy, spec = load_policy(
-        stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust
-    )
+    policy, spec = loaded or load_judged(checkpoint, device_name, changes, bases, trust)
     spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
     with reproducible(threads, device, config["trainer"].get("deterministic", False)):
@@ -82,6 +81,19 @@ def evaluate(
     if not quiet:
         show(result, folder)
     return result
+
+
+def load_judged(
+    checkpoint: Path,
+    device_name: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    bases: Mapping[str, str] | None,
+    trust: Sequence[str],
+) -> tuple[Any, Spec]:
+    """The policy that `evaluate` judges, and its sizes."""
+    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
+    scheduler = {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}
+    return load_policy(stored, find_device(device_name), scheduler, bases, trust)
 
 
 def read_config(checkpoint: Path, changes: Mapping[str, Mapping[str, Any]], trust: Sequence[str]) -> dict[str, Any]:

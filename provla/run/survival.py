@@ -14,10 +14,11 @@ from provla.core.build import build
 from provla.core.files import csv_text, write_text
 from provla.core.progress import console
 from provla.core.result import Played, read_episodes
+from provla.core.types import Spec
 from provla.env.chunk import close
 from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
 from provla.env.suite import plays
-from provla.run.evaluate import evaluate, read_config
+from provla.run.evaluate import evaluate, load_judged, read_config
 from provla.statistics.checks import paired_interval, wilson
 
 FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor and level
@@ -31,21 +32,23 @@ def survive(
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
     levels: Mapping[str, int],
+    loaded: tuple[Any, Spec] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows {factor, level, …} of what was found under each factor: success with its Wilson interval, endings, and the
     paired difference from the episodes in `folder`, which were played without. Into perturb/, perturb.csv and plots/.
 
-    changes, bases, trust: see `evaluate`. levels: see `factors`.
+    changes, bases, trust, loaded: see `evaluate`. levels: see `factors`.
     """
     from provla.run.plots import plot_survival
 
     plain, rows = read_episodes(folder / "episodes.csv"), []
+    loaded = loaded or load_judged(checkpoint, device, changes, bases, trust)
     for factor, level in levels.items():
         console.print(f"{factor}, level {level}: {amount(factor, level)}")
         under = {**changes, "env": {**changes["env"], "perturb": {factor: level}, "videos_per_task": 0}}
         place = folder / FOLDER / f"{factor}_{level}"
         try:
-            evaluate(checkpoint, device, under, place, bases, trust, quiet=True)
+            evaluate(checkpoint, device, under, place, bases, trust, quiet=True, loaded=loaded)
         except ValueError as error:
             if factor not in WORDS:
                 raise
