@@ -53,7 +53,8 @@ def command(
 
     An error becomes its message and an exit code (see `provla.core.errors`). In a multirun a failed job is reported,
     the others go on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
-    paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers
+    paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands; of those that are in `lists`
+    too, several stand in brackets, with quotes around one that has a comma. studies: provla's sweepers
     stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
     the task checks them. follow: what the other processes do where several are started side by side; without it they
     are refused.
@@ -238,13 +239,24 @@ def refuse_several_processes(ranked: bool, arguments: Sequence[str]) -> None:
 def _plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequence[str] = ()) -> str:
     """An argument as Hydra's grammar wants it."""
     key, _, value = argument.partition("=")
+    if key in paths and key in lists:
+        if value.startswith("[") and value.endswith("]"):
+            return f"{key}=[{','.join(_plain_path(one) for one in _split(value[1:-1]))}]"
+        lists = ()
     if "." in key and key.partition(".")[0] in free and key not in lists:
         return f"++{argument}"
     if key in lists and re.fullmatch(r"[^\[{,]+(,[^,]+)+", value):
         return f"{key}=[{value}]"
-    if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
-        return f"{key}='{value}'"
-    return argument
+    return f"{key}={_plain_path(value)}" if key in paths and value else argument
+
+
+def _plain_path(value: str) -> str:
+    return f"'{value}'" if re.search(r"[=,\s]", value) and not value.startswith(("'", '"')) else value
+
+
+def _split(values: str) -> list[str]:
+    """At commas that stand outside quotes."""
+    return [one.strip() for one in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,'"])+""", values)]
 
 
 def _places(threads: int, jobs_per_gpu: Any) -> int:
