@@ -140,13 +140,24 @@ def prepare(studies: bool) -> None:
 def plain(argument: str, lists: Sequence[str], paths: Sequence[str], free: Sequence[str] = ()) -> str:
     """An override as Hydra's grammar wants it."""
     key, _, value = argument.partition("=")
+    if key in paths and key in lists:
+        if value.startswith("[") and value.endswith("]"):
+            return f"{key}=[{','.join(_plain_path(one) for one in _split(value[1:-1]))}]"
+        lists = ()
     if "." in key and key.partition(".")[0] in free and key not in lists:
         return f"++{argument}"
     if key in lists and re.fullmatch(r"[^\[{,]+(,[^,]+)+", value):
         return f"{key}=[{value}]"
-    if key in paths and re.search(r"[=,\s]", value) and not value.startswith(("'", '"')):
-        return f"{key}='{value}'"
-    return argument
+    return f"{key}={_plain_path(value)}" if key in paths and value else argument
+
+
+def _plain_path(value: str) -> str:
+    return f"'{value}'" if re.search(r"[=,\s]", value) and not value.startswith(("'", '"')) else value
+
+
+def _split(values: str) -> list[str]:
+    """At commas that stand outside quotes."""
+    return [one.strip() for one in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,'"])+""", values)]
 
 
 def resolve(config: DictConfig, state: Any) -> tuple[dict[str, Any], dict[str, str]]:

@@ -44,7 +44,8 @@ def command(
 
     An error becomes its message and an exit code (see `provla.core.errors`). In a multirun a failed job is reported,
     the others go on, and the exit code is 1 at the end. lists: keys for which `key=1,2,4` is a list and not a sweep.
-    paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands. studies: provla's sweepers
+    paths: keys for which `key=outputs/fusion/fusion=film,seed=0` is a path as it stands; of those that are in `lists`
+    too, several stand in brackets, with quotes around one that has a comma. studies: provla's sweepers
     stand in for Hydra's own. free: nodes that take keys which stand elsewhere, so that `env.first_seed=5` needs no `+`;
     the task checks them. follow: what the other processes do where several are started side by side; without it they
     are refused.

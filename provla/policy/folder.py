@@ -117,6 +117,11 @@ def load_policy(
     return policy.eval(), sizes
 
 
+def read_spec(folder: Path) -> Spec:
+    """The sizes of a policy's folder, with nothing loaded; `ValueError` for one that holds none."""
+    return _read(folder)[2]
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec]:
     """The policy's node, the bases it needs, and its sizes."""
     try:
