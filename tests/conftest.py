@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from fcntl import LOCK_EX, flock
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,19 +75,69 @@ def pytest_configure(config: pytest.Config) -> None:
         savefig(*given, **(how | {"bbox_inches": None} if how.get("format") == "png" else how))
 
     Figure.savefig = once  # type: ignore[method-assign]
+    read_files_once()
+
+
+def read_files_once() -> None:
+    """A YAML file is parsed once, by its text: a composition reads forty of them, and the tests compose hundreds of
+    times.
+    """
+    from omegaconf import OmegaConf
+
+    load, parsed = OmegaConf.load, dict[str, Any]()
+
+    def once(file: Any) -> Any:
+        text = file.read() if hasattr(file, "read") else Path(file).read_text(encoding="utf-8")
+        if text not in parsed:
+            whole = io.StringIO(text)
+            whole.name = str(getattr(file, "name", file))  # which an error names
+            parsed[text] = load(whole)
+        return deepcopy(parsed[text])
+
+    OmegaConf.load = staticmethod(once)  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_garbage() -> None:
+    """What libraries made when they were imported, millions of objects, is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """`make(folder)` by one of pytest-xdist's processes, once in a session; the others wait and share it. Only to be
+    read: a test that changes it takes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with (shared / f"{name}.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        if not (shared / f"{name}.made").exists():
+            make(shared / name)
+            (shared / f"{name}.made").touch()
+    return shared / name
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
     """The resolved configuration of a command line."""
+    from omegaconf import OmegaConf
+
+    here = any(Path(folder).is_dir() for folder in ("conf", "experiments"))  # options of a test's own
+    found = OmegaConf.to_container((_composed.__wrapped__ if here else _composed)(name, overrides), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> Any:
+    """Before what refers to the environment is resolved."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        found = OmegaConf.to_container(hydra.compose(name, overrides=list(overrides)), resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+        return hydra.compose(name, overrides=list(overrides))
 
 
 @pytest.fixture
