@@ -79,9 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def read_files_once() -> None:
-    """A YAML file is parsed once, by its text: a composition reads forty of them, and the tests compose hundreds of
-    times.
+    """A YAML file is parsed once, by its text, and so are references in it and Hydra's versions: a composition reads
+    forty files, and the tests compose a thousand times.
     """
+    import hydra.version
+    import omegaconf.base
     from omegaconf import OmegaConf
 
     load, parsed = OmegaConf.load, dict[str, Any]()
@@ -95,6 +97,8 @@ def read_files_once() -> None:
         return deepcopy(parsed[text])
 
     OmegaConf.load = staticmethod(once)  # type: ignore[method-assign, assignment]
+    for place, name in ((hydra.version, "_get_version"), (omegaconf.base, "parse"), (omegaconf._utils, "parse")):
+        setattr(place, name, cache(getattr(place, name)))
 
 
 @pytest.fixture(scope="module", autouse=True)
