@@ -169,18 +169,24 @@ def _light_garbage() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, one for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
-    """`make(folder)` by one of pytest-xdist's processes, once in a session; the others wait and share it. Only to be
-    read: a test that changes it takes a copy.
+    """`make(folder)` by one process, once in a session; the others wait and share it. Only to be read: a test that
+    changes it takes a copy.
     """
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    with (shared / f"{name}.lock").open("w") as lock:
+    place = session_folder(tmp_path_factory) / "made" / name
+    place.parent.mkdir(exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
         flock(lock, LOCK_EX)
-        if not (shared / f"{name}.made").exists():
-            make(shared / name)
-            (shared / f"{name}.made").touch()
-    return shared / name
+        if not place.with_suffix(".done").exists():
+            make(place)
+            place.with_suffix(".done").touch()
+    return place
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
@@ -317,10 +323,9 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real recording: two tasks, two demonstrations each, by two processes."""
     asked = MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
-    # The same for all processes of pytest-xdist: the first one records, the others wait.
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    return record(asked, shared / "recordings", workers=2)
+    return record(
+        asked, session_folder(tmp_path_factory) / "recordings", workers=2
+    )  # which waits for who records it already
 
 
 @pytest.fixture(scope="session")
@@ -328,7 +333,7 @@ def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer: two cameras, named joints, two tasks, five episodes of 12
     steps.
     """
-    return write_two_cameras(tmp_path_factory.mktemp("lerobot") / "two_cameras")
+    return made_once(tmp_path_factory, "two_cameras", write_two_cameras)
 
 
 def write_two_cameras(root: Path) -> Path:
@@ -434,9 +439,13 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models in the form the Hub has them, heads and second towers included, by `save_pretrained`; a folder per
     family.
     """
+    return made_once(tmp_path_factory, "backbones", write_backbones)
+
+
+def write_backbones(folder: Path) -> None:
+    """See `backbones`."""
     import transformers as t
 
-    folder = tmp_path_factory.mktemp("backbones")
     torch.manual_seed(0)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     sight, words = {**small, "image_size": 32, "patch_size": 8}, {**small, "vocab_size": 300}
@@ -472,4 +481,3 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
             processors[name].save_pretrained(folder / name)
         if name not in ("dinov2", "resnet"):
             t.ByT5Tokenizer(extra_ids=0).save_pretrained(folder / name)
-    return folder
