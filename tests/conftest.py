@@ -6,7 +6,6 @@ import gc
 import io
 import multiprocessing
 import os
-import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,11 +109,9 @@ def choose_once() -> None:
     from hydra._internal import config_loader_impl, defaults_list
     from hydra.core.config_store import ConfigStore
 
-    choose, merge = (
-        defaults_list._create_defaults_list,
-        config_loader_impl.ConfigLoaderImpl._compose_config_from_defaults_list,
-    )
-    kept = dict[tuple[str, str], bytes]()
+    choose, loader_of = defaults_list._create_defaults_list, config_loader_impl.ConfigLoaderImpl
+    merge = loader_of._compose_config_from_defaults_list
+    kept = dict[tuple[str, str], Any]()
 
     def stored(nodes: Any) -> Any:
         return {k: stored(v) for k, v in nodes.items()} if isinstance(nodes, dict) else nodes.provider
@@ -129,22 +126,21 @@ def choose_once() -> None:
     def chosen(repo: Any, config_name: str, overrides: Any, **how: Any) -> Any:
         asked = {name: value for name, value in vars(overrides).items() if name != "config_overrides"}
         key = files(repo), repr((config_name, asked, how))
-        if key in kept:
-            found, changed = pickle.loads(kept[key])
-            vars(overrides).update(changed)
-            return found
-        found = choose(repo, config_name, overrides, **how)
-        kept[key] = pickle.dumps((found, {name: getattr(overrides, name) for name in asked}))
+        if key not in kept:
+            found = choose(repo, config_name, overrides, **how)
+            kept[key] = deepcopy((found, {name: getattr(overrides, name) for name in asked}))
+        found, changed = deepcopy(kept[key])
+        vars(overrides).update(changed)
         return found
 
     def merged(loader: Any, defaults: Any, repo: Any) -> Any:
         key = files(repo), repr(defaults)
         if key not in kept:
-            kept[key] = pickle.dumps(merge(loader, defaults=defaults, repo=repo))
-        return pickle.loads(kept[key])
+            kept[key] = merge(loader, defaults=defaults, repo=repo)
+        return deepcopy(kept[key])
 
     defaults_list._create_defaults_list = chosen
-    config_loader_impl.ConfigLoaderImpl._compose_config_from_defaults_list = merged  # type: ignore[method-assign]
+    loader_of._compose_config_from_defaults_list = merged  # type: ignore[method-assign]
 
 
 def _texts(place: Path) -> list[tuple[str, str]]:
