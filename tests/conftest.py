@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from fcntl import LOCK_EX, flock
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,19 +75,135 @@ def pytest_configure(config: pytest.Config) -> None:
         savefig(*given, **(how | {"bbox_inches": None} if how.get("format") == "png" else how))
 
     Figure.savefig = once  # type: ignore[method-assign]
+    read_files_once()
+    choose_once()
+
+
+def read_files_once() -> None:
+    """A YAML file is parsed once, by its text, and so are references in it and Hydra's versions: a composition reads
+    forty files, and the tests compose a thousand times.
+    """
+    import hydra.version
+    import omegaconf.base
+    from omegaconf import OmegaConf
+
+    load, parsed = OmegaConf.load, dict[str, Any]()
+
+    def once(file: Any) -> Any:
+        text = file.read() if hasattr(file, "read") else Path(file).read_text(encoding="utf-8")
+        if text not in parsed:
+            whole = io.StringIO(text)
+            whole.name = str(getattr(file, "name", file))  # which an error names
+            parsed[text] = load(whole)
+        return deepcopy(parsed[text])
+
+    OmegaConf.load = staticmethod(once)  # type: ignore[method-assign, assignment]
+    for place, name in ((hydra.version, "_get_version"), (omegaconf.base, "parse"), (omegaconf._utils, "parse")):
+        setattr(place, name, cache(getattr(place, name)))
+
+
+def choose_once() -> None:
+    """What Hydra makes of the same choice of options, from files of the same content, is made once; what a command line
+    sets beside them comes on top of it each time. Without it that is four fifths of a composition.
+    """
+    from hydra._internal import config_loader_impl, defaults_list
+    from hydra.core.config_store import ConfigStore
+
+    choose, loader_of = defaults_list._create_defaults_list, config_loader_impl.ConfigLoaderImpl
+    merge = loader_of._compose_config_from_defaults_list
+    kept = dict[tuple[str, str], Any]()
+
+    def stored(nodes: Any) -> Any:
+        return {k: stored(v) for k, v in nodes.items()} if isinstance(nodes, dict) else nodes.provider
+
+    def files(repo: Any) -> str:
+        if not hasattr(repo, "files"):
+            places = [(s.scheme(), s.path, s.provider) for s in repo.get_sources()]
+            texts = [_texts(Path(path)) for scheme, path, _ in places if scheme == "file"]
+            repo.files = repr(([(one, other) for one, _, other in places], texts, stored(ConfigStore.instance().repo)))
+        return str(repo.files)
+
+    def chosen(repo: Any, config_name: str, overrides: Any, **how: Any) -> Any:
+        asked = {name: value for name, value in vars(overrides).items() if name != "config_overrides"}
+        key = files(repo), repr((config_name, asked, how))
+        if key not in kept:
+            found = choose(repo, config_name, overrides, **how)
+            kept[key] = deepcopy((found, {name: getattr(overrides, name) for name in asked}))
+        found, changed = deepcopy(kept[key])
+        vars(overrides).update(changed)
+        return found
+
+    def merged(loader: Any, defaults: Any, repo: Any) -> Any:
+        key = files(repo), repr(defaults)
+        if key not in kept:
+            kept[key] = merge(loader, defaults=defaults, repo=repo)
+        return deepcopy(kept[key])
+
+    defaults_list._create_defaults_list = chosen
+    loader_of._compose_config_from_defaults_list = merged  # type: ignore[method-assign]
+
+
+def _texts(place: Path) -> list[tuple[str, str]]:
+    """The configuration files in a folder, and what stands in them."""
+    return _shipped(place) if place in (ROOT, ROOT / "conf") else _read(place, "")
+
+
+def _read(place: Path, part: str) -> list[tuple[str, str]]:
+    return [(str(file.relative_to(place)), file.read_text()) for file in sorted((place / part).rglob("*.yaml"))]
+
+
+@cache
+def _shipped(place: Path) -> list[tuple[str, str]]:
+    return _read(place, "experiments" if place == ROOT else "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_garbage() -> None:
+    """What libraries made when they were imported, millions of objects, is not looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, one for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """`make(folder)` by one process, once in a session; the others wait and share it. Only to be read: a test that
+    changes it takes a copy.
+    """
+    place = session_folder(tmp_path_factory) / "made" / name
+    place.parent.mkdir(exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        if not place.with_suffix(".done").exists():
+            make(place)
+            place.with_suffix(".done").touch()
+    return place
 
 
 def compose(*overrides: str, name: str = "train") -> dict[str, Any]:
     """The resolved configuration of a command line."""
+    from omegaconf import OmegaConf
+
+    here = any(Path(folder).is_dir() for folder in ("conf", "experiments"))  # options of a test's own
+    found = OmegaConf.to_container((_composed.__wrapped__ if here else _composed)(name, overrides), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> Any:
+    """Before what refers to the environment is resolved."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        found = OmegaConf.to_container(hydra.compose(name, overrides=list(overrides)), resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+        return hydra.compose(name, overrides=list(overrides))
 
 
 @pytest.fixture
@@ -198,10 +319,9 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real recording: two tasks, two demonstrations each, by two processes."""
     asked = MetaworldRecording(("drawer-close", "window-open"), 2, ("corner2",), 32, 0, 0.05, 0.0, 3)
-    # The same for all processes of pytest-xdist: the first one records, the others wait.
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    return record(asked, shared / "recordings", workers=2)
+    return record(
+        asked, session_folder(tmp_path_factory) / "recordings", workers=2
+    )  # which waits for who records it already
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +329,7 @@ def two_cameras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LeRobot v3 data set by LeRobot's own writer: two cameras, named joints, two tasks, five episodes of 12
     steps.
     """
-    return write_two_cameras(tmp_path_factory.mktemp("lerobot") / "two_cameras")
+    return made_once(tmp_path_factory, "two_cameras", write_two_cameras)
 
 
 def write_two_cameras(root: Path) -> Path:
@@ -315,9 +435,13 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models in the form the Hub has them, heads and second towers included, by `save_pretrained`; a folder per
     family.
     """
+    return made_once(tmp_path_factory, "backbones", write_backbones)
+
+
+def write_backbones(folder: Path) -> None:
+    """See `backbones`."""
     import transformers as t
 
-    folder = tmp_path_factory.mktemp("backbones")
     torch.manual_seed(0)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     sight, words = {**small, "image_size": 32, "patch_size": 8}, {**small, "vocab_size": 300}
@@ -353,4 +477,3 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
             processors[name].save_pretrained(folder / name)
         if name not in ("dinov2", "resnet"):
             t.ByT5Tokenizer(extra_ids=0).save_pretrained(folder / name)
-    return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import sys
 import textwrap
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAKE, ROOT, TINY
+from conftest import FAKE, ROOT, TINY, session_folder
 
 from provla.run import evaluate as evaluating
 
@@ -61,8 +60,7 @@ def test_add_a_fusion(command: Command, tmp_path: Path) -> None:
 @pytest.fixture
 def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the README's world is recorded once for all tests, and all processes of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    return f"data_dir={(base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'own'}"
+    return f"data_dir={session_folder(tmp_path_factory) / 'own'}"
 
 
 def test_add_a_world(command: Command, tmp_path: Path, shared: str) -> None:

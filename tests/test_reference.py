@@ -13,7 +13,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, compose, local
+from conftest import ROOT, compose, local, made_once
 
 import provla
 from provla.core.build import build
@@ -29,7 +29,7 @@ GROUPS = {"left_arm": range(6), "left_gripper": [6], "right_arm": range(7, 13), 
 @pytest.fixture(scope="session")
 def aloha(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three episodes of 20 steps in the schema and resolution of lerobot/aloha_mobile_cabinet."""
-    return write(tmp_path_factory.mktemp("aloha") / "cabinet", episodes=3, steps=20)
+    return made_once(tmp_path_factory, "cabinet", lambda folder: write(folder, episodes=3, steps=20))
 
 
 def load(root: Path, *overrides: str) -> Any:

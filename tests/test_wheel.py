@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, made_once
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -19,7 +19,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands of an environment that has the wheel, and this one's libraries without its provla."""
-    place = tmp_path_factory.mktemp("wheel")
+    return made_once(tmp_path_factory, "wheel", install) / "fresh" / "bin"
+
+
+def install(place: Path) -> None:
     for part in ("provla", "hydra_plugins", "conf", "experiments"):
         shutil.copytree(ROOT / part, place / "source" / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -30,10 +33,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "fresh"], cwd=place, check=True)
     home = next((place / "fresh" / "lib").glob("python*/site-packages"))
     python = str(place / "fresh" / "bin" / "python")
-    install = ["--python", python, "install", "--no-deps", "--no-index", *map(str, (place / "built").glob("*.whl"))]
-    subprocess.run([*pip, *install], check=True, capture_output=True)
+    wheel = ["--python", python, "install", "--no-deps", "--no-index", *map(str, (place / "built").glob("*.whl"))]
+    subprocess.run([*pip, *wheel], check=True, capture_output=True)
     (home / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return place / "fresh" / "bin"
 
 
 @pytest.fixture

@@ -102,14 +102,15 @@ def test_onednn_is_asked_where_mkl_is_slow_and_nothing_is_rounded(
 ) -> None:
     """Rounding of the factors is what oneDNN does with AMX, where torch's switch is taken at its word."""
     product = Tensor.__matmul__
+
+    def multiply(a: Tensor, b: Tensor) -> Tensor:  # as on such a CPU, whatever this one does
+        if a.dtype == torch.double:
+            return product(a, b)
+        return product(a.bfloat16(), b.bfloat16()).float() if rounds else product(a.double(), b.double()).float()
+
     monkeypatch.setattr("provla.core.machine._cpu", lambda: cpu)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    if rounds:
-        monkeypatch.setattr(
-            Tensor,
-            "__matmul__",
-            lambda a, b: product(a, b) if a.dtype == torch.double else product(a.bfloat16(), b.bfloat16()).float(),
-        )
+    monkeypatch.setattr(Tensor, "__matmul__", multiply)
     assert _multiplies_faster.__wrapped__() is taken
 
 

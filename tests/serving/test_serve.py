@@ -86,8 +86,10 @@ def serving(run: Path, **options: Any) -> Iterator[int]:
     thread.start()
     try:
         port, stop = found.result(60)
-        yield port
-        stop()
+        try:
+            yield port
+        finally:
+            stop()
     finally:
         thread.join(60)
         assert not thread.is_alive()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAKE, ROOT, compose
+from conftest import FAKE, ROOT, compose, made_once
 from safetensors.torch import save_file
 from test_trainer import BASES, CPU, setup
 from torch import Tensor, nn
@@ -175,7 +175,10 @@ TROUBLES = {
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Path:
     """The folder of both ranks' work."""
-    folder = tmp_path_factory.mktemp("shard")
+    return made_once(tmp_path_factory, "shard", lambda folder: work(folder, backbones))
+
+
+def work(folder: Path, backbones: Path) -> None:
     loop(folder / "up", [*CASES["plain"], SHORT])[0].run()  # which they take up
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     places = [ROOT, ROOT / "tests", ROOT / "tests" / "trainer"]
@@ -184,7 +187,6 @@ def ranked(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Path:
         [*words, folder, backbones], env=environment, timeout=300, text=True, stdout=subprocess.PIPE, stderr=-2
     )
     assert done.returncode == 0, done.stdout
-    return folder
 
 
 def both(folder: Path, name: str) -> list[Any]:
