@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +94,21 @@ def metaworld_embodiment(cameras: Sequence[str], image_size: int) -> Embodiment:
     )
 
 
+@lru_cache(maxsize=8)
+def _compiled(path: str) -> Any:
+    import mujoco
+
+    return mujoco.MjModel.from_xml_path(path)
+
+
+def _simulation(sim: Any) -> tuple[Any, Any]:
+    """What gymnasium makes a simulation of; a scene is compiled once for its worlds."""
+    import mujoco
+
+    model = copy(_compiled(sim.fullpath))
+    return model, mujoco.MjData(model)
+
+
 class MetaworldTask:
     """One Meta-World v3 task (Yu et al. 2019, arXiv:1910.10897), as a world.
 
@@ -109,7 +126,8 @@ class MetaworldTask:
         self.task, self.cameras = task, tuple(cameras)
         self.instruction = metaworld_instruction(task)
         self.embodiment = metaworld_embodiment(cameras, image_size)
-        self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        with patch("gymnasium.envs.mujoco.MujocoEnv._initialize_simulation", _simulation):
+            self._sim = metaworld.env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
         # Instead of `set_task`, which needs 50 pickled goals: the same switches, with the seed as the only source of
         # randomness.
         self._sim._set_task_called = True
