@@ -113,7 +113,10 @@ def test_onednn_is_asked_where_mkl_is_slow_and_nothing_is_rounded(
     assert _multiplies_faster.__wrapped__() is taken
 
 
-def test_a_result_says_what_it_was_made_on(tmp_path: Path) -> None:
+def test_a_result_says_what_it_was_made_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "MKL_CBWR" not in machine(CPU)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")  # by which MKL rounds otherwise
+    assert machine(CPU)["MKL_CBWR"] == "COMPATIBLE"
     found = environment(CPU)
     assert set(found["machine"]) == {"cpu", "instruction_set", "products", "threads", "architecture"}
     assert all(found["machine"].values())
