@@ -119,11 +119,13 @@ def _shown(asked: argparse.Namespace) -> Iterator[None]:
 
 
 def prepare(studies: bool) -> None:
-    """What the configuration files refer to, for this process; and how long torch's threads wait awake for each other,
-    which has to be said before torch is imported.
+    """What the configuration files refer to, for this process; and how many threads torch may have and how long they
+    wait awake for each other, which has to be said before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ["OMP_DYNAMIC"] = "false"  # of a team with fewer than it counts on, oneDNN's threads wait for ever
+    os.environ.pop("OMP_THREAD_LIMIT", None)
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("places", _places, replace=True)

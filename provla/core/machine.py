@@ -26,6 +26,11 @@ PACKAGES = (
     *("provla", "torch", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "lerobot"),
     *("metaworld", "ogbench", "gym-aloha", "mujoco", "numpy"),
 )
+# Variables of the environment by which MKL, oneDNN and CUDA round otherwise.
+ROUNDING = (
+    *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"),
+)
 _deterministic: Any = torch.utils.deterministic
 _products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 _attention: Any = torch.backends.cuda
@@ -89,8 +94,8 @@ def _multiplies_faster() -> bool:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What can round a sum otherwise: the CPU's model, its instruction set as torch uses it, threads; the GPU
-    and CUDA.
+    """What can round a sum otherwise: the CPU's model, its instruction set as torch uses it, threads, what of
+    `ROUNDING` is set; the GPU and CUDA.
     """
     found: dict[str, Any] = {
         "cpu": _cpu(),
@@ -99,6 +104,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
     }
+    found |= {name: value for name in ROUNDING if (value := os.environ.get(name))}
     if (ranks := launched().size) > 1:
         found["ranks"] = ranks
     if device.type == "cuda":

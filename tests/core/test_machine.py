@@ -114,13 +114,15 @@ def test_onednn_is_asked_where_mkl_is_slow_and_nothing_is_rounded(
     assert _multiplies_faster.__wrapped__() is taken
 
 
-def test_a_result_says_what_it_was_made_on(tmp_path: Path) -> None:
+def test_a_result_says_what_it_was_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
     found = environment(CPU)
     assert set(found["machine"]) == {"cpu", "instruction_set", "products", "threads", "architecture"}
     assert all(found["machine"].values())
     assert found["peak_memory_mb"] > 100
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0] or found["versions"]["torch"]
     assert (found["uncommitted"] is None) or found["commit"].endswith("-dirty")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")  # by which MKL rounds otherwise
+    assert machine(CPU) == {**found["machine"], "MKL_CBWR": "COMPATIBLE"}
 
 
 def test_a_process_names_the_code_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:

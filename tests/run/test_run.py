@@ -172,7 +172,7 @@ def test_the_policy_folder_reproduces_the_runs_actions(command: Command, tmp_pat
 
 def test_multirun_has_a_folder_per_job_and_a_failing_job_takes_none_down(command: Command, tmp_path: Path) -> None:
     code, _, err = command(
-        "train", "-m", *FAKE, "fusion=concat_mlp,film", "n_action_steps=4,9", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+        "train", *FAKE, "fusion=concat_mlp,film", "n_action_steps=4,9", f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"
     )
     assert code == 1
     results = {f.parent.name: json.loads(f.read_text()) for f in (tmp_path / "sweep").glob("*/result.json")}
@@ -459,22 +459,31 @@ def _records(path: Path) -> Iterator[Any]:
         yield record
 
 
-@pytest.mark.parametrize(("said", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true"}, "1000 None false"),
+        ({"OMP_WAIT_POLICY": "active"}, "None None false"),
+    ],
+)
 def test_the_configuration_is_shown_without_importing_anything_heavy(
-    said: dict[str, str], spins: str, tmp_path: Path
+    said: dict[str, str], told: str, tmp_path: Path
 ) -> None:
-    """And how long torch's threads wait awake is said before torch could be imported."""
+    """And how torch's threads wait, and that there are as many as were asked for, is said before it could be
+    imported.
+    """
     code = (
         "import os, sys, runpy; sys.argv = ['provla.train', '--cfg', 'job']\ntry: runpy.run_module('provla.train', "
         "run_name='__main__')\nexcept SystemExit: pass\nheavy = [m for m in ('torch', 'transformers', 'lerobot', "
-        "'numpy') if m in sys.modules]\nassert not heavy, heavy\nprint('spins', os.environ.get('GOMP_SPINCOUNT'))"
+        "'numpy') if m in sys.modules]\nassert not heavy, heavy\nprint('told', *map(os.environ.get, "
+        "('GOMP_SPINCOUNT', 'OMP_THREAD_LIMIT', 'OMP_DYNAMIC')))"
     )
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=kept | said, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"spins {spins}" in done.stdout
+    assert f"told {told}" in done.stdout
     assert "_target_: provla.fusion.ConcatMLP" in done.stdout
 
 
