@@ -5,6 +5,7 @@ several; check=env: try out a world.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     """See conf/evaluate.yaml."""
     from provla.core.checks import check_values
     from provla.core.identity import Root
-    from provla.run.evaluate import evaluate, evaluate_steps
+    from provla.core.machine import find_device
+    from provla.run.evaluate import evaluate, evaluate_steps, load_judged
     from provla.run.survival import factors, survive
 
     if unknown := [key for key in config if key not in (*KEYS, "check")]:
@@ -68,10 +70,15 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     run = Path(config["checkpoint"]).expanduser()
     # Before the first episode is played.
     levels = factors(run, changes, config["trust"], perturb) if perturb else {}
-    result = evaluate_steps(run, *how, steps=steps) if isinstance(steps, list) else evaluate(run, *how)
-    if levels:
-        result.perturb = survive(run, *how, levels=levels)
+    if isinstance(steps, list):
+        result = evaluate_steps(run, *how, steps=steps)
+    elif levels:
+        judged = partial(evaluate, loaded=load_judged(run, find_device(config["device"]), changes, config["bases"], config["trust"]))
+        result = judged(run, *how)
+        result.perturb = survive(run, *how, levels=levels, judge=judged)
         result.write(folder)
+    else:
+        result = evaluate(run, *how)
     return result.objective.value if result.objective else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -263,8 +264,6 @@ def _observe(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Obs
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:
     """One mp4 per task with its filmed episodes side by side, framed green where they succeeded and red where not."""
-    import imageio.v3 as iio
-
     written = []
     for task in dict.fromkeys(o.episode.task for o in outcomes):
         filmed = [o for o in outcomes if o.episode.task == task and o.frames]
@@ -272,12 +271,20 @@ def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path
             continue
         length = max(len(o.frames) for o in filmed)
         rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
-        path = folder / f"{task}.mp4"
-        write_bytes(
-            path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps))
-        )
-        written.append(path)
+        written.append(folder / f"{task}.mp4")
+        write_bytes(written[-1], _encoded(np.stack(rows), round(fps)))
     return written
+
+
+def _encoded(frames: Frame, fps: int) -> bytes:
+    """An mp4 of (T,h,w,3)."""
+    import imageio.v3 as iio
+
+    gc.freeze()  # imageio looks for garbage with each film, twice: a third of a second among all that torch brings
+    try:
+        return iio.imwrite("<bytes>", frames, plugin="pyav", extension=".mp4", codec="h264", fps=fps)
+    finally:
+        gc.unfreeze()
 
 
 def _framed(outcome: Outcome, time: int, length: int) -> Frame:

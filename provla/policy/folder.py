@@ -148,7 +148,7 @@ def _without_bases(folder: Path, wanted: Mapping[str, Mapping[str, Any]], error:
     )
     return ValueError(
         f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
-        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on '
+        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or bases.vision=<folder> on '
         "the command line."
     )
 

@@ -85,12 +85,10 @@ def open_case(
     folder: Path,
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
+    loaded: tuple[Any, Spec] | None = None,
 ) -> Case:
     """Loads the policy of a run whose configuration was read. Arguments and errors: see `evaluate`."""
-    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
-    policy, spec = load_policy(
-        stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust
-    )
+    policy, spec = loaded or load_judged(checkpoint, device, changes, bases, trust)
     spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
     return Case(config, policy, spec, device, folder, result)
@@ -110,22 +108,33 @@ def evaluate(
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
     quiet: bool = False,
+    loaded: tuple[Any, Spec] | None = None,
 ) -> Result:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
     changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes. bases,
     trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
+    loaded: what `load_judged` gave for these arguments, where a policy is judged several times.
     """
     device = find_device(device_name)
     config = read_config(checkpoint, changes, trust)
     with as_trained(config, device):
-        case = open_case(config, checkpoint, device, changes, folder, bases, trust)
+        case = open_case(config, checkpoint, device, changes, folder, bases, trust, loaded)
         _judge(case)
         result = case.conclude()
     if not quiet:
         show(result, folder)
     return result
+
+
+def load_judged(
+    checkpoint: Path, device: torch.device, changes: Changes, bases: Mapping[str, str] | None, trust: Sequence[str]
+) -> tuple[Any, Spec]:
+    """The policy that `evaluate` judges, and its sizes."""
+    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
+    scheduler = {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}
+    return load_policy(stored, device, scheduler, bases, trust)
 
 
 def read_config(checkpoint: Path, changes: Changes, trust: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.table import Table
 
 from provla.core.build import build
 from provla.core.files import csv_text, write_text
+from provla.core.machine import find_device
 from provla.core.progress import console
 from provla.core.result import Played, read_episodes
 from provla.env.chunk import close
 from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
 from provla.env.suite import plays
-from provla.run.evaluate import Changes, Judge, evaluate, read_config
+from provla.run.evaluate import Changes, Judge, evaluate, load_judged, read_config
 from provla.statistics.checks import paired_interval, wilson
 
 FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor and level
@@ -31,16 +33,19 @@ def survive(
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
     levels: Mapping[str, int],
-    judge: Judge = evaluate,
+    judge: Judge | None = None,
 ) -> list[dict[str, Any]]:
     """Rows {factor, level, …} of what was found under each factor: success with its Wilson interval, endings, and the
     paired difference from the episodes in `folder`, which were played without. Into perturb/, perturb.csv and plots/.
 
-    changes, bases, trust: see `evaluate`. levels: see `factors`. judge: as of `evaluate_steps`.
+    changes, bases, trust: see `evaluate`. levels: see `factors`. judge: as of `evaluate_steps`; None: `evaluate`, which
+    then loads the policy once.
     """
     from provla.run.plots import plot_survival
 
     plain, rows = read_episodes(folder / "episodes.csv"), []
+    if judge is None:
+        judge = partial(evaluate, loaded=load_judged(checkpoint, find_device(device), changes, bases, trust))
     for factor, level in levels.items():
         console.print(f"{factor}, level {level}: {amount(factor, level)}")
         under, place = with_factor(changes, folder, factor, level)
