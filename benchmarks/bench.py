@@ -50,7 +50,7 @@ BENCHMARKS: dict[str, tuple[list[str], str]] = {
     ),
     "together": (
         ["together.py"],
-        "What is shared are imports, worlds and the time in which one policy's worlds work; the cores are the same two.",
+        "Shared are imports, worlds, and the time in which one policy's worlds work; the cores are the same two.",
     ),
 }
 
