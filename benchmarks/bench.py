@@ -48,6 +48,10 @@ BENCHMARKS: dict[str, tuple[list[str], str]] = {
         ["before.py", BEFORE, "evaluation"],
         "Worlds draw in software, in a process per core, on both sides.",
     ),
+    "together": (
+        ["together.py"],
+        "Shared are imports, worlds, and the time in which one policy's worlds work; the cores are the same two.",
+    ),
 }
 
 
