@@ -274,7 +274,7 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         "images": f"RGB pixels, 0 to 255: observation steps, oldest first; cameras as listed; channels; {h} rows, {w} "
         "columns. A larger picture is reduced by the mean of its pixels (OpenCV's INTER_AREA)",
         "state": "of the same steps, in the robot's units",
-        "past_actions": "executed before, the oldest first, in the robot's units",
+        "past_actions": "executed before, the oldest first, in the robot's units: clipped to action_bounds, if any",
         "past_is_pad": "true before the episode's start, where the action is 0",
         "noise": "standard normal, new for each chunk; one chunk for each of the sampler's draws",
         "instruction": "position of the sentence in `instructions`, from 0",
@@ -297,6 +297,7 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         "cameras": list(spec.cameras),
         "instructions": list(known),
         "n_action_steps": spec.n_action_steps,
+        "action_bounds": spec.action_bounds,
         "fps": spec.fps,
         "compared": {"observations": PROBES, "max_difference": compared.difference, "of_up_to": compared.largest},
         "versions": {name: version(name) for name in ("provla", "torch", "onnx", "onnxruntime")},
