@@ -159,7 +159,7 @@ def test_pretrained_towers_see_and_are_told_the_same_in_a_graph(
     about = json.loads((tmp_path / "elsewhere" / "policy.json").read_text())
     assert files.keys() == {"policy.onnx", "policy.json", *([about["weights"]] if beside else [])}
     if beside:
-        assert files["policy.onnx"] < 500_000 < files["policy.onnx.data"]
+        assert files["policy.onnx.data"] > 400_000  # what weighs
     session = onnxruntime.InferenceSession(tmp_path / "elsewhere" / "policy.onnx")
     policy, _ = load_policy(source, CPU)
     answers = []
