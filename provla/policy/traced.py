@@ -112,7 +112,8 @@ def resized(
 @functools.lru_cache(maxsize=64)
 def _weights(was: int, to: int, kind: torch.dtype, **how: Any) -> Tensor:
     """(to, was): what each line of the resized picture takes of each line before."""
-    return interpolate(torch.eye(was, dtype=kind)[None, None], size=(to, was), **how)[0, 0]
+    found: Tensor = interpolate(torch.eye(was, dtype=kind)[None, None], size=(to, was), **how)[0, 0]
+    return found
 
 
 def _shift(weights: Tensor) -> int:
@@ -134,11 +135,11 @@ def _byte(sums: Tensor) -> Tensor:
 def _untraced() -> Iterator[None]:
     """What is computed here is a constant of the graph."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _pairs(*lines: Tensor) -> Tensor:
