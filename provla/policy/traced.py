@@ -124,7 +124,7 @@ def _shift(weights: Tensor) -> int:
 
 def _counted(weights: Tensor, shift: int) -> Tensor:
     """In steps of 2^-shift, halves away from zero."""
-    return (weights * 2**shift).abs().add(0.5).floor() * weights.sign()
+    return (weights * 2.0**shift).abs().add(0.5).floor() * weights.sign()
 
 
 def _byte(sums: Tensor) -> Tensor:
