@@ -2,12 +2,14 @@
 
 The default policy with one part changed at a time, at its full size with random weights, exported by
 `provla.export`'s own function, which compares ONNX Runtime's actions with policy.act's. Schedulers take their own
-number of steps, but ddpm, which takes ten; other parts are tried with scheduler=mip, which takes two. Writes
-benchmarks/graphs.csv. Takes two minutes.
+number of steps, but ddpm, which takes ten; other parts are tried with scheduler=mip, which takes two. Pretrained models
+have random weights of the same sizes. Writes benchmarks/graphs.csv, or the rows of the arms that are named
+(python benchmarks/graphs.py "fusion=film scheduler=mip"). Takes three minutes.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 import tempfile
 import time
@@ -27,6 +29,10 @@ from provla.policy.onnx import export_onnx
 
 SPEC = Spec(("corner2",), (64, 64), 4, 4, 16, 1, 8, ("Open the drawer", "Close it"), {}, 10.0)
 VISION = ("siglip_tiny", "resnet18")
+PRETRAINED = (
+    ("vision", ("siglip_base", "dinov2_small", "clip_base")),
+    ("text", ("minilm", "clip_text", "t5_small")),
+)
 
 
 def arms() -> list[list[str]]:
@@ -38,8 +44,9 @@ def arms() -> list[list[str]]:
     ]
     tokens = ["head=dit", "head.conditioning=tokens", "fusion=perceiver", "scheduler=mip"]
     others = *(f"vision={vision}" for vision in VISION), "text=task_embedding", "text=none", "adapter=lora"
+    named = [[f"{group}={name}", f"{group}.pretrained=false"] for group, names in PRETRAINED for name in names]
     found = [arm if arm[0].startswith("scheduler") else [*arm, "scheduler=mip"] for arm in found]
-    return [*found, tokens, *([other, "scheduler=mip"] for other in others)]
+    return [*found, tokens, *([*other, "scheduler=mip"] for other in (*([one] for one in others), *named))]
 
 
 def measure(overrides: list[str]) -> dict[str, object]:
@@ -70,12 +77,17 @@ def measure(overrides: list[str]) -> dict[str, object]:
 
 
 def main(wanted: list[str]) -> None:
-    rows = [measure(arm) for arm in arms() if not wanted or " ".join(arm) in wanted]
     columns = ("arm", "exports", "max_difference", "largest_action", "export_seconds", "megabytes")
-    text = csv_text([{column: row.get(column, "") for column in columns} for row in rows])
+    file = Path(__file__).with_suffix(".csv")
+    with file.open() as before:
+        rows: dict[str, dict[str, object]] = {row["arm"]: dict(row) for row in csv.DictReader(before)}
+    names = [" ".join(arm) for arm in arms()]
+    for name, arm in zip(names, arms(), strict=True):
+        if name in wanted or not wanted:
+            rows[name] = measure(arm)
+    text = csv_text([{column: rows[name].get(column, "") for column in columns} for name in names if name in rows])
     print(text)
-    if not wanted:
-        write_text(Path(__file__).with_suffix(".csv"), text)
+    write_text(file, text)
 
 
 if __name__ == "__main__":

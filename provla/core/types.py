@@ -175,7 +175,8 @@ class Spec:
     positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
     their order; empty where the data set has none, or an earlier provla stored the policy. recorded: camera → (h, w) of
     its pictures before they were reduced to image_size; a camera that is not named was not reduced. n_past_actions:
-    executed actions that the policy reads.
+    executed actions that the policy reads. action_bounds: lowest and highest that a robot executes of each action, None
+    where there is none; empty where nobody knows.
     """
 
     cameras: tuple[str, ...]
@@ -192,6 +193,7 @@ class Spec:
     action_names: tuple[str, ...] = ()
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     n_past_actions: int = 0
+    action_bounds: tuple[tuple[float | None, float | None], ...] = ()
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)
@@ -232,17 +234,20 @@ def fake_batch(spec: Spec, batch: int, seed: int = 0) -> Batch:
 
 def past_of(executed: Sequence[Sequence[NDArray[np.float32]]], spec: Spec) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """`past_actions` and `past_is_pad` of an `Observation`, from what each of B robots has executed so far (n,A), the
-    oldest first; the last P count. None for a policy that reads none.
+    oldest first; the last P count. Whoever gives what was asked for, and not what the robot made of it, is helped where
+    the policy knows the robot's bounds. None for a policy that reads none.
     """
     count = spec.n_past_actions
     if not count:
         return None, None
     past = np.zeros((len(executed), count, spec.action_size), np.float32)
     early = np.ones((len(executed), count), bool)
+    low, high = np.array(spec.action_bounds or [(None, None)], np.float32).T  # not a number where there is no bound
     for row, actions in enumerate(executed):
         kept = list(actions)[-count:]
         if kept:
-            past[row, -len(kept) :], early[row, -len(kept) :] = np.stack(kept), False
+            past[row, -len(kept) :] = np.fmin(np.fmax(np.stack(kept), low), high)
+            early[row, -len(kept) :] = False
     return torch.from_numpy(past), torch.from_numpy(early)
 
 

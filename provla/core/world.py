@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,16 @@ class Vector:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def bounds(self) -> tuple[tuple[float | None, float | None], ...]:
+        """Each number's, None for an infinite one; empty where none has any."""
+        if not np.isfinite([*np.ravel(self.low), *np.ravel(self.high)]).any():
+            return ()
+        ends = [np.broadcast_to(np.asarray(end, np.float64), len(self)).tolist() for end in (self.low, self.high)]
+        return tuple(
+            (low if isfinite(low) else None, high if isfinite(high) else None) for low, high in zip(*ends, strict=True)
+        )
 
     def clip(self, values: Array) -> Array:
         """values, (…, n) of them, brought between the bounds."""

@@ -32,7 +32,8 @@ class ProvlaPolicy(PreTrainedPolicy):
     """`select_action` is `policy.act` executed as `execution=chunk` does, to the last bit.
 
     It keeps the last `n_obs_steps` observations, makes bytes of LeRobot's pixels, which are those that the camera gave,
-    and reduces pictures as the frame cache does. Each row's noise has a generator of its own, which an episode begins
+    and reduces pictures as the frame cache does. What it remembers of its own actions is what was executed, as far as
+    the policy knows the bounds (`past_of`). Each row's noise has a generator of its own, which an episode begins
     (`reset`) by the episode's seed: provla's worlds say it, elsewhere it is (seed, episode, row).
     """
 

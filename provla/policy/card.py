@@ -46,9 +46,11 @@ if "instruction" in inputs:
 }
 
 
-def write_card(folder: Path, source: Path, kind: Kind) -> None:
-    """README.md into the export `folder` of the policy at `source` (a run's `policy/`, or an export beside it)."""
-    write_text(folder / "README.md", hide(card(folder.name, source, kind)))
+def write_card(folder: Path, source: Path, kind: Kind, name: str | None = None) -> None:
+    """README.md into the export `folder` of the policy at `source` (a run's `policy/`, or an export beside it). name:
+    that the folder will have, where it has another yet.
+    """
+    write_text(folder / "README.md", hide(card(name or folder.name, source, kind)))
 
 
 def card(name: str, source: Path, kind: Kind) -> str:

@@ -131,6 +131,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
             spec[key] = tuple(spec[key])
         for key in ("state_names", "action_names"):
             spec[key] = tuple(spec.get(key, ()))
+        spec["action_bounds"] = tuple(map(tuple, spec.get("action_bounds", ())))
         spec["recorded"] = {camera: tuple(size) for camera, size in spec.get("recorded", {}).items()}
         return stored["policy"], stored["bases"], Spec(**spec)
     except FileNotFoundError as error:

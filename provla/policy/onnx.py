@@ -6,30 +6,32 @@ import contextlib
 import logging
 import math
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from provla.core.build import first_line
 from provla.core.files import atomic, write_json
 from provla.core.progress import console
-from provla.core.types import Observation, Spec, Tokens, fake_observation
+from provla.core.types import Spec, fake_observation
 from provla.policy.folder import load_policy
 from provla.policy.provla import ProVLA
+from provla.policy.traced import PAST, Graph, Noise, OtherDraw
 from provla.quant import merge
 
-GRAPH, ABOUT = "policy.onnx", "policy.json"
+GRAPH, WEIGHTS, ABOUT = "policy.onnx", "policy.onnx.data", "policy.json"
 TOLERANCE = 1e-4  # in the robot's units, of actions up to 1; of larger ones, times the largest
 PROBES = 16
 OPSET = 18
 STEPS = 32  # of a sampler: each is a copy of the head's operations in the graph, and a hundred take torch minutes
-DRAWS = torch.randn, torch.randn_like, torch.rand, torch.rand_like, torch.randint, Tensor.normal_, torch.normal
+EXTERNAL = 1_000_000_000  # bytes; weights of a larger graph lie beside it: protobuf ends at two of these
 
 
 class Compared(NamedTuple):
@@ -40,84 +42,6 @@ class Compared(NamedTuple):
     difference: float
     largest: float
     milliseconds: float
-
-
-class _OtherDraw(Exception):
-    """A sampler that draws what a graph cannot be given."""
-
-
-def _pairs(*lines: Tensor) -> Tensor:
-    return torch.stack([line.flatten() for line in torch.meshgrid(*lines, indexing="ij")], -1)
-
-
-def _moved(x: Tensor, source: int, to: int) -> Tensor:
-    order = list(range(x.dim()))
-    order.insert(to % x.dim(), order.pop(source % x.dim()))
-    return x.permute(order)
-
-
-# What torch's exporter does not know (of a pair of lines, every pair), or gets wrong (of axes counted from the end).
-OTHERWISE: dict[Any, Callable[..., Tensor]] = {
-    torch.cartesian_prod: _pairs,
-    Tensor.movedim: _moved,
-    torch.movedim: _moved,
-}
-
-PAST = ("past_actions", "past_is_pad")  # inputs of a policy that reads what was executed
-
-
-class _Noise(TorchFunctionMode):
-    """What a sampler draws with `torch.randn`: written down, or, where `given` (B,K,H,A), taken from there in turn.
-    Draws of another kind, which a graph cannot be given, are refused.
-    """
-
-    def __init__(self, given: Tensor | None = None) -> None:
-        super().__init__()
-        self.drawn: list[Tensor] = []
-        self._given = given
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in DRAWS and function is not torch.randn:
-            raise _OtherDraw(
-                f"this policy draws by {function.__name__} while it acts, and the graph is given standard normal noise "
-                "alone"
-            )
-        if self._given is not None and function in OTHERWISE:
-            return OTHERWISE[function](*args)
-        if function is not torch.randn:
-            return function(*args, **(kwargs or {}))
-        if self._given is None:
-            self.drawn.append(function(*args, **(kwargs or {})))
-        else:
-            self.drawn.append(self._given[:, len(self.drawn)])
-        return self.drawn[-1]
-
-
-class _Graph(nn.Module):
-    """What is exported: `act`, with the sentences' tokens of `words` for a sentence, and noise for a generator."""
-
-    features: Tensor
-    mask: Tensor
-
-    def __init__(self, policy: ProVLA, words: Tokens, inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.policy, self.inputs = policy, inputs
-        self.register_buffer("features", words.features)  # (K,N,D)
-        self.register_buffer("mask", words.mask)
-
-    def forward(self, *given: Tensor) -> Tensor:
-        policy, asked = self.policy, dict(zip(self.inputs, given, strict=True))
-        shape = (1, policy.spec.horizon, policy.spec.action_size)
-        with _Noise(asked.get("noise", given[0][:, :0])):
-            at = asked.get("instruction", torch.zeros(1, dtype=torch.int64))  # else there are no tokens
-            told = Tokens(self.features.index_select(0, at), self.mask.index_select(0, at))
-            past, early = map(asked.get, PAST)
-            seen = Observation(asked["images"], asked["state"], [""], past, early)
-            context: Tokens = policy.fusion(policy.vision(seen.images), told, policy.felt(seen))
-            if policy.project is not None:
-                context = Tokens(policy.project(context.features), context.mask)
-            chunk: Tensor = policy.scheduler.sample(policy.head, context, shape, None)
-            return policy.outside(chunk, seen)
 
 
 def export_onnx(
@@ -144,7 +68,8 @@ def export_onnx(
     probes = [_asked(policy, known, number) for number in range(PROBES)]
     with torch.no_grad():
         merge(getattr(policy.vision, "adaptable", policy.vision))
-        graph = _Graph(policy, policy.phrases(known), list(probes[0][0]))
+        graph = Graph(policy, policy.phrases(known), list(probes[0][0]))
+        del policy.text, policy.phrases  # the graph reads nothing
     with atomic(target, sum(value.nbytes for value in graph.state_dict().values())) as partial:
         partial.mkdir()
         _export(graph, probes[0][0], partial / GRAPH)
@@ -155,7 +80,8 @@ def export_onnx(
                 f"random observations, where {TOLERANCE:g} is allowed of actions that are up to {found.largest:.2g} "
                 "large; nothing was written"
             )
-        write_json(partial / ABOUT, _about(spec, known, probes[0][0], found))
+        files = {"graph": GRAPH} | ({"weights": WEIGHTS} if (partial / WEIGHTS).exists() else {})
+        write_json(partial / ABOUT, files | _about(spec, known, probes[0][0], found))
         size = sum(file.stat().st_size for file in partial.iterdir())
     console.print(
         f"ONNX Runtime's actions differ from policy.act's by {found.difference:.2g} at most on {PROBES} random "
@@ -185,6 +111,11 @@ def _check(policy: Any) -> None:
             f"onnx=true: its sampler takes {steps} steps, and a graph holds each of them: at most {STEPS}. Take fewer "
             "by sampler_steps=<n>, after provla.evaluate scheduler.num_inference_steps=<n> has said what that costs"
         )
+    if any(weight.dtype == torch.bfloat16 for weight in policy.vision.parameters()):
+        raise ValueError(
+            "onnx=true: vision computes in bfloat16 (vision.dtype), in which neither torch's exporter nor ONNX Runtime "
+            "on a CPU knows every operation; train with vision.dtype=float32"
+        )
     quantised = [layer for layer in policy.vision.modules() if type(layer).__name__ in ("Linear4bit", "Linear8bitLt")]
     if quantised:
         raise ValueError(
@@ -198,11 +129,11 @@ def _asked(policy: ProVLA, known: Sequence[str], number: int) -> tuple[dict[str,
     """A random observation and the noise that `act` draws for it, as the graph's inputs; and what `act` answers."""
     seen = fake_observation(policy.spec, 1, number)
     at = number % len(known)
-    with _Noise() as drawn:
+    with Noise() as drawn:
         try:
             asking = replace(seen, instruction=[known[at]])
             actions = policy.act(asking, torch.Generator().manual_seed(number), None)
-        except _OtherDraw as error:
+        except OtherDraw as error:
             raise ValueError(f"onnx=true: {error}") from error
     given = {name: getattr(seen, name) for name in ("images", "state", *PAST)}
     asked = {name: value for name, value in given.items() if value is not None}
@@ -217,24 +148,34 @@ def _asked(policy: ProVLA, known: Sequence[str], number: int) -> tuple[dict[str,
 
 
 def _export(graph: nn.Module, asked: Mapping[str, Tensor], place: Path) -> None:
-    """Writes the graph to `place`; `ValueError` where a part of it is none that ONNX knows."""
-    try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                graph.eval(),
-                tuple(asked.values()),
-                place,
-                input_names=list(asked),
-                output_names=["actions"],
-                opset_version=OPSET,
-                dynamo=False,  # the newer one fails at diffusers' clocks, whose values it does not see
-            )
-    except Exception as error:  # the exporter raises whatever an operation of anybody's class makes it
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        told = " ".join(str(cause).split())
-        raise ValueError(f"onnx=true: torch's exporter cannot make a graph of this policy: {told:.400}") from error
+    """Writes the graph to `place`, and large weights beside it; `ValueError` where a part of it is none that ONNX
+    knows.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:  # beyond 2 GB torch writes a file per weight
+        traced = Path(scratch) / GRAPH
+        try:
+            with _quiet(), torch.no_grad():
+                torch.onnx.export(
+                    graph.eval(),
+                    tuple(asked.values()),
+                    str(traced),
+                    input_names=list(asked),
+                    output_names=["actions"],
+                    opset_version=OPSET,
+                    dynamo=False,  # the newer one fails at diffusers' clocks, whose values it does not see
+                )
+        except Exception as error:  # the exporter raises whatever an operation of anybody's class makes it
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            told = " ".join(str(cause).split())
+            raise ValueError(f"onnx=true: torch's exporter cannot make a graph of this policy: {told:.400}") from error
+        if sum(file.stat().st_size for file in traced.parent.iterdir()) <= EXTERNAL:
+            traced.replace(place)
+        else:
+            onnx.save_model(onnx.load(traced), place, save_as_external_data=True, location=WEIGHTS)
 
 
 @contextlib.contextmanager
@@ -254,7 +195,10 @@ def _quiet() -> Iterator[None]:
 def _compare(place: Path, probes: Sequence[tuple[Mapping[str, Tensor], Tensor]]) -> Compared:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(place, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(place, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of its own many kinds
+        raise ValueError(f"onnx=true: ONNX Runtime cannot run this policy's graph: {first_line(error)}") from error
     worst, largest, times = 0.0, 0.0, list[float]()
     for asked, expected in probes:
         begun = time.perf_counter()
@@ -274,7 +218,7 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         "images": f"RGB pixels, 0 to 255: observation steps, oldest first; cameras as listed; channels; {h} rows, {w} "
         "columns. A larger picture is reduced by the mean of its pixels (OpenCV's INTER_AREA)",
         "state": "of the same steps, in the robot's units",
-        "past_actions": "executed before, the oldest first, in the robot's units",
+        "past_actions": "executed before, the oldest first, in the robot's units: clipped to action_bounds, if any",
         "past_is_pad": "true before the episode's start, where the action is 0",
         "noise": "standard normal, new for each chunk; one chunk for each of the sampler's draws",
         "instruction": "position of the sentence in `instructions`, from 0",
@@ -284,7 +228,6 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         for name, value in asked.items()
     }
     return {
-        "graph": GRAPH,
         "inputs": inputs,
         "outputs": {
             "actions": {
@@ -297,6 +240,7 @@ def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compar
         "cameras": list(spec.cameras),
         "instructions": list(known),
         "n_action_steps": spec.n_action_steps,
+        "action_bounds": spec.action_bounds,
         "fps": spec.fps,
         "compared": {"observations": PROBES, "max_difference": compared.difference, "of_up_to": compared.largest},
         "versions": {name: version(name) for name in ("provla", "torch", "onnx", "onnxruntime")},

@@ -12,6 +12,7 @@ from provla.core.build import build, check_nodes
 from provla.core.identity import PLAIN
 from provla.core.progress import console
 from provla.core.types import Spec, check_steps
+from provla.core.world import Vector
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler, sampler_of
 from provla.dataset.window import WindowSampler
@@ -110,7 +111,7 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
             "provla.dataset.Demonstrations"
         )
     data.check()
-    spec = make_spec(config, data)
+    spec = make_spec(config, data, parts.suite.embodiment.action if parts.simulated else None)
     if spec.n_past_actions:
         console.print(
             f"n_past_actions={spec.n_past_actions}: a policy that reads what was done may learn to do it again rather "
@@ -124,8 +125,8 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
     return Setting(data, spec, learn(data, train, *sizes), held(data, val, *sizes))
 
 
-def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
-    """The sizes a policy needs, from the data set and the configuration."""
+def make_spec(config: Mapping[str, Any], data: Demonstrations, executed: Vector | None = None) -> Spec:
+    """The sizes a policy needs, from the data set and the configuration. executed: the actions of the simulation."""
     return Spec(
         cameras=tuple(data.frames),
         image_size=data.image_size,
@@ -141,6 +142,7 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
         action_names=tuple(data.joint_names),
         recorded=dict(data.recorded),
         n_past_actions=config.get("n_past_actions", 0),
+        action_bounds=() if executed is None else executed.bounds,
     )
 
 

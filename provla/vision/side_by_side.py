@@ -54,7 +54,7 @@ class SideBySide(nn.Module):
     def encode(self, pictures: Tensor) -> Tensor:
         """(M,3,h,w) uint8 → (M,N,D)."""
         found = {name: tower.encode(pictures) for name, tower in self.towers.items()}  # type: ignore[operator]
-        counts = {name: features.shape[1] for name, features in found.items()}
+        counts = {name: int(features.shape[1]) for name, features in found.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(
                 f"vision.towers give different numbers of tokens, {counts}; change an input_size so that they agree"

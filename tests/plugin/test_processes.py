@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAKE, ROOT
-from test_export import BODY, POLICIES, load, make
+from test_export import BODY, POLICIES, make
 
-from provla.core.types import Spec
+import provla
+from provla.core.types import Observation, Spec, past_of
+from provla.dataset.cache import small
 from provla.env.worlds import end_idle
 
 Command = Callable[..., tuple[int, str, str]]
@@ -59,8 +61,10 @@ class Pushed:
         return {"front": rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)}
 '''
 
+REACH = 5.0  # of the simulated robot's joints
 ROBOT = '''
-"""Four joints that go where they are sent, and two cameras; it writes down what it sees and is sent."""
+"""Four joints that go where they are sent, within their reach, and two cameras; it writes down what it sees and is
+sent."""
 import json
 import os
 from dataclasses import dataclass
@@ -75,6 +79,7 @@ class SimulatedConfig(RobotConfig):
     joints: str = "shoulder,elbow,wrist,gripper"
     seen: str = "front,wrist"
     log: str = ""
+    reach: float = 1000.0
 
 
 class Simulated(Robot):
@@ -117,8 +122,9 @@ class Simulated(Robot):
     def send_action(self, action):
         with open(self.config.log, "a") as file:
             print(json.dumps({"look": self.looks - 1, "state": self.at, "action": action}), file=file)
-        self.at.update(action)
-        return action
+        reach = self.config.reach
+        self.at.update({key: min(max(value, -reach), reach) for key, value in action.items()})
+        return dict(self.at)
 '''
 
 
@@ -206,52 +212,72 @@ def test_lerobot_eval_plays_the_episodes_of_evaluate(
 
 
 def test_lerobot_rollout_drives_a_robot(spec: Spec, tmp_path: Path) -> None:
-    """One process, four rollouts: that of LeRobot's engine, with real-time chunking, and two robots that do not fit."""
-    export = make(tmp_path, spec, POLICIES["default"], n_obs_steps=1)
-    (tmp_path / "simulated_robot").mkdir()
-    (tmp_path / "simulated_robot" / "__init__.py").write_text(ROBOT)
+    """One process, five rollouts: LeRobot's engine with a policy of one look, with one that reads what was executed,
+    with real-time chunking, and with two robots that do not fit.
+    """
+    plain = make(tmp_path / "plain", spec, POLICIES["default"], n_obs_steps=1)
+    reads = {"n_obs_steps": 1, "n_past_actions": 3, "action_bounds": ((-REACH, REACH),) * 4}
+    past = make(tmp_path / "reader", spec, POLICIES["default"], **reads)
+    # A distribution, whose name is how LeRobot finds robots of other people's.
+    for folder, file, text in (
+        ("lerobot_robot_simulated", "__init__.py", ROBOT),
+        ("lerobot_robot_simulated-0.1.dist-info", "METADATA", "Name: lerobot_robot_simulated\nVersion: 0.1\n"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text(text)
     (tmp_path / "drive.py").write_text(
         textwrap.dedent(f"""
         import sys
         from lerobot.scripts import lerobot_rollout
 
-        def drive(log, *more):
-            sys.argv = ["lerobot-rollout", "--policy.path={export}", "--robot.type=simulated", "--fps=10",
-                        "--robot.discover_packages_path=simulated_robot", "--task=Open the drawer", "--duration=1",
-                        "--return_to_initial_position=false", "--device=cpu", f"--robot.log={{log}}", *more]
+        def drive(log, export, *more):
+            sys.argv = ["lerobot-rollout", f"--policy.path={{export}}", "--robot.type=simulated", "--fps=10",
+                        "--task=Open the drawer", "--duration=1", "--return_to_initial_position=false",
+                        "--device=cpu", f"--robot.log={{log}}", *more]
             try:
                 lerobot_rollout.main()
                 print(f"DONE {{log}}")
             except Exception as error:
                 print(f"REFUSED {{log}}: {{error}}")
 
-        drive("sync")
-        drive("rtc", "--inference.type=rtc", "--inference.rtc.execution_horizon=4")
-        drive("order", "--robot.joints=elbow,shoulder,wrist,gripper")
-        drive("cameras", "--robot.seen=front")
+        drive("sync", "{plain}")
+        drive("past", "{past}", "--robot.reach={REACH}")
+        drive("rtc", "{plain}", "--inference.type=rtc", "--inference.rtc.execution_horizon=4")
+        drive("order", "{plain}", "--robot.joints=elbow,shoulder,wrist,gripper")
+        drive("cameras", "{plain}", "--robot.seen=front")
         """)
     )
     done = call(tmp_path, "drive.py")
     said = done.stdout
-    assert re.search("DONE sync.*DONE rtc", said, re.DOTALL), said + done.stderr
+    assert re.search("DONE sync.*DONE past.*DONE rtc", said, re.DOTALL), said + done.stderr
     assert "in another order, which LeRobot would mix up" in said
     assert "REFUSED cameras: the policy looks through the camera 'wrist'" in said
     assert not {"order", "cameras"} & {file.name for file in tmp_path.iterdir()}  # nothing moved
-    sent = [json.loads(line) for line in (tmp_path / "sync").read_text().splitlines()]
-    assert len(sent) >= 6
-    policy = load(export)
-    policy.reset()  # as the rollout's second
-    for step in sent:
-        rng, state = np.random.default_rng(step["look"]), step["state"]
-        batch: dict[str, Any] = {"task": ["Open the drawer"]}
-        for camera in BODY["cameras"]:
-            picture = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
-            batch[f"observation.images.{camera}"] = torch.from_numpy(picture).permute(2, 0, 1)[None]
-        batch["observation.state"] = torch.tensor([[state[name] for name in BODY["state_names"]]], dtype=torch.float32)
-        expected = policy.select_action(batch)[0]
-        found = torch.tensor([step["action"][name] for name in BODY["action_names"]])
-        assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+    for log, export in ("sync", plain), ("past", past):
+        check_rollout(export, [json.loads(line) for line in (tmp_path / log).read_text().splitlines()])
     assert len((tmp_path / "rtc").read_text().splitlines()) >= 3
+
+
+def check_rollout(export: Path, sent: list[dict[str, Any]]) -> None:
+    """What the robot was sent is what `policy.act` answers to what it showed, and to what it did before: it went where
+    it was sent, as far as it reaches.
+    """
+    assert len(sent) >= 6
+    policy = provla.load(export, device="cpu")
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([0, 1, 0]).generate_state(1)[0]))
+    for number, step in enumerate(sent):
+        if number % policy.spec.n_action_steps == 0:
+            rng = np.random.default_rng(step["look"])
+            pictures = [rng.integers(0, 256, (480, 640, 3), dtype=np.uint8) for _ in BODY["cameras"]]
+            seen = torch.from_numpy(np.stack([small(picture, BODY["image_size"]) for picture in pictures]))
+            state = torch.tensor([[[step["state"][name] for name in BODY["state_names"]]]])
+            went = [[one["state"][name] for name in BODY["action_names"]] for one in sent[1 : number + 1]]
+            executed = past_of([np.array(went, np.float32)], policy.spec)
+            chunk = policy.act(Observation(seen[None, None], state, ["Open the drawer"], *executed), [generator])[0]
+        found = torch.tensor([step["action"][name] for name in BODY["action_names"]])
+        assert torch.allclose(found, chunk[number % policy.spec.n_action_steps], rtol=0, atol=1e-3)
+    if policy.spec.n_past_actions:
+        assert max(abs(value) for step in sent for value in step["action"].values()) > REACH
 
 
 def test_lerobot_train_learns_from_a_recording(recording: Path, tmp_path: Path) -> None:

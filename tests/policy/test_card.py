@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FAKE, LIGHT
@@ -39,6 +40,16 @@ def test_every_export_has_a_card_of_its_run(run: Path, command: Command) -> None
         assert f"| trajectory_mse | {result.metrics['trajectory_mse']:.4g} |" in found.text
         assert f"hf upload <you>/{folder} {folder}" in found.text
         assert "no simulation" in found.text
+
+
+def test_an_export_whose_card_fails_is_none(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> None:
+        raise ValueError("result.json is damaged")
+
+    monkeypatch.setattr("provla.policy.card.card", fails)
+    before = sorted(run.iterdir())
+    assert command("export", f"checkpoint={run}")[0] == 2
+    assert sorted(run.iterdir()) == before
 
 
 def test_results_with_their_intervals_and_the_data_set_of_the_hub(run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from worlds import ToyWorld
 
 from provla.core.build import build
 from provla.core.types import Observation, Spec, fake_batch, fake_observation, past_of
+from provla.core.world import Vector
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.env.chunk import Chunked, Sizes
 from provla.policy.folder import load_policy, save_policy
+from provla.run.setting import load_data, make_parts
 from provla.serving.observed import observed
 from provla.serving.wire import Refused
 
@@ -36,13 +39,19 @@ def policy_of(spec: Spec, *overrides: str) -> Any:
 
 def test_training_episodes_and_the_server_see_the_same_window(spec: Spec) -> None:
     """An episode is played, and then read as a demonstration."""
+    toy = ToyWorld({})
+    toy.embodiment = replace(ToyWorld.embodiment, action=Vector(["left", "right"], [-0.3, -np.inf], 0.4))
     size = replace(spec, action_size=2, state_size=3, n_past_actions=P, n_obs_steps=1, cameras=("eye",))
-    world = Chunked(ToyWorld({}), Sizes(("eye",), 1, P), 100)
-    actions = np.random.default_rng(0).uniform(-1, 1, (7, 2)).astype(np.float32)
+    size = replace(size, action_bounds=toy.embodiment.action.bounds)
+    assert size.action_bounds == ((-0.3, 0.4), (None, 0.4))
+    world = Chunked(toy, Sizes(("eye",), 1, P), 100)
+    asked_for = np.random.default_rng(0).uniform(-1, 1, (7, 2)).astype(np.float32)
+    actions = toy.embodiment.action.clip(asked_for).astype(np.float32)  # what is executed, and so what is recorded
+    assert (actions != asked_for).any(0).all()
     seen, done, played = world.begin(5), 0, []
     for n in (1, 2, 3, 1):  # chunks
         played.append((done, seen.past))
-        seen, done = world.execute(actions[done : done + n]), done + n
+        seen, done = world.execute(asked_for[done : done + n]), done + n
     data = Demonstrations(
         {"eye": np.zeros((20, 3, 16, 16), np.uint8)},
         np.zeros((20, 3), np.float32),
@@ -59,7 +68,7 @@ def test_training_episodes_and_the_server_see_the_same_window(spec: Spec) -> Non
     lived = past_of([past for _, past in played], size)
     picture = {"eye": np.zeros((*spec.image_size, 3), np.uint8)}
     asked = [
-        {"images": picture, "state": [0.0, 0, 0], "prompt": "Reach one", "past_actions": actions[:step].tolist()}
+        {"images": picture, "state": [0.0, 0, 0], "prompt": "Reach one", "past_actions": asked_for[:step].tolist()}
         for step, _ in played
     ]
     served = past_of([observed(one, size, False).past for one in asked], size)
@@ -94,12 +103,22 @@ def test_parts_of_a_batch_carry_their_past(spec: Spec) -> None:
     assert torch.equal(torch.cat(parts), batch.observation.past_actions)
 
 
+def test_a_run_in_a_simulation_knows_its_bounds_and_one_without_knows_none() -> None:
+    config = compose(*FAKE)
+    parts = make_parts(config)
+    body = replace(ToyWorld.embodiment, action=Vector(["left", "right"], -1, [np.inf, 1]))
+    simulated = replace(parts, suite=SimpleNamespace(episodes=[1], embodiment=body))
+    bounds = [load_data(config, one).spec.action_bounds for one in (parts, simulated)]
+    assert bounds == [(), ((-1.0, None), (-1.0, 1.0))]
+
+
 def test_a_stored_policy_reads_as_much_as_it_did_and_one_without_is_as_it_was(spec: Spec, tmp_path: Path) -> None:
     node = compose(*FAKE)["policy"]
-    for size in (spec, replace(spec, n_past_actions=P)):
+    for size in (spec, replace(spec, n_past_actions=P, action_bounds=((-1.0, None),) * 4)):
         policy = policy_of(size)
         save_policy(tmp_path / str(size.n_past_actions), policy, node, size)
         loaded, found = load_policy(tmp_path / str(size.n_past_actions), CPU)
+        assert found == size
         assert found.n_past_actions == size.n_past_actions
         seen = fake_observation(size, 2)
         acts = [one.eval().act(seen, torch.Generator().manual_seed(0)) for one in (policy, loaded)]

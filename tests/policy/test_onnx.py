@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import FAKE, compose
+from conftest import FAKE, compose, local
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from provla.core.build import build
+from provla.core.errors import NoSpace
 from provla.core.types import Observation, Spec, fake_observation
 from provla.policy import onnx
 from provla.policy.folder import load_policy, save_policy
+from provla.policy.traced import resized
 from provla.scheduler.l1 import L1
 
 CPU = torch.device("cpu")
@@ -41,7 +45,8 @@ class Drawn(L1):
 
 def save(folder: Path, spec: Spec, *overrides: str) -> Path:
     """A policy whose every layer matters and whose units are a robot's."""
-    tiny = [o for o in TINY if "vision=siglip_tiny" not in overrides or not o.startswith("vision.")]
+    other = {group for group in ("vision", "text") if any(o.startswith(f"{group}=") for o in overrides)}
+    tiny = [o for o in TINY if o.split(".")[0] not in other]
     config = compose(*tiny, *overrides)
     policy = build(config["policy"], "policy", nn.Module, spec=spec, device=CPU)
     g = torch.Generator().manual_seed(1)
@@ -117,9 +122,78 @@ def test_more_sentences_may_be_said_than_were_trained(spec: Spec, tmp_path: Path
     np.testing.assert_allclose(session.run(["actions"], given)[0], expected.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resizing_is_torchs_to_the_bit(mode: str) -> None:
+    for size, to in (((30, 40), (56, 32)), ((48, 64), (14, 14)), ((480, 640), (32, 40)), ((21, 20), (3, 20))):
+        pictures = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        pictures[0] = 255 * (pictures[0] > 127).byte()  # edges, at which bicubic weights leave the bytes
+        how: dict[str, Any] = {"size": to, "mode": mode, "align_corners": False, "antialias": True}
+        assert torch.equal(resized(pictures, **how), interpolate(pictures, **how))
+        for antialias in (True, False):
+            how["antialias"] = antialias
+            found = resized(pictures.float(), **how)
+            torch.testing.assert_close(found, interpolate(pictures.float(), **how), rtol=0, atol=2e-2)
+
+
+TOWERS = {
+    "siglip_base+qwen2_5_0_5b": ["text.pool=last"],
+    "dino_siglip+minilm": [],
+    "clip_base+t5_small": ["vision.pool=pooler", "adapter=lora"],
+}
+
+
+@pytest.mark.parametrize("towers", TOWERS)
+def test_pretrained_towers_see_and_are_told_the_same_in_a_graph(
+    towers: str, spec: Spec, tmp_path: Path, backbones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of another size than the models', which are resized inside; weights beside the graph."""
+    vision, text = towers.split("+")
+    parts = [f"vision={vision}", f"text={text}", *local(vision, backbones), *local(text, backbones), *TOWERS[towers]]
+    source = save(tmp_path, replace(spec, image_size=(30, 40), n_obs_steps=1), *NET, "scheduler=l1", *parts)
+    beside = vision == "siglip_base"
+    if beside:
+        monkeypatch.setattr(onnx, "EXTERNAL", 100_000)
+    assert onnx.export_onnx(source, tmp_path / "graph").difference <= 1e-4
+    (tmp_path / "graph").rename(tmp_path / "elsewhere")
+    files = {file.name: file.stat().st_size for file in (tmp_path / "elsewhere").iterdir()}
+    about = json.loads((tmp_path / "elsewhere" / "policy.json").read_text())
+    assert files.keys() == {"policy.onnx", "policy.json", *([about["weights"]] if beside else [])}
+    if beside:
+        assert files["policy.onnx.data"] > 400_000  # what weighs
+    session = onnxruntime.InferenceSession(tmp_path / "elsewhere" / "policy.onnx")
+    policy, _ = load_policy(source, CPU)
+    answers = []
+    for number, sentence in enumerate(about["instructions"]):
+        seen = fake_observation(policy.spec, 1, 100)
+        given = {"images": seen.images.numpy(), "state": seen.state.numpy(), "instruction": np.array([number])}
+        answers.append(session.run(["actions"], given)[0])
+        expected = policy.act(replace(seen, instruction=[sentence]))
+        np.testing.assert_allclose(answers[-1], expected.numpy(), atol=1e-4)
+    dark = session.run(["actions"], given | {"images": np.zeros_like(given["images"])})[0]
+    assert min(np.abs(answers[1] - other).max() for other in (answers[0], dark)) > 1e-3  # it hears and sees
+
+
+def test_an_export_that_fails_in_the_middle_leaves_nothing(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx as library
+
+    def full(model: Any, place: Path, **how: Any) -> None:
+        Path(place).write_bytes(b"half of a gra")
+        raise OSError(errno.ENOSPC, "No space left on device", str(place))
+
+    source = save(tmp_path, replace(spec, n_obs_steps=1), "head=mlp", "head.width=16", "head.depth=1", "scheduler=l1")
+    monkeypatch.setattr(onnx, "EXTERNAL", 1000)
+    monkeypatch.setattr(library, "save_model", full)
+    with pytest.raises(NoSpace, match=r"graph cannot be written: no space left on disk"):
+        onnx.export_onnx(source, tmp_path / "graph")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "trust", "message"),
     [
+        (["vision=siglip_tiny", "vision.dtype=bfloat16"], (), "vision computes in bfloat16"),
         (
             ["vision=siglip_tiny", "quant=4bit"],
             (),
