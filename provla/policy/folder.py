@@ -122,7 +122,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
     try:
         stored = json.loads((folder / "config.json").read_text())
         spec = stored["spec"]
-        for key in ("cameras", "image_size", "instructions"):
+        for key in ("cameras", "instructions"):
             spec[key] = tuple(spec[key])
         for key in ("state_names", "action_names"):
             spec[key] = tuple(spec.get(key, ()))
