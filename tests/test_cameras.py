@@ -166,7 +166,10 @@ def test_an_augmentation_changes_cameras_apart_as_together(option: str, spec: Sp
 
 def test_lerobots_act_sees_cameras_apart_as_together(spec: Spec) -> None:
     options = ["dim_model=32", "n_heads=2", "dim_feedforward=32", "n_encoder_layers=1"]
-    node = compose("policy=act", *(f"policy.options.{one}" for one in options))["policy"]
+    node, spec = (
+        compose("policy=act", *(f"policy.options.{one}" for one in options))["policy"],
+        replace(spec, n_obs_steps=1),
+    )
     policy = build(node, "policy", nn.Module, spec=spec, device=CPU).eval()
     batch = drawn_batch(spec, 2)
     assert torch.allclose(policy.loss(apart(batch))["loss"], policy.loss(batch)["loss"])
@@ -221,7 +224,7 @@ def test_from_a_data_set_to_a_robot(uneven: Path, command: Command, tmp_path: Pa
     code, _, err = command("train", *PLAIN, *given, *WORLD, "dataset.val_fraction=0.4", f"hydra.run.dir={run}")
     assert code == 0, err
     assert (run / "plots" / "chunks.png").is_file()
-    code, _, err = command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    code, _, err = command("evaluate", f"checkpoint={run}", "trust=[walks]", f"hydra.run.dir={tmp_path / 'again'}")
     assert code == 0, err
     first, again = ((place / "episodes.csv").read_text() for place in (run, tmp_path / "again"))
     assert first == again
@@ -286,7 +289,7 @@ def _check_server(run: Path, seen: Any, expected: torch.Tensor) -> None:
         camera: one[0].permute(0, 2, 3, 1).contiguous().numpy() for camera, one in zip(SIZES, seen.images, strict=True)
     }
     message = {"images": pictures, "state": seen.state[0].numpy(), "prompt": seen.instruction[0]}
-    with serving(run, threads=1) as port, Client("127.0.0.1", port) as client:
+    with serving(run, threads=1, trust=["walks"]) as port, Client("127.0.0.1", port) as client:
         assert client.facts["image_size"] == {"front": [48, 64], "wrist": [24, 32]}
         assert client.facts["image_shape"]["wrist"] == [2, 24, 32, 3]
         assert np.array_equal(client.infer(message)["actions"], expected[0].numpy())
@@ -315,7 +318,7 @@ def test_a_missing_camera_is_named(two: Spec, uneven: Path, tmp_path: Path) -> N
 class OneSize(nn.Module):
     """An encoder, or an augmentation, that knows of one size alone."""
 
-    def __init__(self, num_images: int = 1, image_size: Any = None) -> None:
+    def __init__(self, **sizes: Any) -> None:
         super().__init__()
 
 
@@ -324,7 +327,7 @@ def test_parts_that_know_of_one_size_are_refused(two: Spec) -> None:
     for key in ("vision", "augmentation"):
         node = {"_target_": "test_cameras.OneSize"} | ({"_partial_": True} if key == "vision" else {})
         with pytest.raises(
-            ValueError, match=rf"{key}: OneSize takes pictures of one size, .* front 48×64, wrist 24×32"
+            ValueError, match=rf"{key}: OneSize takes pictures of one size, .* differ \(front 48×64, wrist 24×32\)"
         ):
             build(config | {key: node}, "policy", nn.Module, spec=two, device=CPU)
 

@@ -97,7 +97,7 @@ class LeRobotPolicy(Normalized):
                 "policy=provla"
             )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        check_sizes(self.augmentation, "augmentation", spec)
+        check_sizes(type(self.augmentation), "augmentation", spec)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name

@@ -49,17 +49,13 @@ def _check_pictures(images: Images, looks: tuple[int, int], spec: Spec) -> None:
     )
 
 
-def check_sizes(part: Any, key: str, spec: Spec) -> None:
-    """`ValueError` for a part that knows of one size of pictures alone, where cameras differ. part: a class, or what
-    makes one.
-    """
-    kind = getattr(part, "func", part)
-    name = getattr(kind, "__name__", type(kind).__name__)
+def check_sizes(kind: Any, key: str, spec: Spec) -> None:
+    """`ValueError` for a part of a class that knows of one size of pictures alone, where cameras differ."""
     if isinstance(spec.image_size, Mapping) and not getattr(kind, "many_sizes", False):
         raise ValueError(
-            f"{key}: {name} takes pictures of one size, and the cameras differ ({in_words(spec.sizes)}); bring them to "
-            f"one by dataset.image_size=[h,w], or choose another {key} (a class that takes a tuple of cameras says "
-            "many_sizes = True, see provla/core/interfaces.py)"
+            f"{key}: {kind.__name__} takes pictures of one size, and the cameras differ ({in_words(spec.sizes)}); "
+            f"bring them to one by dataset.image_size=[h,w], or choose another {key} (a class that takes a tuple of "
+            "cameras says many_sizes = True, see provla/core/interfaces.py)"
         )
 
 

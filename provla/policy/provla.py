@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from provla.adapter import Adapter, own
 from provla.backbone.later import put_off
 from provla.backbone.tower import towers
-from provla.core.build import build, check_node
+from provla.core.build import build, check_node, locate
 from provla.core.cameras import Images, flatten
 from provla.core.checks import Width
 from provla.core.interfaces import Generators
@@ -61,9 +61,9 @@ class ProVLA(Normalized):
         self.spec = spec
         self._normalization = normalization
         with put_off(not compile and _unchanged("vision", vision, adapter, quant)):
-            made: Any = build(_alone(vision), "vision", nn.Module)
-            check_sizes(made, "vision", spec)
-            self.vision = made(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
+            later = build(_alone(vision), "vision", nn.Module)
+            check_sizes(locate(vision["_target_"], "vision"), "vision", spec)
+            self.vision = later(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
         with put_off(not compile and _unchanged("text", text, adapter, quant)):
             self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         # Of each action before: its numbers, and whether there was one.
@@ -79,7 +79,7 @@ class ProVLA(Normalized):
         _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        check_sizes(self.augmentation, "augmentation", spec)
+        check_sizes(type(self.augmentation), "augmentation", spec)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
