@@ -268,14 +268,15 @@ def _check_robot(run: Path, seen: Any, expected: torch.Tensor, tmp_path: Path) -
     together = {key: torch.stack([step[key] for step in steps], 1) for key in steps[0] if key != "task"}
     assert torch.equal(theirs.predict_action_chunk(together | {"task": seen.instruction}), expected)
     theirs.reset()
-    actions = [theirs.select_action(steps[0]) for _ in range(1)]
+    action = theirs.select_action(steps[0])
     with reproducible(1, CPU, False):
         first = Observation(
             tuple(one[:, :1].expand(-1, 2, -1, -1, -1) for one in seen.images),
             seen.state[:, :1].expand(-1, 2, -1),
             seen.instruction,
         )
-        assert torch.equal(actions[0], provla.load(run, device="cpu").act(first)[:, 0])
+        assert torch.equal(action, provla.load(run, device="cpu").act(first)[:, 0])
+    theirs.reset()
     with pytest.raises(ValueError, match=r"through the camera 'wrist' .*, which is missing"):
         theirs.select_action({key: value for key, value in steps[0].items() if "wrist" not in key})
     with pytest.raises(ValueError, match=r"the camera 'wrist' gives pictures of 48×64; .* recorded at 24×32"):
