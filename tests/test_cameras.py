@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,9 +23,12 @@ from provla.core.types import Batch, Observation, Spec, fake_observation
 from provla.dataset.cache import small
 from provla.dataset.lerobot import LeRobotSource
 from provla.dataset.mix import MixSource
+from provla.dataset.resident import Resident
 from provla.dataset.sampler import Sampler
 from provla.dataset.window import WindowSampler
+from provla.env.contract import check_contract
 from provla.env.rollout import check_fit
+from provla.plugin.environment import ProvlaWorld
 from provla.plugin.folder import export_lerobot
 from provla.plugin.modeling_provla import ProvlaPolicy
 from provla.policy.card import card
@@ -33,6 +37,7 @@ from provla.policy.onnx import export_onnx
 from provla.run.evaluate import check_data
 from provla.run.features import remember_features
 from provla.serving.client import Client
+from provla.trainer.graph import copy
 
 Command = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
@@ -120,14 +125,25 @@ def test_batches_are_the_same_wherever_their_pictures_come_from(uneven: Path, tm
     wanted = rows.gather(some).observation.images
     assert equal(Sampler(none, *sizes).gather(some).observation.images, wanted)
     assert equal(Sampler(mix, np.arange(10), *sizes[1:]).gather(some + 60).observation.images, wanted)
-    parts = list(rows.step(3, 0, 8).split(2))
-    assert equal(
-        tuple(torch.cat(one) for one in zip(*(p.observation.images for p in parts), strict=True)),
-        rows.step(3, 0, 8).observation.images,
+    batch: Any = rows.step(3, 0, 8)
+    wanted = batch.observation.images
+    halves: Any = [part.observation.images for part in batch.split(2)]
+    assert equal(tuple(map(torch.cat, zip(*halves, strict=True))), wanted)
+    assert equal(rows.step(3, 0, 8, 1, 2).observation.images, tuple(one[1::2] for one in wanted))
+    resident = Resident(rows, CPU).look(rows.step(3, 0, 8, pictures=False))
+    assert equal(resident.observation.images, wanted)
+    place = rows.step(3, 1, 8)  # of a step's batch in a CUDA graph
+    copy(batch, place)
+    assert equal(place.observation.images, wanted)
+
+
+def test_what_is_in_the_data_is_shown(uneven: Path, command: Command, tmp_path: Path) -> None:
+    code, out, err = command(
+        "analyze", "dataset=lerobot", f"dataset.root={uneven}", "augmentation=crop", f"hydra.run.dir={tmp_path / 'a'}"
     )
-    assert equal(
-        rows.step(3, 0, 8, 1, 2).observation.images, tuple(one[1::2] for one in rows.step(3, 0, 8).observation.images)
-    )
+    assert code == 0, err
+    assert "cameras front 48×64, wrist 24×32" in " ".join(out.split())
+    assert (tmp_path / "a" / "augmentation.png").is_file()
 
 
 # What the parts make of it
@@ -284,7 +300,7 @@ def _check_robot(run: Path, seen: Any, expected: torch.Tensor, tmp_path: Path) -
 
 
 def _check_server(run: Path, seen: Any, expected: torch.Tensor) -> None:
-    from test_serve import serving
+    from test_serve import get, serving
 
     pictures = {
         camera: one[0].permute(0, 2, 3, 1).contiguous().numpy() for camera, one in zip(SIZES, seen.images, strict=True)
@@ -294,6 +310,8 @@ def _check_server(run: Path, seen: Any, expected: torch.Tensor) -> None:
         assert client.facts["image_size"] == {"front": [48, 64], "wrist": [24, 32]}
         assert client.facts["image_shape"]["wrist"] == [2, 24, 32, 3]
         assert np.array_equal(client.infer(message)["actions"], expected[0].numpy())
+        shown = cv2.imdecode(np.frombuffer(get(port, "/seen/1.png")[0], np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape == (48, 64 + 32, 3)
         with pytest.raises(RuntimeError, match="no picture of camera 'wrist'"):
             client.infer({**message, "images": {"front": pictures["front"]}})
 
@@ -304,6 +322,7 @@ def _check_server(run: Path, seen: Any, expected: torch.Tensor) -> None:
 def test_a_missing_camera_is_named(two: Spec, uneven: Path, tmp_path: Path) -> None:
     suite = build(compose("dataset=fake", *WORLD)["env"], "env")
     check_fit(suite, two)
+    assert all(row.kept for row in check_contract(suite))
     with pytest.raises(ValueError, match=r"the policy's camera 'top' is missing there"):
         check_fit(suite, replace(two, cameras=("front", "top"), image_size=(48, 64)))
     with pytest.raises(ValueError, match=r"image size of wrist is \(48, 64\), that of the worlds of \w+ \(24, 32\)"):
@@ -314,6 +333,14 @@ def test_a_missing_camera_is_named(two: Spec, uneven: Path, tmp_path: Path) -> N
         check_data(data, replace(two, cameras=("front", "top"), image_size=(48, 64)))
     with pytest.raises(ValueError, match=r"image_size names the cameras front, wrist; there are: front$"):
         replace(two, cameras=("front",))
+
+
+def test_lerobot_sees_each_camera_of_a_world_at_its_size() -> None:
+    world = ProvlaWorld(build(compose("dataset=fake", *WORLD)["env"], "env"), "Wave", 0)
+    seen, _ = world.reset(seed=3)
+    assert world.observation_space.contains(seen)
+    assert {camera: picture.shape[:2] for camera, picture in seen["pixels"].items()} == SIZES
+    assert np.array_equal(world.render(), seen["pixels"]["front"])
 
 
 class OneSize(nn.Module):

@@ -132,7 +132,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
         raise ValueError(
             f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
 
 
