@@ -117,6 +117,11 @@ def load_policy(
     return policy.eval(), sizes
 
 
+def read_spec(folder: Path) -> Spec:
+    """The sizes of a policy's folder, with nothing loaded; `ValueError` for one that holds none."""
+    return _read(folder)[2]
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec]:
     """The policy's node, the bases it needs, and its sizes."""
     try:
@@ -143,7 +148,7 @@ def _without_bases(folder: Path, wanted: Mapping[str, Mapping[str, Any]], error:
     )
     return ValueError(
         f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
-        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on '
+        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or bases.vision=<folder> on '
         "the command line."
     )
 

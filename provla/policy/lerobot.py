@@ -18,6 +18,7 @@ from provla.core.checks import Steps
 from provla.core.device import send
 from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
+from provla.core.libraries import transformers_library
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
 from provla.policy.normalize import Normalization, Normalizer
 from provla.policy.parts import Normalized, check_sizes
@@ -279,23 +280,18 @@ def _classes(kind: str) -> tuple[Any, Any]:
 
 def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str, str]:
     """A CLIP with random weights where LeRobot will load it from; its names for LeRobot's configuration."""
-    from transformers import CLIPConfig, CLIPModel
-
+    transformers = transformers_library()
     words = {**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}  # ByT5's
     try:
-        CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})).save_pretrained(
-            folder
-        )
+        config = transformers.CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})
+        transformers.CLIPModel(config).save_pretrained(folder)
     except Exception as error:
         raise ValueError(f"policy.clip: transformers makes no CLIP of these sizes: {first_line(error)}") from error
     return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
 
 
 def _tokenizer(name: str, random: bool) -> Any:
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    return (
-        ByT5Tokenizer(extra_ids=0)
-        if random
-        else from_pretrained(AutoTokenizer, name, None, "policy.options.text_encoder_name")
-    )
+    transformers = transformers_library()
+    if random:
+        return transformers.ByT5Tokenizer(extra_ids=0)
+    return from_pretrained(transformers.AutoTokenizer, name, None, "policy.options.text_encoder_name")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from provla.backbone.tower import Source
 from provla.core.cameras import Images, each, flatten
 from provla.core.checks import Edge, Positive
-from provla.core.hub import from_pretrained, library
+from provla.core.hub import from_pretrained
+from provla.core.libraries import transformers_library
 from provla.core.types import Tokens
 
 Pool = Literal["spatial_softmax", "cells"]
@@ -128,7 +129,7 @@ class Pixels(nn.Module):
 
 
 def image_processor(source: Source, given: Processor) -> Any:
-    transformers = library()
+    transformers = transformers_library()
     if source.files is not None:
         return from_pretrained(transformers.AutoImageProcessor, source.files, None, f"{source.key}.files")
     if source.loads:
