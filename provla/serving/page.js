@@ -38,6 +38,7 @@ function card(client, state) {
   }
   return node;
 }
+
 function seen({cameras, image_size: size}) {
   return Array.isArray(size) ? `${cameras.join(", ")} at ${size.join("×")}` : cameras.map((name) => `${name} at ${size[name].join("×")}`).join(", ");
 }
