@@ -157,7 +157,7 @@ def test_a_reference_run_trains_saves_evaluates_and_loads(
         (other / "config.json").write_text(json.dumps(config))
         code, _, err = command("evaluate", f"checkpoint={other}")
         assert code == 2
-        assert "the policy's cameras is ['cam_high', 'cam_left_wrist'], that of the data set" in err
+        assert "the policy looks through the camera 'cam_left_wrist', which the data set" in err
     policy = provla.load(run)
     n = len(policy.spec.cameras)
     chunk = policy.act(
