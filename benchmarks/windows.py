@@ -103,7 +103,7 @@ def measure(folder: Path, cache: str, repeats: int, data_dir: str) -> None:
         step += 1
     line |= {"samples_per_s": (step - before_these) * SIZE / spent}
     if isinstance(sampler, WindowSampler) and sampler._walk is not None:
-        line |= {"ring_mb": sampler._walk.ring.frames.nbytes / 1e6, "blocks": len(sampler.begins)}
+        line |= {"ring_mb": sampler._walk.ring.nbytes / 1e6, "blocks": len(sampler.begins)}
     sampler.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     sizes = {"repeats": repeats, "episodes": len(sampler.episodes), "samples": len(sampler), "cache": cache}

@@ -20,11 +20,11 @@ def load(
 ) -> Any:
     """The policy of a run folder, or of its policy/ folder, ready for `act(observation)`; needs no Hydra.
 
-    observation: an `Observation` of images (B,T,C,3,h,w) uint8, state (B,T,S) in the robot's units and B instructions.
-    `act` returns (B,H,A) actions in the robot's units. device: auto, cpu, cuda, cuda:<n>. bases: `vision` or `text` → a
-    folder or Hub id with its frozen weights, where they are no longer where the training found them. trust: modules
-    whose classes the policy may use besides provla's own, such as `["my_ideas"]`; their code runs. Errors:
-    `ValueError`.
+    observation: an `Observation` of images (B,T,C,3,h,w) uint8 (of cameras that differ in size a tuple), state (B,T,S)
+    in the robot's units and B instructions. `act` returns (B,H,A) actions in the robot's units. device: auto, cpu,
+    cuda, cuda:<n>. bases: `vision` or `text` → a folder or Hub id with its frozen weights, where they are no longer
+    where the training found them. trust: modules whose classes the policy may use besides provla's own, such as
+    `["my_ideas"]`; their code runs. Errors: `ValueError`.
     """
     from provla.core.machine import find_device
     from provla.policy.folder import find_policy, load_policy

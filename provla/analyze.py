@@ -151,14 +151,16 @@ def _describe(source: Any, data: Any, folder: Path) -> None:
     import numpy as np
     from rich.table import Table
 
+    from provla.core.cameras import in_words
     from provla.core.progress import console
     from provla.run.plots import plot_dataset
 
     _, val = data.split(source.val_fraction, source.split_seed)
     lengths = np.diff(data.starts)
+    one = f"{', '.join(data.frames)} {data.image_size}"
+    cameras = in_words(data.sizes) if isinstance(data.image_size, dict) else one
     console.print(
-        f"{data.source}: {len(lengths)} episodes, {len(data.actions)} steps at {data.fps:g} Hz, cameras "
-        f"{', '.join(data.frames)} {data.image_size}"
+        f"{data.source}: {len(lengths)} episodes, {len(data.actions)} steps at {data.fps:g} Hz, cameras {cameras}"
     )
     table = Table(title="tasks", title_justify="left")
     for column in ("instruction", "episodes", "training", "validation", "shortest", "median", "longest"):

@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from provla.core.cameras import Images, apart, count, each
 from provla.core.checks import Depth, Inside, Natural, NonNegative
 from provla.core.types import Batch
 
@@ -19,7 +20,9 @@ from provla.core.types import Batch
 class NoAugmentation(nn.Module):
     """The images as they are."""
 
-    def forward(self, batch: Batch) -> Tensor:
+    many_sizes = True
+
+    def forward(self, batch: Batch) -> Images:
         return batch.observation.images
 
 
@@ -30,15 +33,26 @@ class RandomCrop(nn.Module):
     All observation steps and cameras of a sample shift together, so that motion between steps stays true.
     """
 
+    many_sizes = True
+
     def __init__(self, pad: Depth) -> None:
         super().__init__()
         self.pad = pad
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Images:
         """`batch.crop` says where the windows lie."""
         images = batch.observation.images
-        draws = torch.rand(len(images), 2, device=images.device) if batch.crop is None else batch.crop
-        return _shift(images, (draws * (2 * self.pad + 1)).long() - self.pad)  # by [-pad, pad]
+        by = (_drawn(batch.crop, images) * (2 * self.pad + 1)).long() - self.pad  # by [-pad, pad]
+        return each(images, lambda one: _shift(one, by))
+
+
+def _drawn(draws: Tensor | None, images: Images) -> Tensor:
+    """(B,2): a batch's draws, or new ones."""
+    return torch.rand(count(images), 2, device=_device(images)) if draws is None else draws
+
+
+def _device(images: Images) -> torch.device:
+    return images[0].device  # of the first sample, or camera
 
 
 def _shift(images: Tensor, by: Tensor) -> Tensor:
@@ -54,19 +68,24 @@ def _shift(images: Tensor, by: Tensor) -> Tensor:
 class CropColor(nn.Module):
     """`RandomCrop`, then brightness and contrast changed by up to `strength` (relative), one change per sample."""
 
+    many_sizes = True
+
     def __init__(self, pad: Depth, strength: Inside) -> None:
         super().__init__()
         self.crop, self.strength = RandomCrop(pad), strength
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Images:
         """`batch.color` holds brightness and contrast."""
         images = self.crop(batch)
-        draws = torch.rand(len(images), 2, device=images.device) if batch.color is None else batch.color
-        change = (1 + self.strength * (2 * draws - 1)).view(-1, 2, 1, 1, 1, 1, 1)
-        pixels = images.float() * change[:, 0]
-        mean = pixels.mean((-3, -2, -1), keepdim=True)
-        changed: Tensor = (mean + (pixels - mean) * change[:, 1]).clamp(0, 255).to(torch.uint8)
-        return changed
+        change = 1 + self.strength * (2 * _drawn(batch.color, images) - 1)
+
+        def changed(one: Tensor) -> Tensor:
+            brightness, contrast = (change[:, i].view(-1, *[1] * (one.dim() - 1)) for i in (0, 1))
+            pixels = one.float() * brightness
+            mean = pixels.mean((-3, -2, -1), keepdim=True)
+            return (mean + (pixels - mean) * contrast).clamp(0, 255).to(torch.uint8)
+
+        return each(images, changed)
 
 
 class Part(TypedDict):
@@ -91,6 +110,8 @@ class CameraAugmentation(nn.Module):
     Cost on two cores, as in conf/augmentation/camera.yaml: 14 ms for a batch of 64 at 64×64 and 81 ms for 32 at 224×224
     (`crop_color`: 2 and 14; each part: `python benchmarks/augmentation.py`).
     """
+
+    many_sizes = True
 
     def __init__(
         self,
@@ -135,18 +156,24 @@ class CameraAugmentation(nn.Module):
             found[f"{name} {part['strength']:g} {PARTS[name].unit}"] = only
         return found
 
-    def forward(self, batch: Batch) -> Tensor:
-        images: Tensor = self.crop(batch)
+    def forward(self, batch: Batch) -> Images:
+        images: Images = self.crop(batch)
         if not self.parts:
             return images
-        draws = _draws(batch.color, images)
-        b, c = images.shape[0], images.shape[2]
-        with torch.autocast(images.device.type, enabled=False):
-            pixels = images.transpose(1, 2).flatten(0, 1).float()  # (B·C, T, 3, h, w): a sample's cameras
-            for name, part in self.parts.items():
-                pixels = self._change(pixels, PARTS[name], part, draws[:, PARTS[name].columns])
-            pixels = pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)  # rounded
-        return pixels.view(b, c, *pixels.shape[1:]).transpose(1, 2)
+        draws: Any = _draws(_drawn(batch.color, images), len(apart(images, 2)))  # (B, C, …)
+        with torch.autocast(_device(images).type, enabled=False):
+            if isinstance(images, tuple):
+                return tuple(self._all(one, draws[:, c]) for c, one in enumerate(images))
+            flat = images.transpose(1, 2).flatten(0, 1)  # (B·C, T, 3, h, w): a sample's cameras
+            changed = self._all(flat, draws.flatten(0, 1))
+        return changed.view(*draws.shape[:2], *changed.shape[1:]).transpose(1, 2)
+
+    def _all(self, pictures: Tensor, draws: Tensor) -> Tensor:
+        """Every part in turn: pictures (M,T,3,h,w) uint8, draws (M,…)."""
+        pixels = pictures.float()
+        for name, part in self.parts.items():
+            pixels = self._change(pixels, PARTS[name], part, draws[:, PARTS[name].columns])
+        return pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)  # rounded
 
     def _change(self, pixels: Tensor, kind: Kind, part: Part, draws: Tensor) -> Tensor:
         """Those that are drawn. A CPU looks which those are; a GPU is not asked, changes all and keeps what was."""
@@ -161,12 +188,10 @@ class CameraAugmentation(nn.Module):
         return torch.where(on.view(-1, 1, 1, 1, 1), kind.change(pixels, draws, part["strength"]), pixels)
 
 
-def _draws(color: Tensor | None, images: Tensor) -> Tensor:
-    """(B·C, all parts' draws) uniform in [0, 1), of the 48 random bits that `batch.color` has (splitmix64, whose output
+def _draws(color: Tensor, cameras: int) -> Tensor:
+    """(B,C, all parts' draws) uniform in [0, 1), of the 48 random bits that `batch.color` has (splitmix64, whose output
     is counted by camera and draw). A part's draws are the same whichever others there are.
     """
-    b, cameras = images.shape[0], images.shape[2]
-    color = torch.rand(b, 2, device=images.device) if color is None else color
     bits = (color * 2**24).long()
     seed = bits[:, 0] << 24 | bits[:, 1]  # (B,)
     count = torch.arange(1, cameras * WIDTH + 1, device=color.device)
@@ -174,7 +199,7 @@ def _draws(color: Tensor | None, images: Tensor) -> Tensor:
     x = (x ^ (x >> 30 & 2**34 - 1)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 2**37 - 1)) * -0x6B2FB644ECCEEE15
     x = x ^ (x >> 31 & 2**33 - 1)
-    return ((x >> 40 & 2**24 - 1).float() * 2**-24).view(b * cameras, WIDTH)
+    return ((x >> 40 & 2**24 - 1).float() * 2**-24).view(len(color), cameras, WIDTH)
 
 
 # Each takes pixels (M,T,3,h,w) float in 0…255, draws (M,…) uniform in [0, 1) and its strength.

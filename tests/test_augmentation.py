@@ -105,7 +105,7 @@ def test_draws_are_the_batchs_own(batch: Batch) -> None:
 def test_draws_are_uniform_and_independent() -> None:
     from provla.augmentation import WIDTH, _draws
 
-    draws = _draws(torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)), torch.empty(2000, 1, 2, 3, 8, 8))
+    draws = _draws(torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)), 2).flatten(0, 1)
     assert draws.shape == (4000, WIDTH)
     assert 0 <= draws.min() < 1e-4
     assert 1 - 1e-4 < draws.max() < 1

@@ -31,6 +31,25 @@ class Walk:
         return self.x > 1
 
 
+class TwoEyed(Walk):
+    """Its cameras differ in size, and joints are those of `conftest.write_lerobot`."""
+
+    embodiment = Embodiment(
+        {"front": (48, 64), "wrist": (24, 32)},
+        Vector(["shoulder", "elbow", "gripper"], -9, 9),
+        Vector(["shoulder", "elbow", "gripper"], -1, 1),
+        10,
+    )
+
+    def state(self) -> Any:
+        return np.array([self.x, self.v, 0])
+
+    def images(self) -> Any:
+        level = int(np.clip(100 + 50 * self.x, 0, 255))
+        cameras = enumerate(self.embodiment.cameras.items())
+        return {camera: np.full((*size, 3), level + 20 * i, np.uint8) for i, (camera, size) in cameras}
+
+
 class Scored(Walk):
     """It says how far it is, and gives up where it has gone too far back."""
 

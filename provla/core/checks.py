@@ -35,6 +35,7 @@ Inside = Annotated[float, Gt(0), Lt(1)]
 Name = Annotated[str, MinLen(1)]
 Names = Annotated[Sequence[Name], MinLen(1)]
 Extent = tuple[Edge, Edge]  # height and width
+Extents = Extent | Mapping[Name, Extent]  # of all cameras, or camera → its own
 
 WORDS = {int: "whole number", float: "number", str: "text", Any: "value"}
 

@@ -12,6 +12,7 @@ from provla.core.world import Embodiment, Episode
 if TYPE_CHECKING:  # a world's process imports no torch
     from torch import Generator, Tensor
 
+    from provla.core.cameras import Images
     from provla.core.types import Anchor, Batch, Observation, Tokens
 
 # One generator for the whole batch, or one per row, so that a row's noise does not depend on its neighbours.
@@ -22,14 +23,16 @@ Array = NDArray[Any]
 class Vision(Protocol):
     """images (B,T,C,3,h,w) uint8 → Tokens (B,N,width). Resizes and scales pixels itself.
 
-    Built with `num_images` (T·C) and `image_size` (h, w). An encoder may also have `adaptable`, the module that
+    Built with `num_images` (T·C) and `image_size` (h, w). One that says `many_sizes = True` is also given cameras that
+    differ in size: images are then a tuple of C tensors (B,T,3,h,w), and `image_size` is camera → (h, w), in that
+    order (`core/cameras.py`, `vision/parts.seen_by`). An encoder may also have `adaptable`, the module that
     adapters and quantisation act on (else the encoder itself), and `pretrained` (else false); `backbone.Tower` gives
     both.
     """
 
     width: int
 
-    def __call__(self, images: Tensor) -> Tokens: ...
+    def __call__(self, images: Images) -> Tokens: ...
 
 
 class Text(Protocol):
@@ -91,13 +94,13 @@ class Scheduler(Protocol):
 
 
 class Augmentation(Protocol):
-    """batch → its images (B,T,C,3,h,w) uint8, changed; called in training only.
+    """batch → its images (B,T,C,3,h,w) uint8, changed; called in training only. `many_sizes` as of `Vision`.
 
     All it draws stands in the batch (crop, color, or what `Batch.key` seeds), so that a sample's change does not depend
     on its neighbours; it draws for itself where the batch holds no draws.
     """
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch) -> Images: ...
 
 
 class Policy(Protocol):

@@ -7,15 +7,16 @@ width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from provla.core.cameras import Images, ImageSize, Size, shared, sizes_of
 from provla.core.device import send
 
 JointGroups = Mapping[str, Sequence[str]] | Literal["each"] | None
@@ -26,49 +27,46 @@ class _Movable:
 
     def to(self, device: torch.device) -> Self:
         """On `device`; a GPU is not waited for."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {
-            name: send(value, device) if isinstance(value, Tensor) else value.to(device)
-            for name, value in held.items()
-            if isinstance(value, (Tensor, Observation))
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self._with(lambda tensor: send(tensor, device), lambda inner: inner.to(device))
 
     def pinned(self) -> Self:
         """In memory that a GPU copies from while others go on."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value.pinned()
-            for name, value in held.items()
-            if isinstance(value, (Tensor, Observation))
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self._with(Tensor.pin_memory, Observation.pinned)
 
     def rows(self, part: slice) -> Self:
-        cut = {
-            f.name: value.rows(part) if isinstance(value, Observation) else value[part]
-            for f in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, f.name), (Tensor, Observation, list))
-        }
-        return replace(self, **cut)  # type: ignore[type-var]
+        cut = self._with(lambda tensor: tensor[part], lambda inner: inner.rows(part))
+        lists = {f.name: value[part] for f in fields(cut) if isinstance(value := getattr(cut, f.name), list)}  # type: ignore[arg-type]
+        return replace(cut, **lists)  # type: ignore[type-var]
+
+    def _with(self, tensor: Callable[[Tensor], Tensor], inner: Callable[[Observation], Observation]) -> Self:
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):  # a tensor for each camera, or sentences, which stay
+                return tuple(map(changed, value))
+            if isinstance(value, Tensor):
+                return tensor(value)
+            return inner(value) if isinstance(value, Observation) else value
+
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type, type-var]
 
 
 @dataclass(frozen=True)
 class Observation(_Movable):
-    """What a policy sees. images (B,T,C,3,h,w) uint8; state (B,T,S) float32 in the robot's units; B instructions.
+    """What a policy sees. images (B,T,C,3,h,w) uint8, or where cameras differ in size a tuple of C tensors (B,T,3,h,w);
+    state (B,T,S) float32 in the robot's units; B instructions.
 
     past_actions (B,P,A) float32 in the robot's units: what was executed before, the oldest first; past_is_pad (B,P)
-    bool, True before the episode's start, where the action is 0 (see `past_of`). features (B,T,C,…): what a frozen
-    vision encoder has made of the images, where somebody knows it already. sentences, which (B,) int64: the sentences
-    to be read, each once, and which of them each sample has, where somebody has looked already (see `told`).
+    bool, True before the episode's start, where the action is 0 (see `past_of`). features (B,T,C,…), or of each camera
+    (B,T,…): what a frozen vision encoder has made of the images, where somebody knows it already. sentences, which (B,)
+    int64: the sentences to be read, each once, and which of them each sample has, where somebody has looked already
+    (see `told`).
     """
 
-    images: Tensor
+    images: Images
     state: Tensor
     instruction: list[str]
     past_actions: Tensor | None = None
     past_is_pad: Tensor | None = None
-    features: Tensor | None = None
+    features: Images | None = None
     sentences: tuple[str, ...] | None = None
     which: Tensor | None = None
 
@@ -173,14 +171,15 @@ class Spec:
 
     instructions: those of the training episodes (what a table of task embeddings knows). joint_groups: group name →
     positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
-    their order; empty where the data set has none, or an earlier provla stored the policy. recorded: camera → (h, w) of
+    their order; empty where the data set has none, or an earlier provla stored the policy. image_size: (h, w) of all
+    cameras' pictures; camera → (h, w) where they differ. recorded: camera → (h, w) of
     its pictures before they were reduced to image_size; a camera that is not named was not reduced. n_past_actions:
     executed actions that the policy reads. action_bounds: lowest and highest that a robot executes of each action, None
     where there is none; empty where nobody knows.
     """
 
     cameras: tuple[str, ...]
-    image_size: tuple[int, int]
+    image_size: ImageSize
     state_size: int
     action_size: int
     horizon: int
@@ -197,6 +196,12 @@ class Spec:
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)
+        object.__setattr__(self, "image_size", shared(self.sizes))
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """Camera → (h, w)."""
+        return sizes_of(self.image_size, self.cameras)
 
 
 def check_steps(horizon: int, n_action_steps: int) -> None:
@@ -211,9 +216,15 @@ def check_steps(horizon: int, n_action_steps: int) -> None:
 def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
     """Random pixels and states of the right shapes, for tests and for counting sizes."""
     g = torch.Generator().manual_seed(seed)
-    shape = (batch, spec.n_obs_steps, len(spec.cameras), 3, *spec.image_size)
+    sizes = spec.sizes.values()
+
+    def drawn(cameras: int, size: Size) -> Tensor:
+        shape = (batch, spec.n_obs_steps, cameras, 3, *size)
+        return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+
+    apart = isinstance(spec.image_size, Mapping)
     found = Observation(
-        images=torch.randint(0, 256, shape, generator=g, dtype=torch.uint8),
+        images=tuple(drawn(1, size)[:, :, 0] for size in sizes) if apart else drawn(len(sizes), next(iter(sizes))),
         state=torch.randn(batch, spec.n_obs_steps, spec.state_size, generator=g),
         instruction=[spec.instructions[i % len(spec.instructions)] for i in range(batch)],
     )

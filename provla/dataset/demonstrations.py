@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.core.cameras import ImageSize, Size, shared
 from provla.core.checks import shown
 from provla.dataset.joined import Pictures
 
@@ -85,10 +86,10 @@ class Demonstrations:
         if not self.frames:
             raise ValueError(f"{self.source}: frames is empty; a policy needs at least one camera")
         for camera, frames in self.frames.items():
-            if tuple(frames.shape) != (total, 3, *self.image_size) or frames.dtype != np.uint8:
+            if len(frames.shape) != 4 or tuple(frames.shape[:2]) != (total, 3) or frames.dtype != np.uint8:
                 raise ValueError(
                     f"{self.source}: frames of {camera!r} are {tuple(frames.shape)} {frames.dtype}, expected "
-                    f"({total}, 3, h, w) uint8, of one size for all cameras"
+                    f"({total}, 3, h, w) uint8"
                 )
         starts, task = np.asarray(self.starts), np.asarray(self.task)
         if len(starts) < 2 or starts[0] != 0 or starts[-1] != total or (np.diff(starts) < 1).any():
@@ -115,9 +116,14 @@ class Demonstrations:
             )
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        h, w = next(iter(self.frames.values())).shape[-2:]
-        return int(h), int(w)
+    def sizes(self) -> dict[str, Size]:
+        """Camera → (h, w) of its frames."""
+        return {camera: (int(frames.shape[2]), int(frames.shape[3])) for camera, frames in self.frames.items()}
+
+    @property
+    def image_size(self) -> ImageSize:
+        """(h, w) of all cameras; camera → (h, w) where they differ."""
+        return shared(self.sizes)
 
     def rows(self, episodes: Array) -> Array:
         """All rows of the given episodes, in order."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from provla.core.cameras import Size
 from provla.core.files import fingerprint
 from provla.core.progress import progress_bars
 from provla.dataset.cache import Frames, frame_cache, statistics
@@ -41,13 +43,15 @@ class Inspection:
     def bad(self) -> set[int]:
         return {problem.episode for problem in self.problems if problem.episode is not None}
 
-    def decode(self, place: Path, image_size: tuple[int, int] | None, fresh: bool) -> list[Problem]:
-        """Fills in the frames of the episodes that are left, from the caches in `place`; what is wrong with them."""
+    def decode(self, place: Path, sizes: Mapping[str, Size], fresh: bool) -> list[Problem]:
+        """Fills in the frames of the episodes that are left, from the caches in `place`; what is wrong with them.
+        sizes: of each camera's frames.
+        """
         contents, info, worse = self.contents, self.contents.info, list[Problem]()
         for camera in self.cameras:
             spans = self._spans(camera)
             folder = place / _identity(info.root, camera, spans, self.sums)
-            cached = frame_cache(folder, info.root, camera, spans, image_size or camera.size, info.fps, fresh)
+            cached = frame_cache(folder, info.root, camera, spans, sizes[camera.name], info.fps, fresh)
             worse += cached.problems
             if cached.rebuilt:
                 self.rebuilt.append(f"{folder.name}, {camera.name}: {cached.rebuilt}")
@@ -62,14 +66,14 @@ class Inspection:
                     worse += [Problem(**problem) for problem in cached.compared["problems"]]
         return worse
 
-    def leave(self, image_size: tuple[int, int] | None, fresh: bool) -> list[Problem]:
+    def leave(self, sizes: Mapping[str, Size], fresh: bool) -> list[Problem]:
         """Fills in the frames of the episodes that are left, to be decoded when they are asked for; what is wrong with
         their files, of which each picture is looked at with fresh alone.
         """
         info, worse = self.contents.info, list[Problem]()
         for camera in self.cameras:
             spans = self._spans(camera)
-            self.frames[camera.name] = Stored(info.root, camera, spans, image_size or camera.size, info.fps)
+            self.frames[camera.name] = Stored(info.root, camera, spans, sizes[camera.name], info.fps)
             gone = {file: not file.is_file() for file in {span.file for span in spans}}
             worse += [
                 Problem(str(span.file.relative_to(info.root)), span.episode, None, MISSING)

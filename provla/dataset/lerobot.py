@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from provla.core.checks import Count, Depth, Extent, Fraction, Name, Names, Positive, Seed
+from provla.core.cameras import Size
+from provla.core.checks import Count, Depth, Extents, Fraction, Name, Names, Positive, Seed
 from provla.core.progress import console
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.checksums import Checksums
@@ -25,10 +27,10 @@ class LeRobotSource:
     """`dataset=lerobot`: any LeRobot v3 data set, by `root` (a folder) and/or `repo_id` (a Hub id).
 
     cameras: names of image features, with or without their `observation.images.` prefix; null: all colour cameras.
-    state_key and action_key name the features; several make one state, side by side in the order given. image_size:
-    [h, w] to which frames are reduced in the cache; null: as recorded. joint_groups: group → names of joints (of the
-    action feature); each: one group a joint; null: none. num_episodes: the first n, of which a Hub data set's files are
-    fetched and no others; null: all.
+    state_key and action_key name the features; several make one state, side by side in the order given. image_size: [h,
+    w] to which frames are reduced in the cache, or camera → [h, w] of each; null: as recorded. joint_groups: group →
+    names of joints (of the action feature); each: one group a joint; null: none. num_episodes: the first n, of which a
+    Hub data set's files are fetched and no others; null: all.
     bad_episodes: fail, or skip to leave out those with which something is wrong. cache: full, the frame cache; none:
     pictures are decoded when a batch needs them; window: ahead of it, in an order that keeps few of them
     (`provla.dataset.window`), by `window_blocks` open blocks of at most `window_frames` frames of an episode, in a ring
@@ -47,7 +49,7 @@ class LeRobotSource:
         cameras: Names | None = None,
         state_key: Name | Names = "observation.state",
         action_key: Name = "action",
-        image_size: Extent | None = None,
+        image_size: Extents | None = None,
         joint_groups: JointGroups = None,
         num_episodes: Count | None = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
@@ -67,7 +69,7 @@ class LeRobotSource:
         self.state_keys = [state_key] if isinstance(state_key, str) else list(state_key)
         if len(set(self.state_keys)) < len(self.state_keys):
             raise ValueError(f"dataset.state_key={self.state_keys}: name each feature once")
-        self.image_size = None if image_size is None else (image_size[0], image_size[1])
+        self.image_size = image_size
         self.groups, self.num_episodes, self.bad_episodes = joint_groups, num_episodes, bad_episodes
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.cached = cache == "full"
@@ -112,7 +114,7 @@ class LeRobotSource:
         info = read_info(root)
         cameras, notes = self._cameras(info)
         self._check_vectors(info)
-        self._check_sizes(cameras)
+        self._sizes(cameras)
         if self.num_episodes is not None and not 1 <= self.num_episodes <= info.total_episodes:
             raise ValueError(f"dataset.num_episodes={self.num_episodes}: {root} holds {info.total_episodes}")
         count = self.num_episodes or info.total_episodes
@@ -136,8 +138,8 @@ class LeRobotSource:
 
     def _look(self, found: Inspection, fresh: bool) -> list[Problem]:
         if self.cached:
-            return found.decode(self.data_dir / "frames", self.image_size, fresh)
-        return found.leave(self.image_size, fresh)
+            return found.decode(self.data_dir / "frames", self._sizes(found.cameras), fresh)
+        return found.leave(self._sizes(found.cameras), fresh)
 
     def demonstrations(self, found: Inspection) -> Demonstrations:
         """The episodes that are left."""
@@ -209,10 +211,25 @@ class LeRobotSource:
                 )
             info.shape(key)
 
-    def _check_sizes(self, cameras: list[Camera]) -> None:
-        if self.image_size is None and len({camera.size for camera in cameras}) > 1:
-            found = ", ".join(f"{camera.name} {camera.size[0]}×{camera.size[1]}" for camera in cameras)
-            raise ValueError(
-                f"the cameras differ in size: {found}; set dataset.image_size=[h,w] to bring them to one, or choose "
-                "among dataset.cameras"
-            )
+    def _sizes(self, cameras: list[Camera]) -> dict[str, Size]:
+        """Camera → (h, w) of its frames. `ValueError` where `image_size` names others than are taken, or leaves one
+        out.
+        """
+        if not isinstance(self.image_size, Mapping):
+            one = None if self.image_size is None else (self.image_size[0], self.image_size[1])
+            return {camera.name: one or camera.size for camera in cameras}
+        asked = {name.removeprefix("observation.images."): (h, w) for name, (h, w) in self.image_size.items()}
+        names = [camera.name for camera in cameras]
+        for what, wrong in (
+            ("leaves out", [name for name in names if name not in asked]),
+            ("names", [name for name in asked if name not in names]),
+        ):
+            if wrong:
+                none = ", which is no camera of this data set, or none that dataset.cameras takes"
+                raise ValueError(
+                    f"dataset.image_size {what} {wrong[0]!r}{none if what == 'names' else ''}; give [h,w] for all, or "
+                    f"a size for each of: {', '.join(names)} (recorded: "
+                    + ", ".join(f"{camera.name} {camera.size[0]}×{camera.size[1]}" for camera in cameras)
+                    + ")"
+                )
+        return {name: asked[name] for name in names}

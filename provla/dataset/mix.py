@@ -192,7 +192,7 @@ def _like(name: str, data: Demonstrations, first: str, other: Demonstrations) ->
         ways = f"choose among dataset.sources.{name}.cameras, or {rename}"
         raise refuse("cameras are", sorted(data.frames), sorted(other.frames), ways)
     if data.image_size != other.image_size:
-        ways = f"set dataset.sources.{name}.image_size and dataset.sources.{first}.image_size to the same [h,w]"
+        ways = f"set dataset.sources.{name}.image_size and dataset.sources.{first}.image_size to the same"
         raise refuse("pictures are", data.image_size, other.image_size, ways)
     order = []
     for what, mine, theirs, size, wanted in (

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from provla.core.build import check_node
-from provla.core.checks import Count, Depth, Edge, Extent, Fraction, Name, Names, NonNegative, Seed, Steps
+from provla.core.checks import Count, Depth, Edge, Extents, Fraction, Name, Names, NonNegative, Seed, Steps
 from provla.core.types import JointGroups
 from provla.core.world import Embodiment
 from provla.dataset.inspection import Inspection
@@ -110,7 +110,8 @@ class RecordedSource(LeRobotSource):
 
     world, tasks, success_score: those of `env`. max_episode_steps: control steps after which a demonstration has
     failed. noise, noise_correlation, crf: see `Recording`.
-    image_size: [h, w] to which frames are reduced in the cache; null: as recorded. workers: recording processes.
+    image_size: [h, w] to which frames are reduced in the cache, or camera → [h, w]; null: as recorded. workers:
+    recording processes.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class RecordedSource(LeRobotSource):
         max_episode_steps: Steps = 300,
         success_score: float = 1.0,
         cameras: Names | None = None,
-        image_size: Extent | None = None,
+        image_size: Extents | None = None,
         joint_groups: JointGroups = None,
         bad_episodes: Literal["fail", "skip"] = "fail",
     ) -> None:
@@ -137,7 +138,7 @@ class RecordedSource(LeRobotSource):
             world, tasks, episodes_per_task, seed, noise, noise_correlation, crf, max_episode_steps, success_score
         )
         self._setup(recording, data_dir, val_fraction, split_seed, workers, cameras, joint_groups, bad_episodes)
-        self.image_size = None if image_size is None else (image_size[0], image_size[1])
+        self.image_size = image_size
 
     def _setup(
         self,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from provla.core.cameras import Images, together
 from provla.core.types import Batch
 from provla.dataset.sampler import Sampler
 
@@ -29,15 +30,15 @@ class Resident:
         """A batch that was gathered without pictures, and lies on the device, with them: as with them from the start,
         to the bit.
         """
-        rows = batch.observation.images
+        rows: Any = batch.observation.images  # (B, T)
         features = _at(rows, self._features) if self._features else None
         return replace(batch, observation=replace(batch.observation, images=_at(rows, self._frames), features=features))
 
 
-def _at(rows: Tensor, kept: list[Tensor]) -> Tensor:
-    """rows (B,T) → (B,T,C,…), of each camera's."""
+def _at(rows: Tensor, kept: list[Tensor]) -> Images:
+    """rows (B,T) → (B,T,C,…), or of each camera (B,T,…)."""
     found = [one.index_select(0, rows.flatten()) for one in kept]
-    return torch.stack([one.view(*rows.shape, *one.shape[1:]) for one in found], 2)
+    return together([one.view(*rows.shape, *one.shape[1:]) for one in found], lambda alike: torch.stack(alike, 2))
 
 
 def size_of(sampler: Sampler) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from provla.core.cameras import Looks, apart, each, together
 from provla.core.signals import check
 from provla.dataset.cache import Frames
 from provla.dataset.format import Array
@@ -33,14 +34,19 @@ class Loan:
 
 
 class Ring:
-    """At most `capacity` frames, of every camera, at any time: (capacity,C,3,h,w) uint8.
+    """At most `capacity` frames, of every camera, at any time. frames: of each camera (capacity,3,h,w) uint8, side by
+    side as (capacity,C,3,h,w) where they have one size.
 
     Threads rather than processes: decoding, scaling and copying release Python's lock, and nothing has to be sent.
     """
 
     def __init__(self, cameras: Sequence[Stored], capacity: int, workers: int) -> None:
         self.cameras, self.capacity = cameras, capacity
-        self.frames: Frames = np.empty((capacity, len(cameras), *cameras[0].shape[1:]), dtype=np.uint8)
+        each_one: list[Frames] = [np.empty((0, *camera.shape[1:]), dtype=np.uint8) for camera in cameras]
+        self.frames: Looks = each(
+            together(each_one, lambda alike: np.stack(alike, 1)),
+            lambda one: np.empty((capacity, *one.shape[1:]), dtype=np.uint8),
+        )
         self._free = list(range(capacity))
         self._uses = np.zeros(capacity, dtype=np.int64)  # of each frame, still to come
         self._queue: deque[Loan] = deque()
@@ -80,13 +86,19 @@ class Ring:
                 raise loan.error
         return time.monotonic() - begun
 
-    def take(self, slots: Array) -> Frames:
-        """(…,C,3,h,w), copied; frames that no one else will take give their places back."""
-        found = self.frames[slots]
+    def take(self, slots: Array) -> Looks:
+        """(…,C,3,h,w), or of each camera (…,3,h,w), copied; frames that no one else will take give their places
+        back.
+        """
+        found = each(self.frames, lambda one: one[slots])
         distinct, counts = np.unique(slots, return_counts=True)
         self._uses[distinct] -= counts
         self._free += distinct[self._uses[distinct] == 0].tolist()
         return found
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in apart(self.frames, 1))
 
     @property
     def held(self) -> int:
@@ -113,8 +125,10 @@ class Ring:
                 self._turn.notify_all()
 
     def _decode(self, loan: Loan, camera: int) -> None:
+        mine = apart(self.frames, 1)[camera]
+
         def put(at: int, picture: Frames) -> None:
-            self.frames[loan.slots[at], camera] = picture
+            mine[loan.slots[at]] = picture
 
         self.cameras[camera].decode(loan.rows, put)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from provla.core.cameras import Looks, each, together
 from provla.core.types import Batch, Observation
 from provla.dataset.demonstrations import Array, Demonstrations
 from provla.dataset.features import Features
@@ -50,10 +51,11 @@ class Sampler:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gather(self, rows: Array, images: Array | None = None) -> Batch:
+    def gather(self, rows: Array, images: Looks | None = None) -> Batch:
         """The samples at these rows of the data set. The first frame of an episode is repeated before its start, the
-        last action after its end (where `is_pad`). images: theirs (B,T,C,3,h,w), where somebody has them already, or
-        the rows (B,T) at which they lie, for whoever has them later (`Resident.look`); then there are no features.
+        last action after its end (where `is_pad`). images: theirs (B,T,C,3,h,w), or of each camera (B,T,3,h,w) where
+        they differ, where somebody has them already, or the rows (B,T) at which they lie, for whoever has them later
+        (`Resident.look`); then there are no features.
         """
         ahead = rows[:, None] + self._ahead  # (B, H)
         last = self._last[rows][:, None]
@@ -62,12 +64,14 @@ class Sampler:
         past, early = self._past(rows)
         return Batch(
             Observation(
-                torch.from_numpy(self._looked_up(behind) if images is None else images),
+                each(self._looked_up(behind) if images is None else images, torch.from_numpy),
                 torch.from_numpy(self.data.state[behind]),
                 list(self._instruction[rows]),
                 past,
                 early,
-                None if known is None else torch.stack([one[behind] for one in known], 2),
+                None
+                if known is None
+                else together([one[behind] for one in known], lambda alike: torch.stack(alike, 2)),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
@@ -82,19 +86,18 @@ class Sampler:
         past = np.where(early[..., None], np.float32(0), self.data.actions[np.maximum(before, first)])
         return torch.from_numpy(past), torch.from_numpy(early)
 
-    def _looked_up(self, rows: Array) -> Array:
-        """rows (B,T) → (B,T,C,3,h,w)."""
+    def _looked_up(self, rows: Array) -> Looks:
+        """rows (B,T) → (B,T,C,3,h,w), or of each camera (B,T,3,h,w)."""
         look = np.ndarray.__getitem__ if self.features is None else read_rows
         found = [look(frames, rows) if isinstance(frames, np.ndarray) else frames[rows] for frames in self.frames]
-        one: Array = found[0][:, :, None]
-        return one if len(found) == 1 else np.stack(found, 2)
+        return together(found, lambda alike: alike[0][:, :, None] if len(alike) == 1 else np.stack(alike, 2))
 
     def seen(self, rows: Array) -> Array:
         """(B,T): the rows of the frames that are observed at these."""
         found: Array = np.maximum(rows[:, None] + self._behind, self._first[rows][:, None])
         return found
 
-    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Array | None:
+    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Looks | None:
         """Those of a training step, where they are made ready before it; None: `gather` looks them up."""
         return None
 

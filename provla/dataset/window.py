@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from provla.core.cameras import Looks
+from provla.core.cameras import in_words as sizes_in_words
 from provla.core.files import size as in_words
 from provla.core.progress import console
 from provla.core.ranks import cores, joined
-from provla.dataset.cache import Frames
 from provla.dataset.demonstrations import Array
 from provla.dataset.ring import Loan, Ring
 from provla.dataset.sampler import Sampler
@@ -73,7 +74,7 @@ class WindowSampler(Sampler):
         self._waited = 0.0
         self._check_memory()
 
-    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Frames:
+    def pictures(self, seed: int, step: int, size: int, rank: int, ranks: int) -> Looks:
         asked = Asked(seed, size, rank, ranks)
         if self._walk is None or self._walk.asked != asked or not self._walk.comes_to(step):
             self.close()
@@ -146,12 +147,12 @@ class WindowSampler(Sampler):
 
     def too_small(self, needed: int, where: str = "") -> ValueError:
         """What to do about a ring that does not hold so many frames."""
-        w, (h, width), cameras = self.window, self.data.image_size, len(self._stored)
+        w, cameras = self.window, len(self._stored)
         return ValueError(
             f"dataset.window_gb={'null' if w.gb is None else f'{w.gb:g}'}{where}: dataset.window_blocks={w.blocks} "
             f"open blocks of dataset.window_frames={w.frames} take {math.ceil(needed * self._bytes / 1e5) / 1e4:g} GB "
-            f"in pictures of {h}×{width} of {cameras} camera{'s' * (cameras > 1)}; expected at least that, which "
-            "changes no result, or fewer blocks, shorter ones, or a smaller dataset.image_size"
+            f"in pictures of {sizes_in_words(self.data.sizes)} of {cameras} camera{'s' * (cameras > 1)}; expected at "
+            "least that, which changes no result, or fewer blocks, shorter ones, or a smaller dataset.image_size"
         )
 
     @property
@@ -190,18 +191,18 @@ class _Walk:
         self._open: dict[tuple[int, int], Loan] = {}
         self._ahead = sampler.ahead(asked, step)
         self._next = next(self._ahead)
-        self._last: Frames | None = None
+        self._last: Looks | None = None
         self._begun, self._since, self._waited, self._said = step, 0.0, 0.0, False
         console.print(
             f"pictures are decoded ahead by {workers} thread{'s' * (workers > 1)}, into a ring of "
-            f"{in_words(self.ring.frames.nbytes)} (dataset.cache=window)"
+            f"{in_words(self.ring.nbytes)} (dataset.cache=window)"
         )
 
     def comes_to(self, step: int) -> bool:
         """Whether that is the next step, or the last one, whose pictures are still there."""
         return step == self.step or (step == self.step - 1 and self._last is not None)
 
-    def pictures(self, step: int) -> tuple[Frames, float]:
+    def pictures(self, step: int) -> tuple[Looks, float]:
         """Those of the next step, or of the last one again, and the seconds that it has waited for them."""
         if step < self.step and self._last is not None:
             return self._last, 0.0

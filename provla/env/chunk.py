@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.core.cameras import Looks, stacked, together
 from provla.core.world import OVER, Embodiment, Ending
 
 Array = NDArray[Any]
@@ -28,13 +29,14 @@ class Sizes(NamedTuple):
 class Seen(NamedTuple):
     """What a world showed at the end of a chunk, or at an episode's beginning.
 
-    images (T, C, h, w, 3) uint8 and state (T, S) float32 of the last `n_obs_steps` control steps (the first is repeated
-    at the start). ending: None while the episode goes on. frames: filmed meanwhile. score: the best of the episode;
-    None where the world has none. rules: what other rules of success say (see `interfaces.World`). past (n,A): the last
-    n ≤ `n_past_actions` that were executed, clipped as they were.
+    images (T, C, h, w, 3) uint8, or where cameras differ in size of each (T, h, w, 3), and state (T, S) float32 of the
+    last `n_obs_steps` control steps (the first is repeated at the start). ending: None while the episode goes on.
+    frames: filmed meanwhile. score: the best of the episode; None where the world has none. rules: what other rules of
+    success say (see `interfaces.World`). past (n,A): the last n ≤ `n_past_actions` that were executed, clipped as they
+    were.
     """
 
-    images: Array
+    images: Looks
     state: Array
     ending: Ending | None
     steps: int
@@ -117,7 +119,7 @@ class Chunked:
         check_world(world)
         self.world, self._sizes, self._limit, self._enough = world, sizes, limit, success_score
         self._body: Embodiment = world.embodiment
-        self._images: list[Array] = []
+        self._images: list[Looks] = []
         self._states: list[Array] = []
         self._past: deque[Array] = deque(maxlen=sizes.n_past_actions)
         self._frame_size: tuple[int, ...] = ()
@@ -169,7 +171,8 @@ class Chunked:
         pictures = self.world.images()
         for camera in self._sizes.cameras:
             check_picture(pictures, camera, self._body)
-        self._images.append(np.stack([pictures[camera] for camera in self._sizes.cameras]))
+        # Copied: a world may draw into the same memory again.
+        self._images.append(together([np.array(pictures[camera]) for camera in self._sizes.cameras], np.stack))
         self._states.append(check_state(self.world.state(), self._body))
 
     def _frame(self) -> Array:
@@ -184,11 +187,18 @@ class Chunked:
         self._images, self._states = images, states
         rules = dict(self.world.rules()) if hasattr(self.world, "rules") else {}
         return Seen(
-            np.stack(images), np.stack(states), self._ending, self._steps, frames, self._score, rules, [*self._past]
+            stacked(images, np.stack),
+            np.stack(states),
+            self._ending,
+            self._steps,
+            frames,
+            self._score,
+            rules,
+            [*self._past],
         )
 
 
-def last(values: Sequence[Array], count: int) -> list[Array]:
+def last[T](values: Sequence[T], count: int) -> list[T]:
     """The last `count`, the first of them repeated where there are fewer."""
     return ([values[0]] * (count - len(values)) + list(values))[-count:]
 

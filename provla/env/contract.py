@@ -249,7 +249,7 @@ def _rehearse(suite: Any) -> str:
         suite,
         Spec(
             cameras=tuple(body.cameras),
-            image_size=next(iter(body.cameras.values())),
+            image_size=body.cameras,
             state_size=len(body.state),
             action_size=len(body.action),
             horizon=4,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from provla.core.cameras import Looks, each, stacked
 from provla.core.files import write_bytes
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
@@ -50,16 +51,17 @@ class Outcome:
 def check_fit(suite: Suite, spec: Spec) -> None:
     """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in."""
     body, kind = suite.embodiment, type(suite).__name__
-    missing = [camera for camera in spec.cameras if camera not in body.cameras]
     facts: list[tuple[str, object, object]] = [
         ("action size is", spec.action_size, len(body.action)),
         ("state size is", spec.state_size, len(body.state)),
     ]
-    if missing:
-        facts.append(("cameras are", list(spec.cameras), list(body.cameras)))
+    if missing := [camera for camera in spec.cameras if camera not in body.cameras]:
+        facts.append(
+            (f"camera {missing[0]!r} is missing there; its cameras are", list(spec.cameras), list(body.cameras))
+        )
     else:
-        sizes = ((camera, tuple(body.cameras[camera])) for camera in spec.cameras)
-        facts += [(f"image size of {camera} is", tuple(spec.image_size), size) for camera, size in sizes]
+        sizes = ((camera, size, tuple(body.cameras[camera])) for camera, size in spec.sizes.items())
+        facts += [(f"image size of {camera} is", mine, size) for camera, mine, size in sizes]
     for what, has, needs in facts:
         if has != needs:
             raise ValueError(
@@ -98,7 +100,7 @@ def noise_seed(seed: int, episode: Episode) -> int:
 class _Play:
     """An episode being played in a world."""
 
-    images: Array
+    images: Looks
     state: Array
     past: Sequence[Array]
 
@@ -215,12 +217,12 @@ class Player:
 
 
 class Looking(Protocol):
-    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8 and state (T,S); past, the actions (n,A) before; words;
-    noise.
+    """Who wants a chunk: what is seen, images (T,C,h,w,3) uint8, or of each camera (T,h,w,3) where they differ in size,
+    and state (T,S); past, the actions (n,A) before; words; noise.
     """
 
     @property
-    def images(self) -> Array: ...
+    def images(self) -> Looks: ...
 
     @property
     def state(self) -> Array: ...
@@ -255,11 +257,12 @@ def act(
 
 
 def _observe(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Observation:
-    images = torch.from_numpy(np.stack([one.images for one in asking]))  # (B, T, C, h, w, 3)
+    looks = stacked([one.images for one in asking], np.stack)  # (B, T, C, h, w, 3)
+    images = each(looks, lambda one: torch.from_numpy(one).movedim(-1, -3).contiguous())
     state = torch.from_numpy(np.stack([one.state for one in asking]))
     told = [one.instruction for one in asking]
     past = past_of([one.past for one in asking], spec)
-    return Observation(images.permute(0, 1, 2, 5, 3, 4).contiguous(), state, told, *past).to(device)
+    return Observation(images, state, told, *past).to(device)
 
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:

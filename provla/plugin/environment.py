@@ -15,6 +15,7 @@ from lerobot.envs.utils import _LazyAsyncVectorEnv, freeze_after_episode_end
 from numpy.typing import NDArray
 
 from provla.core.build import build
+from provla.core.cameras import apart
 from provla.core.world import Episode
 from provla.env.chunk import Chunked, Seen, Sizes
 from provla.env.rollout import noise_seed
@@ -173,7 +174,7 @@ class ProvlaWorld(gym.Env[dict[str, Any], Array]):
 
     def render(self) -> Array:
         """What the first camera saw last: nothing is drawn for it."""
-        picture: Array = self._seen.images[-1, 0]
+        picture: Array = apart(self._seen.images, 1)[0][-1]
         return picture
 
     def close(self) -> None:
@@ -184,7 +185,7 @@ class ProvlaWorld(gym.Env[dict[str, Any], Array]):
     def _observation(self, seen: Seen) -> dict[str, Any]:
         noise = noise_seed(self._seed, self._episode)
         return {
-            "pixels": dict(zip(self._sizes.cameras, seen.images[-1], strict=True)),
+            "pixels": {camera: one[-1] for camera, one in zip(self._sizes.cameras, apart(seen.images, 1), strict=True)},
             "agent_pos": seen.state[-1],
             "noise_seed": np.array(divmod(noise, 2**16), np.float32),
         }

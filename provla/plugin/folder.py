@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from provla.core.cameras import in_words
 from provla.core.files import atomic
 from provla.core.progress import console
 from provla.core.types import Spec
@@ -74,7 +75,7 @@ def _limits(spec: Spec, source: Path) -> list[str]:
         said.append(
             "the policy was stored before provla kept the names of joints and the size of recorded pictures: whether a "
             "robot has its joints in the same order cannot be checked, and pictures are expected at "
-            f"{spec.image_size[0]}×{spec.image_size[1]}; export a policy that was trained since, to be sure"
+            f"{in_words(spec.sizes)}; export a policy that was trained since, to be sure"
         )
     how = run_beside(source).get("execution", {}).get("_target_", "provla.execution.Chunk")
     if how != "provla.execution.Chunk":

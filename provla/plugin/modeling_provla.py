@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
+from provla.core.cameras import Images, stacked, together
 from provla.core.machine import reproducible
 from provla.core.types import Anchor, Observation, Spec, anchor_of, check_steps, past_of
 from provla.dataset.cache import small
@@ -82,7 +83,7 @@ class ProvlaPolicy(PreTrainedPolicy):
         """An episode begins. `ValueError` where a robot is about to be driven that is not the policy's."""
         self._episode += 1
         self._queue: deque[Tensor] = deque()
-        self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.spec.n_obs_steps)
+        self._seen: deque[tuple[Images, Tensor]] = deque(maxlen=self.spec.n_obs_steps)
         self._past: deque[Tensor] = deque(maxlen=self.spec.n_past_actions)
         self._generators: list[torch.Generator] = []
         check_robot(self.spec)
@@ -97,8 +98,7 @@ class ProvlaPolicy(PreTrainedPolicy):
             self._seen.append(self._look(batch))
         if not self._queue:
             past = [self._seen[0]] * (self.spec.n_obs_steps - len(self._seen)) + list(self._seen)
-            images, state = (torch.stack(parts, 1) for parts in zip(*past, strict=True))
-            chunk = self._act(batch, images, state)
+            chunk = self._act(batch, *_side_by_side(past))
             self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
         action = self._queue.popleft()
         self._past.append(action.cpu())
@@ -170,8 +170,8 @@ class ProvlaPolicy(PreTrainedPolicy):
     def get_optim_params(self) -> Any:
         raise ValueError(NOT_HERE)
 
-    def _act(self, batch: Mapping[str, Any], images: Tensor, state: Tensor, anchor: Anchor | None = None) -> Tensor:
-        """images (B,T,C,3,h,w) uint8, state (B,T,S) → (B,H,A)."""
+    def _act(self, batch: Mapping[str, Any], images: Images, state: Tensor, anchor: Anchor | None = None) -> Tensor:
+        """images (B,T,C,3,h,w) uint8, or of each camera (B,T,3,h,w), state (B,T,S) → (B,H,A)."""
         if not self._generators:
             seeds = self._seeds(batch, len(state))
             self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -191,12 +191,11 @@ class ProvlaPolicy(PreTrainedPolicy):
             raise ValueError("the policy's actions are not finite; nothing was sent to the robot")
         return chunk
 
-    def _history(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _history(self, batch: Mapping[str, Any]) -> tuple[Images, Tensor]:
         steps = self.spec.n_obs_steps
         state = batch["observation.state"]
         if steps == 1 and state.ndim == 2:
-            image, now = self._look(batch)
-            return image[:, None], now[:, None]
+            return _side_by_side([self._look(batch)])
         if state.ndim != 3 or state.shape[1] != steps:
             raise ValueError(
                 f"observation.state is {tuple(state.shape)}; the policy looks at n_obs_steps={steps} control steps on "
@@ -204,18 +203,19 @@ class ProvlaPolicy(PreTrainedPolicy):
                 "keeps them"
             )
         keys = ["observation.state", *map(feature, self.spec.cameras)]
-        looks = [self._look({key: batch[key][:, t] for key in keys if key in batch}) for t in range(steps)]
-        return torch.stack([image for image, _ in looks], 1), torch.stack([state for _, state in looks], 1)
+        return _side_by_side(
+            [self._look({key: batch[key][:, t] for key in keys if key in batch}) for t in range(steps)]
+        )
 
-    def _look(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The pictures (B,C,3,h,w) uint8 and the state (B,S) of one control step."""
+    def _look(self, batch: Mapping[str, Any]) -> tuple[Images, Tensor]:
+        """The pictures (B,C,3,h,w) uint8, or of each camera (B,3,h,w), and the state (B,S) of one control step."""
         spec, state = self.spec, batch.get("observation.state")
         if state is None or state.ndim != 2 or state.shape[1] != spec.state_size:
             found = "missing" if state is None else tuple(state.shape)
             raise ValueError(f"observation.state is {found}; the policy's is (B,{spec.state_size})")
         check_cameras(spec, {key: (*value.shape[-2:], 3) for key, value in batch.items() if torch.is_tensor(value)})
-        images = [_reduced(_bytes(batch[feature(camera)], camera), spec.image_size) for camera in spec.cameras]
-        return torch.stack(images, 1), state.float().clone()
+        images = [_reduced(_bytes(batch[feature(camera)], camera), size) for camera, size in spec.sizes.items()]
+        return together(images, lambda alike: torch.stack(alike, 1)), state.float().clone()
 
     def _tasks(self, batch: Mapping[str, Any], rows: int) -> list[str]:
         said = batch.get("task") or ""
@@ -244,6 +244,12 @@ class ProvlaPolicy(PreTrainedPolicy):
             kept = int(np.flatnonzero(rest.any(-1))[-1]) + 1 if rest.any() else 0
             told.append(continued(rest[:kept], min(delay, kept), self.spec.horizon) if kept else None)
         return anchor_of(told, self.spec, left.device)
+
+
+def _side_by_side(looks: Sequence[tuple[Images, Tensor]]) -> tuple[Images, Tensor]:
+    """Control steps on end, as a policy sees them: with an axis T behind B."""
+    images = stacked([image for image, _ in looks], lambda steps: torch.stack(steps, 1))
+    return images, torch.stack([state for _, state in looks], 1)
 
 
 def _check_noise(noise: Tensor | None) -> None:

@@ -19,7 +19,8 @@ def feature(camera: str) -> str:
 
 def sizes(spec: Spec, camera: str) -> list[tuple[int, int]]:
     """(h, w) that a camera's pictures may have: as recorded, or reduced already."""
-    return [spec.recorded.get(camera, spec.image_size), spec.image_size]
+    own = spec.sizes[camera]
+    return [spec.recorded.get(camera, own), own]
 
 
 def check_robot(spec: Spec) -> None:

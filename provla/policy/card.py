@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from provla.core.cameras import in_words, sizes_of
 from provla.core.files import write_text
 from provla.core.manifest import read_manifest
 from provla.core.result import Result, read_result
@@ -21,7 +22,7 @@ USE = {
 import provla
 
 policy = provla.load("{folder}")  # with provla installed; nothing is fetched
-# images (1,{T},{C},3,{h},{w}) uint8, cameras in the order {cameras}; state (1,{T},{S}) float32, in the robot's units
+# images {images}; state (1,{T},{S}) float32, in the robot's units
 actions = policy.act(provla.Observation(images, state, [{instruction!r}]))  # (1,{H},{A}), in the robot's units
 ```""",
     "lerobot": """```bash
@@ -70,11 +71,8 @@ def card(name: str, source: Path, kind: Kind) -> str:
         datasets=[repo] if repo else None,
     )
     spec = stored["spec"]
-    numbers = {"T": spec["n_obs_steps"], "C": len(spec["cameras"]), "S": spec["state_size"]}
-    numbers |= {"h": spec["image_size"][0], "w": spec["image_size"][1], "H": spec["horizon"], "A": spec["action_size"]}
-    use = USE[kind].format(
-        folder=name, cameras=", ".join(spec["cameras"]), instruction=spec["instructions"][0], **numbers
-    )
+    numbers = {"T": spec["n_obs_steps"], "S": spec["state_size"], "H": spec["horizon"], "A": spec["action_size"]}
+    use = USE[kind].format(folder=name, images=_images(spec), instruction=spec["instructions"][0], **numbers)
     trained = _table(("", ""), list(_trained(stored, config, result, source).items()))
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -92,6 +90,22 @@ def card(name: str, source: Path, kind: Kind) -> str:
         f"Published with `hf upload <you>/{name} {name}`.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _images(spec: Mapping[str, Any]) -> str:
+    """What a policy is shown, as its caller writes it."""
+    sizes, steps = sizes_of(spec["image_size"], spec["cameras"]), spec["n_obs_steps"]
+    if isinstance(spec["image_size"], Mapping):
+        each = "; ".join(f"{camera} (1,{steps},3,{h},{w})" for camera, (h, w) in sizes.items())
+        return f"a tuple of tensors uint8, one for each camera in this order: {each}"
+    h, w = next(iter(sizes.values()))
+    return f"(1,{steps},{len(sizes)},3,{h},{w}) uint8, cameras in the order {', '.join(sizes)}"
+
+
+def _cameras(spec: Mapping[str, Any]) -> str:
+    sizes = sizes_of(spec["image_size"], spec["cameras"])
+    differ = isinstance(spec["image_size"], Mapping)
+    return in_words(sizes) if differ else f"{', '.join(sizes)}, {in_words(sizes)} each"
 
 
 def _run(source: Path) -> tuple[Path | None, Result | None, Mapping[str, Any]]:
@@ -116,7 +130,7 @@ def _trained(
 ) -> dict[str, str]:
     spec, dataset = stored["spec"], config.get("dataset") or {}
     facts = {
-        "cameras": f"{', '.join(spec['cameras'])}, {spec['image_size'][0]}×{spec['image_size'][1]} each",
+        "cameras": _cameras(spec),
         "state, actions": f"{spec['state_size']} and {spec['action_size']} numbers, in the robot's units",
         "observation steps, actions of a chunk": f"{spec['n_obs_steps']}, {spec['horizon']}",
         "executed": f"{spec['n_action_steps']} actions of a chunk, at {spec['fps']:g} a second",

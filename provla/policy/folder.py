@@ -127,7 +127,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
     try:
         stored = json.loads((folder / "config.json").read_text())
         spec = stored["spec"]
-        for key in ("cameras", "image_size", "instructions"):
+        for key in ("cameras", "instructions"):
             spec[key] = tuple(spec[key])
         for key in ("state_names", "action_names"):
             spec[key] = tuple(spec.get(key, ()))
@@ -138,7 +138,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
         raise ValueError(
             f"{folder} holds no policy (no config.json); give the folder of a finished run, or its policy/ folder"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
         raise ValueError(f"{folder}/config.json is damaged: {error!r}") from error
 
 

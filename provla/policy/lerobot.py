@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from provla.core.build import build, check_node, first_line
+from provla.core.cameras import Images, apart, each, in_words
 from provla.core.checks import Steps
 from provla.core.device import send
 from provla.core.hub import from_pretrained, tensors_only
@@ -20,7 +21,7 @@ from provla.core.interfaces import Generators
 from provla.core.libraries import transformers_library
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
 from provla.policy.normalize import Normalization, Normalizer
-from provla.policy.parts import Normalized
+from provla.policy.parts import Normalized, check_sizes
 from provla.policy.relative import Actions, Relative
 from provla.scheduler.diffusion import Diffusion
 from provla.scheduler.parts import masked_mean
@@ -90,13 +91,20 @@ class LeRobotPolicy(Normalized):
                 raise ValueError(
                     f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out"
                 )
+        if kind != "act" and isinstance(spec.image_size, Mapping):
+            raise ValueError(
+                f"policy={kind}: LeRobot's puts the pictures of all cameras into one tensor, and they differ in size "
+                f"({in_words(spec.sizes)}); bring them to one by dataset.image_size=[h,w], or use policy=act or "
+                "policy=provla"
+            )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
+        check_sizes(type(self.augmentation), "augmentation", spec)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
                 options = dict(options) | (
-                    _random_clip(clip, spec.image_size[0], Path(folder)) if clip is not None else {}
+                    _random_clip(clip, next(iter(spec.sizes.values()))[0], Path(folder)) if clip is not None else {}
                 )
                 self._tokenizer = _tokenizer(
                     str(options.get("text_encoder_name", "openai/clip-vit-base-patch16")), clip is not None
@@ -140,7 +148,8 @@ class LeRobotPolicy(Normalized):
                 f"{', '.join(sorted(cls.__dataclass_fields__))}"
             )
         length = {"chunk_size": spec.horizon} if self._kind == "act" else {"horizon": spec.horizon}
-        images = {key: PolicyFeature(FeatureType.VISUAL, (3, *spec.image_size)) for key in self._keys}
+        sizes = zip(self._keys, spec.sizes.values(), strict=True)
+        images = {key: PolicyFeature(FeatureType.VISUAL, (3, *size)) for key, size in sizes}
         try:
             return cls(
                 n_obs_steps=spec.n_obs_steps,
@@ -219,12 +228,13 @@ class LeRobotPolicy(Normalized):
             x, t, conditioning_vec=context.features[:, 0]
         )
 
-    def inputs(self, images: Tensor, observation: Observation) -> dict[str, Any]:
+    def inputs(self, images: Images, observation: Observation) -> dict[str, Any]:
         """What LeRobot's policies read, normalised: cameras one by one and together; without the step axis for ACT."""
-        pixels = (images.to(self._mean.dtype) / 255 - self._mean) / self._std  # (B, T, C, 3, h, w)
+        pixels = each(images, lambda one: (one.to(self._mean.dtype) / 255 - self._mean) / self._std)
         state = self.state_norm(observation.state)
         last = self._kind == "act"
-        found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
+        cameras = zip(self._keys, apart(pixels, 2), strict=True)  # (B, T, 3, h, w) each
+        found: dict[str, Any] = {key: one[:, -1] if last else one for key, one in cameras}
         # As their `forward` puts them together.
         found["observation.images"] = [found[key] for key in self._keys] if last else pixels
         found["observation.state"] = state[:, -1] if last else state
@@ -236,7 +246,7 @@ class LeRobotPolicy(Normalized):
                 max_length=self.policy.config.tokenizer_max_length,
             )
             for key, name in (("tokens", "input_ids"), ("attention_mask", "attention_mask")):
-                found[f"observation.language.{key}"] = send(torch.tensor(words[name]), pixels.device)
+                found[f"observation.language.{key}"] = send(torch.tensor(words[name]), state.device)
         return found
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from provla.core.build import first_line
+from provla.core.cameras import in_words
 from provla.core.files import atomic, write_json
 from provla.core.progress import console
 from provla.core.types import Spec, fake_observation
@@ -105,6 +106,11 @@ def _check(policy: Any) -> None:
         raise ValueError(
             f"onnx=true exports policies that are composed of provla's parts (policy=provla); this one is a "
             f"{type(policy).__name__}. python -m provla.export without it writes one that provla loads"
+        )
+    if isinstance(policy.spec.image_size, Mapping):
+        raise ValueError(
+            "onnx=true: the graph has one input for all pictures, and the policy's cameras differ in size "
+            f"({in_words(policy.spec.sizes)}); train with dataset.image_size=[h,w], which brings them to one"
         )
     if (steps := getattr(policy.scheduler, "num_inference_steps", 1)) > STEPS:
         raise ValueError(
@@ -213,7 +219,7 @@ def _compare(place: Path, probes: Sequence[tuple[Mapping[str, Tensor], Tensor]])
 def _about(spec: Spec, known: Sequence[str], asked: Mapping[str, Tensor], compared: Compared) -> dict[str, Any]:
     from importlib.metadata import version
 
-    h, w = spec.image_size
+    h, w = next(iter(spec.sizes.values()))
     what = {
         "images": f"RGB pixels, 0 to 255: observation steps, oldest first; cameras as listed; channels; {h} rows, {w} "
         "columns. A larger picture is reduced by the mean of its pixels (OpenCV's INTER_AREA)",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from provla.core.cameras import Images, each, in_words
 from provla.core.interfaces import Generators
 from provla.core.precision import deployed
 from provla.core.types import Anchor, Batch, Observation, Spec
@@ -21,18 +22,41 @@ def check_seen(observation: Observation, spec: Spec) -> None:
     """`ValueError` for pictures and states that are not what a policy was built for: one camera of two would be taken
     for both without a word.
     """
-    images, state = observation.images, observation.state
-    pictures = (len(observation), spec.n_obs_steps, len(spec.cameras), 3, *spec.image_size)
-    if tuple(images.shape) != pictures or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images is {tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}: expected (B,T,C,3,h,w) = "
-            f"{pictures} uint8, the pictures of the cameras {', '.join(spec.cameras)} in this order"
-        )
+    _check_pictures(observation.images, (len(observation), spec.n_obs_steps), spec)
+    state = observation.state
     states = (len(observation), spec.n_obs_steps, spec.state_size)
     if tuple(state.shape) != states:
         raise ValueError(f"state is {tuple(state.shape)}: expected (B,T,S) = {states} in the robot's units")
     if observation.past_actions is not None and not spec.n_past_actions:
         raise ValueError("past_actions: this policy reads none (n_past_actions=0); leave them out")
+
+
+def _check_pictures(images: Images, looks: tuple[int, int], spec: Spec) -> None:
+    """looks: samples and observation steps."""
+    apart, order = isinstance(spec.image_size, Mapping), f"the cameras {', '.join(spec.cameras)} in this order"
+    each_one = {camera: (*looks, 3, *size) for camera, size in spec.sizes.items()}
+    wanted = tuple(each_one.values()) if apart else (*looks, len(spec.cameras), 3, *next(iter(spec.sizes.values())))
+    found = each(images, lambda one: tuple(one.shape))
+    kinds = {str(one.dtype).removeprefix("torch.") for one in (images if isinstance(images, tuple) else (images,))}
+    if found == wanted and kinds == {"uint8"}:
+        return
+    told = f"images is {found} {', '.join(sorted(kinds))}"
+    if not apart:
+        raise ValueError(f"{told}: expected (B,T,C,3,h,w) = {wanted} uint8, the pictures of {order}")
+    raise ValueError(
+        f"{told}: the cameras differ in size ({in_words(spec.sizes)}); expected a tuple of (B,T,3,h,w) uint8, one for "
+        f"each of {order}: " + ", ".join(f"{camera} {shape}" for camera, shape in each_one.items())
+    )
+
+
+def check_sizes(kind: Any, key: str, spec: Spec) -> None:
+    """`ValueError` for a part of a class that knows of one size of pictures alone, where cameras differ."""
+    if isinstance(spec.image_size, Mapping) and not getattr(kind, "many_sizes", False):
+        raise ValueError(
+            f"{key}: {kind.__name__} takes pictures of one size, and the cameras differ ({in_words(spec.sizes)}); "
+            f"bring them to one by dataset.image_size=[h,w], or choose another {key} (a class that takes a tuple of "
+            "cameras says many_sizes = True, see provla/core/interfaces.py)"
+        )
 
 
 class Normalized(nn.Module):

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from provla.adapter import Adapter, own
 from provla.backbone.later import put_off
 from provla.backbone.tower import towers
-from provla.core.build import build, check_node
+from provla.core.build import build, check_node, locate
+from provla.core.cameras import Images, flatten
 from provla.core.checks import Width
 from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_observation
 from provla.policy.matched import build_matched, stand_in, unmatched
 from provla.policy.normalize import Normalization, Normalizer
-from provla.policy.parts import Normalized
+from provla.policy.parts import Normalized, check_sizes
 from provla.policy.phrases import Phrases
 from provla.policy.relative import Actions, Relative
 from provla.quant import Quant, QuantReport
@@ -60,9 +61,9 @@ class ProVLA(Normalized):
         self.spec = spec
         self._normalization = normalization
         with put_off(not compile and _unchanged("vision", vision, adapter, quant)):
-            self.vision = build(_alone(vision), "vision", nn.Module)(
-                num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size
-            )
+            later = build(_alone(vision), "vision", nn.Module)
+            check_sizes(locate(vision["_target_"], "vision"), "vision", spec)
+            self.vision = later(num_images=spec.n_obs_steps * len(spec.cameras), image_size=spec.image_size)
         with put_off(not compile and _unchanged("text", text, adapter, quant)):
             self.text = build(_alone(text), "text", nn.Module)(instructions=spec.instructions)
         # Of each action before: its numbers, and whether there was one.
@@ -78,6 +79,7 @@ class ProVLA(Normalized):
         _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
+        check_sizes(type(self.augmentation), "augmentation", spec)
         self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
         self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
@@ -142,7 +144,7 @@ class ProVLA(Normalized):
         was = part.training
         part.eval()
         tokens: Tokens = (
-            part(asked.images.to(device)) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
+            part(asked.to(device).images) if key == "vision" else part(list(dict.fromkeys(asked.instruction)))
         )
         part.train(was)
         return (tokens.features * tokens.mask.unsqueeze(-1)).float()
@@ -176,12 +178,12 @@ class ProVLA(Normalized):
         if self._replays and not any(p.grad is not None for p in self.parameters()):
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
-    def _context(self, images: Tensor, observation: Observation) -> Tokens:
+    def _context(self, images: Images, observation: Observation) -> Tokens:
         distinct, rows = observation.told()  # each is encoded once
         words: Tokens = self.phrases(distinct)
         # index_select: the gradient of indexing is summed by several threads in whatever order they come.
         known = observation.features
-        seen = self.vision(images) if known is None else self.vision.assemble(known.flatten(0, 2), len(observation))
+        seen = self.vision(images) if known is None else self.vision.assemble(flatten(known), len(observation))
         context: Tokens = self.fusion(
             seen,
             Tokens(words.features.index_select(0, rows), words.mask[rows]),

@@ -58,7 +58,7 @@ def plot_chunks(
     predicted: Array,
     actions: Array,
     is_pad: Array,
-    images: Array,
+    images: Sequence[Array],
     titles: Sequence[str],
     joints: Sequence[str],
     cameras: Sequence[str],
@@ -67,7 +67,7 @@ def plot_chunks(
     """Predicted chunks (P samples each) against demonstrated ones: per observation its cameras' images on the left, and
     a panel per joint.
 
-    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images (R,K,h,w,3).
+    predicted (R,P,H,A), actions (R,H,A), is_pad (R,H), images of each camera (R,h,w,3).
     """
     rows, shown, seen = len(actions), list(joints)[:MOST_JOINTS], list(cameras)[:MOST_CAMERAS]
     across = min(ACROSS, len(shown))
@@ -84,7 +84,7 @@ def plot_chunks(
         height = CELL[1] * lines - LINE * (len(said) + (views > 1))  # left of a row for its pictures
         for k, camera in enumerate(seen):
             caption = [*(said if k == 0 else ()), *([camera] if views > 1 else ())]
-            _draw_picture(axes, images[r, k], caption, (k * CELL[0], top - CELL[1] * lines), height)
+            _draw_picture(axes, images[k][r], caption, (k * CELL[0], top - CELL[1] * lines), height)
         for j, joint in enumerate(shown):
             corner = CELL[0] * (views + j % across) + LEFT, top - CELL[1] * (1 + j // across) + BELOW
             last = r == rows - 1 and j // across == lines - 1

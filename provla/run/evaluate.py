@@ -42,11 +42,16 @@ Judge = Callable[..., Result]  # as `evaluate` is called
 
 def check_data(data: Demonstrations, spec: Spec) -> None:
     """`ValueError` where a policy's sizes or cameras are not those of a data set."""
+    if missing := [camera for camera in spec.cameras if camera not in data.frames]:
+        raise ValueError(
+            f"the policy looks through the camera {missing[0]!r}, which the data set {data.source} does not have; it "
+            f"has: {', '.join(data.frames)}; choose the data set it was trained on"
+        )
     for what, has, needs in (
         ("action size", spec.action_size, data.actions.shape[1]),
         ("state size", spec.state_size, data.state.shape[1]),
-        ("image size", tuple(spec.image_size), data.image_size),
         ("cameras", list(spec.cameras), list(data.frames)),
+        ("image size", spec.image_size, data.image_size),
     ):
         if has != needs:
             raise ValueError(

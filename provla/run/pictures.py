@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from provla.core.cameras import apart
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler
 from provla.run.chunks import plot_chunks
@@ -32,7 +33,7 @@ def plot_run(
                 rows.append(int(data.starts[episode] + data.starts[episode + 1]) // 2)
         batch = val.gather(np.array(rows))
         samples = _samples(policy, val, rows, device)
-        images = batch.observation.images[:, -1].permute(0, 1, 3, 4, 2).numpy()
+        images = [one[:, -1].permute(0, 2, 3, 1).numpy() for one in apart(batch.observation.images, 2)]
         written.append(
             plot_chunks(
                 samples,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from provla.augmentation import CameraAugmentation, NoAugmentation
+from provla.core.cameras import apart
 from provla.core.types import Batch
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.lacks import KINDS, Lack, Survey, signals
@@ -130,11 +131,12 @@ def plot_augmentation(data: Demonstrations, augmentation: Any, cameras: Sequence
         wide = len(columns)
         figure, grid = plt.subplots(size, wide, figsize=(1.35 * wide, 1.4 * size + 0.4), squeeze=False)
         for x, (name, change) in enumerate(columns.items()):
-            seen, plain = change(_with(drawn[name], batch)), batch.observation.images
-            levels = (seen.float() - plain.float()).abs().mean().item()
+            seen, plain = (apart(one, 2) for one in (change(_with(drawn[name], batch)), batch.observation.images))
+            changes = [(mine.float() - was.float()).abs() for mine, was in zip(seen, plain, strict=True)]
+            levels = torch.cat([one.flatten() for one in changes]).mean().item()
             for y in range(size):
                 axes = grid[y, x]
-                axes.imshow(seen[y, -1, y % len(cameras)].permute(1, 2, 0).numpy())
+                axes.imshow(seen[y % len(cameras)][y, -1].permute(1, 2, 0).numpy())
                 axes.set_xticks([])
                 axes.set_yticks([])
             grid[0, x].set_title(_wrapped(name, 16), fontsize=8)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.core.cameras import apart
 from provla.serving.engine import Answer
 from provla.serving.observed import Observed
 
@@ -40,7 +41,9 @@ class Client:
             return b""
         import cv2
 
-        row = np.concatenate(list(self.seen.images[-1]), axis=1)  # (h, C w, 3)
+        last = [one[-1] for one in apart(self.seen.images, 1)]
+        tall = max(len(one) for one in last)
+        row = np.concatenate([np.pad(one, ((0, tall - len(one)), (0, 0), (0, 0))) for one in last], axis=1)  # (h, …, 3)
         return bytes(cv2.imencode(".png", np.ascontiguousarray(row[:, :, ::-1]))[1])
 
     def told(self) -> dict[str, Any]:

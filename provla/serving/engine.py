@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from provla.core.build import first_line
+from provla.core.cameras import Looks
 from provla.core.types import Spec, fake_observation
 from provla.env.rollout import act
 from provla.execution import Array
@@ -42,7 +43,7 @@ class Asked:
     at: float = field(default_factory=time.perf_counter)
 
     @property
-    def images(self) -> Array:
+    def images(self) -> Looks:
         return self.seen.images
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from provla.core.cameras import Looks, together
 from provla.core.checks import did_you_mean
 from provla.core.types import Spec
 from provla.dataset.cache import small
@@ -22,11 +23,12 @@ LONGEST = 4096  # characters of a sentence
 
 @dataclass(frozen=True)
 class Observed:
-    """images (T,C,h,w,3) uint8; state (T,S) float32; past (n,A) float32, what was executed. seed: of the client's noise
-    from here on; None: it goes on. held: actions (H,A) and weight (H,) that the chunk is to continue.
+    """images (T,C,h,w,3) uint8, or of each camera (T,h,w,3) where they differ in size; state (T,S) float32; past (n,A)
+    float32, what was executed. seed: of the client's noise from here on; None: it goes on. held: actions (H,A) and
+    weight (H,) that the chunk is to continue.
     """
 
-    images: NDArray[np.uint8]
+    images: Looks
     state: NDArray[np.float32]
     instruction: str
     past: NDArray[np.float32]
@@ -75,7 +77,7 @@ def _told(message: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return found, {str(name): value for name, value in {**pictures, **flat}.items()}
 
 
-def _images(pictures: Mapping[str, Any], spec: Spec) -> NDArray[np.uint8]:
+def _images(pictures: Mapping[str, Any], spec: Spec) -> Looks:
     for what, names in (
         ("no picture of camera", [name for name in spec.cameras if name not in pictures]),
         ("a picture of an unknown camera", [name for name in pictures if name not in spec.cameras]),
@@ -85,12 +87,13 @@ def _images(pictures: Mapping[str, Any], spec: Spec) -> NDArray[np.uint8]:
                 f"{what} {', '.join(map(repr, names))}: the policy sees {', '.join(spec.cameras)}; there came "
                 f"{', '.join(pictures) or 'none'}"
             )
-    return np.stack([_camera(name, pictures[name], spec) for name in spec.cameras], axis=1)
+    found = [_camera(name, pictures[name], spec) for name in spec.cameras]
+    return together(found, lambda alike: np.stack(alike, axis=1))
 
 
 def _camera(name: str, value: Any, spec: Spec) -> NDArray[np.uint8]:
     """(T,h,w,3) of one camera."""
-    (h, w), steps = spec.image_size, spec.n_obs_steps
+    (h, w), steps = spec.sizes[name], spec.n_obs_steps
     recorded = spec.recorded.get(name)  # the camera's own size, which training data were reduced from
     own = f", of {recorded[0]}×{recorded[1]} as recorded" if recorded else ""
     wanted = f"(h, w, 3) uint8 of {h}×{w}{own}, or larger in the same proportions" + _history(steps)

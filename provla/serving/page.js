@@ -38,10 +38,15 @@ function card(client, state) {
   }
   return node;
 }
+
+function seen({cameras, image_size: size}) {
+  return Array.isArray(size) ? `${cameras.join(", ")} at ${size.join("×")}` : cameras.map((name) => `${name} at ${size[name].join("×")}`).join(", ");
+}
+
 function draw(state) {
   document.title = `${state.present} at ${state.checkpoint} – provla`;
   at("name").textContent = state.checkpoint;
-  at("about").textContent = `provla ${state.provla}; chunks of ${state.horizon} actions, ${state.n_action_steps} executed; ${state.cameras.join(", ")} at ${state.image_size.join("×")}; ${state.device}`;
+  at("about").textContent = `provla ${state.provla}; chunks of ${state.horizon} actions, ${state.n_action_steps} executed; ${seen(state)}; ${state.device}`;
   const figures = {
     clients: state.present, answers: state.answers, "answers a second": state.answers_per_second.toFixed(1), "latency p50 / p99": ms(state.latency_ms),
     "forward pass p50 / p99": ms(state.pass_ms), "clients a pass": state.together?.toFixed(1) ?? "–", refused: state.errors,

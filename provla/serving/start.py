@@ -113,14 +113,13 @@ def told(
     asked: Serving, policy: Any, spec: Spec, device: torch.device, anchors: bool, run: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a client is told when it comes: what the policy wants to see, and what it answers."""
-    steps, (h, w) = spec.n_obs_steps, spec.image_size
+    steps = spec.n_obs_steps
     history = [steps] if steps > 1 else []
     return {
         "provla": version("provla"),
         "checkpoint": "/".join(Path(str(asked.checkpoint)).parts[-2:]),  # no client needs to know more of this machine
         "cameras": list(spec.cameras),
-        "image_size": [h, w],
-        "image_shape": [*history, h, w, 3],
+        **_pictures(spec, history),
         "state_shape": [*history, spec.state_size],
         "n_obs_steps": steps,
         "n_past_actions": spec.n_past_actions,
@@ -137,3 +136,12 @@ def told(
         "device": str(device),
         "precision": describe_precision(policy),
     }
+
+
+def _pictures(spec: Spec, history: list[int]) -> dict[str, Any]:
+    """What a client's pictures are; by camera where they differ."""
+    sizes = {camera: list(size) for camera, size in spec.sizes.items()}
+    shapes = {camera: [*history, *size, 3] for camera, size in sizes.items()}
+    if isinstance(spec.image_size, Mapping):
+        return {"image_size": sizes, "image_shape": shapes}
+    return {"image_size": next(iter(sizes.values())), "image_shape": next(iter(shapes.values()))}

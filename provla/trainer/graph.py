@@ -199,7 +199,9 @@ def copy(source: Any, target: Any) -> None:
     """Every tensor of one batch into its place in another of the same shapes."""
     for one in fields(source):
         value, place = getattr(source, one.name), getattr(target, one.name)
-        if isinstance(value, Tensor):
-            place.copy_(value, non_blocking=True)
-        elif is_dataclass(value):
+        if is_dataclass(value):
             copy(value, place)
+            continue
+        pairs = ([leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)] for held in (value, place))
+        for new, old in zip(*pairs, strict=True):
+            old.copy_(new, non_blocking=True)

@@ -8,9 +8,10 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
 
+from provla.core.cameras import Images, ImageSize, count, distinct
 from provla.core.checks import Channels, Width
 from provla.core.types import Tokens
-from provla.vision.parts import Pool, Tokenizer2d, flatten
+from provla.vision.parts import Pool, Tokenizer2d, encoded, seen_by
 
 
 class ConvSmall(nn.Module):
@@ -19,18 +20,21 @@ class ConvSmall(nn.Module):
     Each stage but the last halves the resolution; the last keeps it.
     """
 
+    many_sizes = True
+
     def __init__(
         self,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         width: Width,
         channels: Annotated[list[Channels], MinLen(1)],
         pool: Pool,
         num_keypoints: Width,
     ) -> None:
         super().__init__()
-        if min(image_size) < 2 ** len(channels):
-            raise ValueError(f"vision.channels={channels} halves images of {image_size} too often")
+        for size in distinct(image_size):
+            if min(size) < 2 ** len(channels):
+                raise ValueError(f"vision.channels={channels} halves images of {size} too often")
         self.width = width
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip([3, *channels], channels, strict=False)):
@@ -45,8 +49,10 @@ class ConvSmall(nn.Module):
         self.tokens = Tokenizer2d(channels[-1], width, pool, num_keypoints)
         self.view = nn.Parameter(torch.zeros(num_images, 1, width))
 
-    def forward(self, images: Tensor) -> Tokens:
-        pixels = flatten(images).to(self.view.dtype) / 127.5 - 1
-        features = self.tokens(self.trunk(pixels))  # (B·T·C, N, D)
-        views = features.unflatten(0, (len(images), -1)) + self.view  # (B, T·C, N, D)
-        return Tokens.full(views.flatten(1, 2))
+    def forward(self, images: Images) -> Tokens:
+        return seen_by(self.view, encoded(images, self._encode), count(images))
+
+    def _encode(self, pictures: Tensor) -> Tensor:
+        """(M,3,h,w) uint8 → (M,N,D)."""
+        found: Tensor = self.tokens(self.trunk(pictures.to(self.view.dtype) / 127.5 - 1))
+        return found

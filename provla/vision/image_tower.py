@@ -10,25 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from provla.backbone.tower import DType, Source, Tower
+from provla.core.cameras import Images, ImageSize, count, each
 from provla.core.checks import Extent, Name
 from provla.core.types import Tokens
-from provla.vision.parts import Pixels, Processor, flatten, image_processor
+from provla.vision.parts import Pixels, Processor, encoded, image_processor, seen_by
 
 
 class ImageTower(Tower):
     """A vision transformer of transformers; see `Source` for which.
 
-    The whole image is resized to the backbone's input (robots need its margins: nothing is cropped), and normalised as
-    its image processor says. pool: patches (a token each), patches_2x2 (a token for four neighbours, their mean), mean
-    (of the patches), pooler (the model's own: the class token of CLIP and DINOv2, SigLIP's attention pooling).
-    input_size: [h, w] or null, the image processor's. processor: size, image_mean and image_std where no files hold
-    them.
+    The whole image is resized to the backbone's input, whatever its camera's size (robots need its margins: nothing is
+    cropped), and normalised as its image processor says. pool: patches (a token each), patches_2x2 (a token for four
+    neighbours, their mean), mean (of the patches), pooler (the model's own: the class token of CLIP and DINOv2,
+    SigLIP's attention pooling). input_size: [h, w] or null, the image processor's. processor: size, image_mean and
+    image_std where no files hold them.
     """
+
+    many_sizes = True
 
     def __init__(
         self,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         architecture: Name,
         config: Mapping[str, Any],
         processor: Processor,
@@ -67,8 +70,8 @@ class ImageTower(Tower):
         self._options = {"interpolate_pos_encoding": True} if resized else {}
         self.view = nn.Parameter(torch.zeros(num_images, 1, self.width))
 
-    def forward(self, images: Tensor) -> Tokens:
-        return self.assemble(self.encode(flatten(images)), len(images))
+    def forward(self, images: Images) -> Tokens:
+        return self.assemble(encoded(images, self.encode), count(images))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(M,3,h,w) uint8 → (M,N,D): all that the model makes of them."""
@@ -83,10 +86,9 @@ class ImageTower(Tower):
             return nn.functional.avg_pool2d(cells, 2).flatten(2).transpose(1, 2)
         return features.mean(1, keepdim=True) if self._pool == "mean" else features
 
-    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
-        """What `encode` gave for the samples' pictures, as their tokens."""
-        views = encoded.to(self.view.dtype).view(samples, -1, *encoded.shape[1:]) + self.view
-        return Tokens.full(views.flatten(1, 2))
+    def assemble(self, encoded: Images, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, or for each camera's, as their tokens."""
+        return seen_by(self.view, each(encoded, lambda one: one.to(self.view.dtype)), samples)
 
 
 def _prefix_tokens(model: Any) -> int:

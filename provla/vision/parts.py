@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from provla.backbone.tower import Source
+from provla.core.cameras import Images, each, flatten
 from provla.core.checks import Edge, Positive
 from provla.core.hub import from_pretrained
 from provla.core.libraries import transformers_library
+from provla.core.types import Tokens
 
 Pool = Literal["spatial_softmax", "cells"]
 
 
-def flatten(images: Tensor) -> Tensor:
-    """(B,T,C,3,h,w) → (B·T·C,3,h,w)."""
-    return images.flatten(0, 2)
+def encoded(images: Images, encode: Callable[[Tensor], Tensor]) -> Images:
+    """What `encode` makes of all pictures, (M,3,h,w) → (M,…); of each camera's by themselves where they differ."""
+    return each(flatten(images), encode)
+
+
+def seen_by(view: Tensor, features: Images, samples: int) -> Tokens:
+    """Features (M,N,D) of all pictures, or of each camera's, as the tokens of their samples. view (T·C,1,D): added to
+    those of each picture. Step by step, and in each camera by camera.
+    """
+    if isinstance(features, Tensor):
+        views = features.view(samples, -1, *features.shape[1:]) + view  # (B, T·C, N, D)
+        return Tokens.full(views.flatten(1, 2))
+    own = view.view(-1, len(features), *view.shape[1:])  # (T, C, 1, D)
+    apart = [one.view(samples, -1, *one.shape[1:]) + own[:, c] for c, one in enumerate(features)]  # (B, T, N, D)
+    return Tokens.full(torch.cat(apart, 2).flatten(1, 2))
 
 
 class Tokenizer2d(nn.Module):
@@ -80,16 +95,19 @@ class Processor(TypedDict, total=False):
 
 
 class Pixels(nn.Module):
-    """images (M,3,h,w) uint8 → (M,3,h',w') as an image processor would make them, without leaving the device."""
+    """images (M,3,h,w) uint8 → (M,3,h',w') as an image processor would make them, without leaving the device. size: to
+    which they are brought, but for those of a size among `kept`.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, processor: Any, size: tuple[int, int] | None) -> None:
+    def __init__(self, processor: Any, size: tuple[int, int] | None, kept: Collection[tuple[int, int]] = ()) -> None:
         super().__init__()
         stored = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         edge = (stored.height or stored.shortest_edge, stored.width or stored.shortest_edge)
         self.size = (int(size[0]), int(size[1])) if size is not None else (int(edge[0]), int(edge[1]))
+        self._kept = {self.size, *kept}
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         # PIL's numbers.
@@ -105,7 +123,7 @@ class Pixels(nn.Module):
         self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != self.size:
+        if tuple(images.shape[-2:]) not in self._kept:
             images = self._resize(images)
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from provla.backbone.tower import DType, Source, Tower
+from provla.core.cameras import Images, ImageSize, count, distinct, each
 from provla.core.checks import Name, Width
 from provla.core.types import Tokens
-from provla.vision.parts import Pixels, Pool, Processor, Tokenizer2d, flatten, image_processor
+from provla.vision.parts import Pixels, Pool, Processor, Tokenizer2d, encoded, image_processor, seen_by
 
 
 class ResNet18(Tower):
@@ -21,10 +22,12 @@ class ResNet18(Tower):
     true: ImageNet weights of `name`, BatchNorm with its stored statistics, as in ACT (arXiv:2304.13705).
     """
 
+    many_sizes = True
+
     def __init__(
         self,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         width: Width,
         pool: Pool,
         num_keypoints: Width,
@@ -48,13 +51,14 @@ class ResNet18(Tower):
             files,
             "vision",
         )
-        super().__init__(source, source.load(), image_processor(source, {**processor, "size": image_size[0]}))
+        sizes = distinct(image_size)  # which pictures keep
+        super().__init__(source, source.load(), image_processor(source, {**processor, "size": sizes[0][0]}))
         if not pretrained:
             for path, norm in list(self.model.named_modules()):
                 if isinstance(norm, nn.BatchNorm2d):
                     self.model.set_submodule(path, nn.GroupNorm(norm.num_features // 16, norm.num_features))
         self.width = width
-        self._pixels = Pixels(self._processor, image_size)
+        self._pixels = Pixels(self._processor, sizes[0], sizes)
         self.tokens = Tokenizer2d(self.model.config.hidden_sizes[-1], width, pool, num_keypoints)
         self.view = nn.Parameter(torch.zeros(num_images, 1, width))
 
@@ -65,16 +69,14 @@ class ResNet18(Tower):
                 norm.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tokens:
-        return self.assemble(self.encode(flatten(images)), len(images))
+    def forward(self, images: Images) -> Tokens:
+        return self.assemble(encoded(images, self.encode), count(images))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(M,3,h,w) uint8 → (M,F,h/32,w/32)."""
         maps: Tensor = self.model(pixel_values=self._pixels(pictures).to(self.model.dtype)).last_hidden_state
         return maps
 
-    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
-        """What `encode` gave for the samples' pictures, as their tokens."""
-        features = self.tokens(encoded.to(self.view.dtype))
-        views = features.unflatten(0, (samples, -1)) + self.view
-        return Tokens.full(views.flatten(1, 2))
+    def assemble(self, encoded: Images, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, or for each camera's, as their tokens."""
+        return seen_by(self.view, each(encoded, lambda one: self.tokens(one.to(self.view.dtype))), samples)

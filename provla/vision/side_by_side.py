@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from provla.core.build import build, check_node
+from provla.core.cameras import Images, ImageSize, count, each
 from provla.core.types import Tokens
-from provla.vision.parts import flatten
+from provla.vision.parts import encoded
 
 
 class SideBySide(nn.Module):
@@ -19,10 +20,12 @@ class SideBySide(nn.Module):
     As in Prismatic VLMs (Karamcheti et al. 2024, arXiv:2402.07865) and OpenVLA. towers: name → node of an `ImageTower`.
     """
 
+    many_sizes = True
+
     def __init__(
         self,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: ImageSize,
         towers: Mapping[str, Mapping[str, Any]],
         pretrained: bool = True,
         key: str = "vision",
@@ -48,8 +51,8 @@ class SideBySide(nn.Module):
         """What adapters and quantisation act on."""
         return nn.ModuleDict({name: tower.adaptable for name, tower in self.towers.items()})  # type: ignore[misc]
 
-    def forward(self, images: Tensor) -> Tokens:
-        return self.assemble(self.encode(flatten(images)), len(images))
+    def forward(self, images: Images) -> Tokens:
+        return self.assemble(encoded(images, self.encode), count(images))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(M,3,h,w) uint8 → (M,N,D)."""
@@ -61,11 +64,14 @@ class SideBySide(nn.Module):
             )
         return torch.cat(list(found.values()), -1)
 
-    def assemble(self, encoded: Tensor, samples: int) -> Tokens:
-        """What `encode` gave for the samples' pictures, as their tokens."""
-        widths = [int(tower.width) for tower in self.towers.values()]  # type: ignore[arg-type]
-        parts = zip(self.towers.values(), torch.split(encoded, widths, -1), strict=True)
-        found = [tower.assemble(part, samples).features for tower, part in parts]  # type: ignore[operator]
+    def assemble(self, encoded: Images, samples: int) -> Tokens:
+        """What `encode` gave for the samples' pictures, or for each camera's, as their tokens."""
+        found, first = [], 0
+        for tower in self.towers.values():
+            own = slice(first, first + int(tower.width))  # type: ignore[arg-type]
+            first = own.stop
+            mine = each(encoded, lambda one, own=own: one[..., own])  # type: ignore[misc]
+            found.append(tower.assemble(mine, samples).features)  # type: ignore[operator]
         return Tokens.full(torch.cat(found, -1))
 
 

@@ -18,7 +18,7 @@ def test_every_observation_has_its_panels(cameras: int, joints: int, padded: int
     actions = rng.normal(size=(2, 8, joints)).astype(np.float32)
     pads = np.zeros((2, 8), dtype=bool)
     pads[1, 8 - padded :] = padded > 0
-    pictures = rng.integers(0, 255, (2, cameras, 16, 24, 3), dtype=np.uint8)
+    pictures = rng.integers(0, 255, (cameras, 2, 16, 24, 3), dtype=np.uint8)
     names = [f"joint {j}" for j in range(joints)]
     file = plot_chunks(
         actions[:, None] + rng.normal(size=(2, 4, 8, joints)),

@@ -558,7 +558,7 @@ def test_the_page_shows_what_a_client_sees_and_was_sent(run: Path) -> None:
 
 
 def test_the_page_draws_in_a_browser(run: Path) -> None:
-    with serving(run) as port, Client("127.0.0.1", port) as client, browsing() as page:
+    with browsing() as page, serving(run) as port, Client("127.0.0.1", port) as client:
         client.infer(look())
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_selector("article img")
