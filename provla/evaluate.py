@@ -18,6 +18,7 @@ KEYS = (
     "checkpoint",
     "n_action_steps",
     "eval_episodes",
+    "source",
     "env",
     "execution",
     "perturb",
@@ -52,7 +53,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     if not config["checkpoint"]:
         raise ValueError("checkpoint has no value; give checkpoint=…")
     check_values(Root, {"perturb": config["perturb"]}, "")
-    root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
+    root = {key: config[key] for key in ("n_action_steps", "eval_episodes", "source") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     asked = (
         Path(config["checkpoint"]).expanduser(),

@@ -27,22 +27,23 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     target = Path(config["output"]).expanduser() if config["output"] else source.with_name(name)
     if target.exists():
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
+    given = config["bases"], config["trust"], config["source"]
     if config["lerobot"]:
         from provla.plugin.folder import export_lerobot
 
-        export_lerobot(source, target, find_device(config["device"]), config["bases"], config["trust"])
+        export_lerobot(source, target, find_device(config["device"]), *given)
         write_card(target, source, "lerobot")
         console.print(f"written to {target}: give it to lerobot-eval or lerobot-rollout as --policy.path")
         return
     if config["onnx"]:
         from provla.policy.onnx import export_onnx
 
-        given = config["instructions"], config["bases"], config["trust"], config["sampler_steps"]
-        export_onnx(source, target, *given)
+        words, steps = config["instructions"], config["sampler_steps"]
+        export_onnx(source, target, words, config["bases"], config["trust"], steps, config["source"])
         write_card(target, source, "onnx")
         console.print(f"written to {target}: policy.onnx, policy.json, which names its inputs, and README.md")
         return
-    merged = export_policy(source, target, find_device(config["device"]), config["bases"], config["trust"])
+    merged = export_policy(source, target, find_device(config["device"]), *given)
     write_card(target, source, "policy")
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     what = (

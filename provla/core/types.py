@@ -60,7 +60,9 @@ class Observation(_Movable):
     past_actions (B,P,A) float32 in the robot's units: what was executed before, the oldest first; past_is_pad (B,P)
     bool, True before the episode's start, where the action is 0 (see `past_of`). features (B,T,C,…): what a frozen
     vision encoder has made of the images, where somebody knows it already. sentences, which (B,) int64: the sentences
-    to be read, each once, and which of them each sample has, where somebody has looked already (see `told`).
+    to be read, each once, and which of them each sample has, where somebody has looked already (see `told`). source
+    (B,) int64: for a policy with statistics of its own for each source of a mix, whose robot each is (a position among
+    `Spec.sources`).
     """
 
     images: Tensor
@@ -71,6 +73,7 @@ class Observation(_Movable):
     features: Tensor | None = None
     sentences: tuple[str, ...] | None = None
     which: Tensor | None = None
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -175,7 +178,8 @@ class Spec:
     positions in the action vector; metrics are reported for each as well. state_names, action_names: of the numbers, in
     their order; empty where the data set has none, or an earlier provla stored the policy. recorded: camera → (h, w) of
     its pictures before they were reduced to image_size; a camera that is not named was not reduced. n_past_actions:
-    executed actions that the policy reads.
+    executed actions that the policy reads. sources: of a mix, those that have statistics of their own; empty where one
+    normalisation holds for all. source: of these, whose robot is driven where an observation does not say.
     """
 
     cameras: tuple[str, ...]
@@ -192,9 +196,29 @@ class Spec:
     action_names: tuple[str, ...] = ()
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     n_past_actions: int = 0
+    sources: tuple[str, ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)
+
+    def driving(self, source: str | None) -> Self:
+        """For the robot of this source; None: as it is. `ValueError` for a source without statistics of its own."""
+        if source is None:
+            return self
+        if source not in self.sources:
+            why = "one normalisation holds for all data (dataset.normalize=together), so leave it out"
+            raise ValueError(f"source={source!r}: {self.sources and 'valid: ' + ', '.join(self.sources) or why}")
+        return replace(self, source=source)
+
+    def check_driving(self) -> None:
+        """`ValueError` where nobody says whose robot is driven and it matters."""
+        if self.sources and self.source is None:
+            raise ValueError(
+                f"the policy has statistics of its own for each of {', '.join(self.sources)} "
+                f"(dataset.normalize=per_source), and nobody says whose robot it drives: give source=<one of them>, in "
+                f"Python provla.load(path, source={self.sources[0]!r})"
+            )
 
 
 def check_steps(horizon: int, n_action_steps: int) -> None:
@@ -214,6 +238,7 @@ def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
         images=torch.randint(0, 256, shape, generator=g, dtype=torch.uint8),
         state=torch.randn(batch, spec.n_obs_steps, spec.state_size, generator=g),
         instruction=[spec.instructions[i % len(spec.instructions)] for i in range(batch)],
+        source=torch.arange(batch) % len(spec.sources) if spec.sources and spec.source is None else None,
     )
     if not spec.n_past_actions:
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,13 @@ class MixSource:
     data set. data_dir, val_fraction and split_seed hold for those that do not say otherwise; each holds out the
     episodes that it would hold out alone.
 
-    weights: source → share of the samples, in any unit; null: by size, so that every sample comes once an epoch.
-    rename: source → its name of a camera, of a number of the state or of an action → the mix's. joint_groups: see
-    `LeRobotSource`, of the mix. Order and sizes are the first source's. One normalisation is fitted to all.
+    weights: source → its share of the samples that a training sees, in any unit, however large the source is: with
+    {a: 2, b: 1} two of three samples are a's, be b a hundred times as large, and the smaller comes round oftener. It is
+    no factor of the loss. null: by size, so that every sample comes once an epoch. rename: source → its name of a
+    camera, of a number of the state or of an action → the mix's. joint_groups: see `LeRobotSource`, of the mix. Order
+    and sizes are the first source's. normalize: together, one normalisation of states and actions, fitted to all
+    training rows alike; per_source, each source's by its own, for robots of other ranges or units: then whoever asks
+    the policy says whose robot it drives (`source`).
     """
 
     def __init__(
@@ -36,7 +40,9 @@ class MixSource:
         weights: Mapping[Name, Positive] | None = None,
         rename: Mapping[Name, Mapping[Name, Name]] | None = None,
         joint_groups: JointGroups = None,
+        normalize: Literal["together", "per_source"] = "together",
     ) -> None:
+        self.per_source = normalize == "per_source"
         self.val_fraction, self.split_seed, self.groups = val_fraction, split_seed, joint_groups
         self.nodes = _whole(sources, {"data_dir": data_dir, "val_fraction": val_fraction, "split_seed": split_seed})
         for key, given in (("weights", weights), ("rename", rename)):
@@ -119,6 +125,7 @@ class MixSource:
                 if all(data.recorded.get(camera) == size for data in parts)
             },
             parts=self._parts(found),
+            per_source=self.per_source,
         )
 
     def _parts(self, found: Mapping[str, Demonstrations]) -> dict[str, Part]:

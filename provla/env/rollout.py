@@ -47,7 +47,10 @@ class Outcome:
 
 
 def check_fit(suite: Suite, spec: Spec) -> None:
-    """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in."""
+    """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in, and where it knows
+    several robots and nobody says which of them is theirs.
+    """
+    spec.check_driving()
     body, kind = suite.embodiment, type(suite).__name__
     missing = [camera for camera in spec.cameras if camera not in body.cameras]
     facts: list[tuple[str, object, object]] = [

@@ -82,15 +82,18 @@ def load_policy(
     changes: Mapping[str, Any] | None = None,
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
+    driving: str | None = None,
 ) -> tuple[Any, Spec]:
     """The policy of a folder, in evaluation mode, and its sizes.
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
-    weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that
-    cannot be found or is another one, and for a folder that is not what its manifest says.
+    weights lie now. trust: modules of other people's classes that may run. driving: whose robot, see `Spec.source`.
+    Errors: `ValueError`, also for a base that cannot be found or is another one, and for a folder that is not what its
+    manifest says.
     """
     _check(folder)
     node, wanted, sizes = _read(folder)
+    sizes = sizes.driving(driving)
     check_stored({"policy": node}, folder / "config.json", trust)
     _check_no_files(node, folder)
     for key, value in (changes or {}).items():
@@ -124,7 +127,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
         spec = stored["spec"]
         for key in ("cameras", "image_size", "instructions"):
             spec[key] = tuple(spec[key])
-        for key in ("state_names", "action_names"):
+        for key in ("state_names", "action_names", "sources"):
             spec[key] = tuple(spec.get(key, ()))
         spec["recorded"] = {camera: tuple(size) for camera, size in spec.get("recorded", {}).items()}
         return stored["policy"], stored["bases"], Spec(**spec)
@@ -181,16 +184,22 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
 
 
 def export_policy(
-    source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    device: torch.device,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+    driving: str | None = None,
 ) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
+    driving: of a policy with statistics of several sources, whose robot the export drives where nobody says otherwise.
     Returns how many layers of each backbone were merged; a policy without backbones has none. The export needs no base,
     no peft and no bitsandbytes. By how much it acts otherwise than the policy it comes from, on a probe, is said and
     kept in its config.json: LLM.int8 rounds activations as well, which a merged weight does not. Errors: `ValueError`,
     also for a policy that cannot do without something from elsewhere.
     """
-    policy, spec = load_policy(source, device, bases=bases, trust=trust)
+    policy, spec = load_policy(source, device, bases=bases, trust=trust, driving=driving)
     before = _probe(policy, spec, device)
     node = json.loads((source / "config.json").read_text())["policy"]
     if hasattr(policy, "whole"):

@@ -90,7 +90,8 @@ class LeRobotPolicy(Normalized):
                     f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out"
                 )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        own = len(spec.sources)
+        self.state_norm, self.action_norm = Normalizer(spec.state_size, own), Normalizer(spec.action_size, own)
         self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
@@ -221,7 +222,7 @@ class LeRobotPolicy(Normalized):
     def inputs(self, images: Tensor, observation: Observation) -> dict[str, Any]:
         """What LeRobot's policies read, normalised: cameras one by one and together; without the step axis for ACT."""
         pixels = (images.to(self._mean.dtype) / 255 - self._mean) / self._std  # (B, T, C, 3, h, w)
-        state = self.state_norm(observation.state)
+        state = self.state(observation)
         last = self._kind == "act"
         found: dict[str, Any] = {key: pixels[:, -1, c] if last else pixels[:, :, c] for c, key in enumerate(self._keys)}
         # As their `forward` puts them together.

@@ -78,7 +78,8 @@ class ProVLA(Normalized):
         _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        own = len(spec.sources)
+        self.state_norm, self.action_norm = Normalizer(spec.state_size, own), Normalizer(spec.action_size, own)
         self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
@@ -191,7 +192,7 @@ class ProVLA(Normalized):
 
     def felt(self, observation: Observation) -> Tensor:
         """States (B,T,S) normalised; with the actions before, all of it side by side (B,N)."""
-        state: Tensor = self.state_norm(observation.state)
+        state = self.state(observation)
         if not self.spec.n_past_actions:
             return state
         past, early = observation.past_actions, observation.past_is_pad

@@ -63,14 +63,19 @@ def evaluate(
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
-    changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes. bases,
-    trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
+    changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes, source.
+    bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
     """
     device = find_device(device_name)
     stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
     config = read_config(checkpoint, changes, trust)
     policy, spec = load_policy(
-        stored, device, {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}, bases, trust
+        stored,
+        device,
+        {f"scheduler.{key}": value for key, value in changes["scheduler"].items()},
+        bases,
+        trust,
+        config.get("source"),
     )
     spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
     threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had

@@ -141,7 +141,8 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:
         action_names=tuple(data.joint_names),
         recorded=dict(data.recorded),
         n_past_actions=config.get("n_past_actions", 0),
-    )
+        sources=tuple(data.parts) if data.per_source else (),
+    ).driving(config.get("source"))
 
 
 def check_objective(name: str, suite: Any, spec: Spec, held_out: bool, sources: Sequence[str] = ()) -> None:
