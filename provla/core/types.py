@@ -207,8 +207,9 @@ class Spec:
         if source is None:
             return self
         if source not in self.sources:
-            why = "one normalisation holds for all data (dataset.normalize=together), so leave it out"
-            raise ValueError(f"source={source!r}: {self.sources and 'valid: ' + ', '.join(self.sources) or why}")
+            why = f"valid: {', '.join(self.sources)}"
+            none = "one normalisation holds for all data (dataset.normalize=per_source has several), so leave it out"
+            raise ValueError(f"source={source!r}: {why if self.sources else none}")
         return replace(self, source=source)
 
     def check_driving(self) -> None:

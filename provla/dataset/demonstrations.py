@@ -32,12 +32,13 @@ class Window:
 @dataclass(frozen=True)
 class Part:
     """One source's episodes in a mix: those to train on and those held out. weight: its share of the samples, in the
-    unit of the others; None: by size.
+    unit of the others; None: by size. window: see `Demonstrations`.
     """
 
     weight: float | None
     train: Array
     val: Array
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

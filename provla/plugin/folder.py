@@ -27,7 +27,8 @@ def export_lerobot(
     driving: str | None = None,
 ) -> None:
     """`target`: LeRobot's config.json, policy_preprocessor.json and policy_postprocessor.json, and `policy/`, a copy of
-    `source`, file by file. driving: whose robot, see `Spec.source`. `ValueError` for a policy that does not load here; what it lacks is said.
+    `source`, file by file. driving: whose robot, see `Spec.source`. `ValueError` for a policy that does not load here;
+    what it lacks is said.
     """
     from provla.plugin.processor_provla import make_provla_pre_post_processors
 

@@ -133,9 +133,9 @@ def export_onnx(
 
     policy.json names inputs, shapes, units and sentences. Sentences are encoded now, those of the training and
     `instructions` besides, and the graph holds their features: no text encoder is needed, and no other sentence can be
-    said. steps: of the sampler, if not its own number. driving: whose robot, see `Spec.source`. Adapters of the vision encoder are merged. Before anything is
-    written, ONNX Runtime's actions are compared with `policy.act`'s. Errors: `ValueError`, with the reason, for what
-    cannot be exported or acts otherwise.
+    said. steps: of the sampler, if not its own number. driving: whose robot, see `Spec.source`. Adapters
+    of the vision encoder are merged. Before anything is written, ONNX Runtime's actions are compared with
+    `policy.act`'s. Errors: `ValueError`, with the reason, for what cannot be exported or acts otherwise.
     """
     _library()
     changes = {} if steps is None else {"scheduler.num_inference_steps": steps}

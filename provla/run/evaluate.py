@@ -64,7 +64,8 @@ def evaluate(
     simulation.
 
     changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes, source.
-    bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
+    bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the
+    table.
     """
     device = find_device(device_name)
     stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it

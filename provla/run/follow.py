@@ -72,8 +72,8 @@ def make_policy(config: Mapping[str, Any], setting: Setting, device: torch.devic
     sources = setting.spec.sources
     if sources and "source" not in signature(policy.fit_normalization).parameters:
         raise ValueError(
-            f"dataset.normalize=per_source: fit_normalization of {type(policy).__name__} takes no `source`, so it knows "
-            "one normalisation; use dataset.normalize=together"
+            f"dataset.normalize=per_source: fit_normalization of {type(policy).__name__} takes no `source`, so it "
+            "knows one normalisation; use dataset.normalize=together"
         )
     for name, (_, learn) in setting.learn.sources().items() if sources else ():
         _normalize(policy, setting, learn, source=sources.index(name))

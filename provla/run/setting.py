@@ -14,7 +14,7 @@ from provla.core.progress import console
 from provla.core.types import Spec, check_steps
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler, sampler_of
-from provla.dataset.window import WindowSampler
+from provla.dataset.shares import learner_of
 from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
@@ -119,9 +119,7 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
     sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
-    held = sampler_of(data)
-    learn = held if data.window is None else WindowSampler
-    return Setting(data, spec, learn(data, train, *sizes), held(data, val, *sizes))
+    return Setting(data, spec, learner_of(data)(data, train, *sizes), sampler_of(data)(data, val, *sizes))
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations) -> Spec:

@@ -172,8 +172,12 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], given: dic
 def test_other_fps_and_windows_are_refused(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", cameras={"front": {}})
     other = {"root": str(root), "cache": "window"}
-    with pytest.raises(ValueError, match="dataset.sources.b.cache=window: its order.*valid here: full, none"):
+    with pytest.raises(
+        ValueError, match="b has cache=window, and the mix dataset.cache=full: .*say dataset.cache=window"
+    ):
         mix({"a": FAKES["a"], "b": other})
+    with pytest.raises(ValueError, match="a has cache=full, and the mix dataset.cache=window"):
+        mix({"a": FAKES["a"], "b": {"root": str(root)}}, cache="window")
     fast = {**FAKES["b"], "_target_": "test_mix.Fast"}
     with pytest.raises(ValueError, match="b does not go with a: its fps is 20, that of a 10"):
         mix({"a": FAKES["a"], "b": fast}).load()
