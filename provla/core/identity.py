@@ -129,10 +129,10 @@ def training_identity(config: Mapping[str, Any]) -> str:
     """Hash of everything in a configuration that can change the trained weights.
 
     Training never reads `env`, `execution`, `eval_episodes`, `source` and `n_action_steps`. It reads the sampler's
-    number of steps (`num_inference_steps`) only where a validation of sampled chunks decides something: which weights are kept
-    (`trainer.keep=best`), or when the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples
-    nothing. A policy, scheduler or trainer of one's own may read `n_action_steps` and the sampler's steps whenever it
-    likes, so there they count.
+    number of steps (`num_inference_steps`) only where a validation of sampled chunks decides something: which weights
+    are kept (`trainer.keep=best`), or when the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss`
+    samples nothing. A policy, scheduler or trainer of one's own may read `n_action_steps` and the sampler's steps
+    whenever it likes, so there they count.
     """
     kept = {key: node for key, node in essence(config).items() if key not in UNTRAINED}
     if not _ours(config, "policy"):

@@ -89,11 +89,15 @@ class MixSource:
                     f"of all sources, so say {where}.cache=window, and of the sources nothing, where each reads it"
                 )
 
+    def each(self) -> dict[str, Any]:
+        """The sources, by their names; nothing is loaded."""
+        return {name: build(node, f"dataset.sources.{name}") for name, node in self.nodes.items()}
+
     def load(self) -> Demonstrations:
         """All rows of all sources. `ValueError` names the sources that do not go together, and why."""
         found: dict[str, Demonstrations] = {}
-        for name, node in self.nodes.items():
-            data = build(node, f"dataset.sources.{name}").load()
+        for name, source in self.each().items():
+            data = source.load()
             if not isinstance(data, Demonstrations):
                 raise ValueError(
                     f"dataset.sources.{name}: load() gave a {type(data).__name__}, expected Demonstrations"
