@@ -38,7 +38,10 @@ BENCHMARKS: dict[str, tuple[list[str], str]] = {
         "The vision encoder reads two pictures anew, 67 GFLOPs, of which two cores do some 420 a second (bf16: 900).",
     ),
     "sweep": (["sweeps.py"], "What is left of a run are its steps, a validation and the writing."),
-    "startup": (["startup.py"], "ratio: ours / theirs. Hydra composes the configuration, twice where a key is wrong."),
+    "startup": (
+        ["startup.py"],
+        "ratio: ours / theirs. Hydra composes the configuration, once where a key is wrong too.",
+    ),
     "memory": (["memory.py"], "ratio: ours / theirs, in MB. Imports alone are a part, which stands in results.jsonl."),
     "default": (["before.py", BEFORE, "run"], "The recording is there on both sides."),
     "evaluation": (

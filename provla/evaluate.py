@@ -1,8 +1,11 @@
-"""python -m provla.evaluate checkpoint=outputs/<run>: judge a run's policy again; check=env: try out a world."""
+"""python -m provla.evaluate checkpoint=outputs/<run>: judge a run's policy again; checkpoint=[a,b] or study=<study>:
+several; check=env: try out a world.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from provla.core.files import ROOT
 
 KEYS = (
     "checkpoint",
+    "study",
     "n_action_steps",
     "eval_episodes",
     "source",
@@ -33,14 +37,15 @@ KEYS = (
 @command(
     "evaluate",
     free=("env", "execution", "scheduler", "bases"),
-    lists=("scheduler.num_inference_steps", "perturb"),
+    lists=("scheduler.num_inference_steps", "perturb", "checkpoint"),
     paths=("checkpoint",),
 )
 def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> float | None:
     """See conf/evaluate.yaml."""
     from provla.core.checks import check_values
     from provla.core.identity import Root
-    from provla.run.evaluate import evaluate, evaluate_steps
+    from provla.core.machine import find_device
+    from provla.run.evaluate import evaluate, evaluate_steps, load_judged
     from provla.run.survival import factors, survive
 
     if unknown := [key for key in config if key not in (*KEYS, "check")]:
@@ -50,32 +55,52 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
         )
     if config["check"] is not None:
         raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
-    if not config["checkpoint"]:
-        raise ValueError("checkpoint has no value; give checkpoint=…")
     check_values(Root, {"perturb": config["perturb"]}, "")
     root = {key: config[key] for key in ("n_action_steps", "eval_episodes", "source") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
-    asked = (
-        Path(config["checkpoint"]).expanduser(),
-        config["device"],
-        {"env": config["env"], "execution": config["execution"], "scheduler": scheduler, "root": root},
-        folder,
-        config["bases"],
-        config["trust"],
-    )
+    changes = {"env": config["env"], "execution": config["execution"], "scheduler": scheduler, "root": root}
+    how = config["device"], changes, folder, config["bases"], config["trust"]
+    steps, perturb = scheduler.get("num_inference_steps"), config["perturb"]
+    if isinstance(steps, list) and perturb:
+        raise ValueError("perturb with several scheduler.num_inference_steps: give one of them at a time")
+    if (runs := _several(config)) is not None:
+        from provla.run.several import evaluate_several
+
+        evaluate_several(runs, *how, steps=steps if isinstance(steps, list) else (), perturb=perturb)
+        return None
+    run = Path(config["checkpoint"]).expanduser()
     # Before the first episode is played.
-    levels = factors(asked[0], asked[2], asked[5], config["perturb"]) if config["perturb"] else {}
-    steps = scheduler.get("num_inference_steps")
+    levels = factors(run, changes, config["trust"], perturb) if perturb else {}
     if isinstance(steps, list):
-        if levels:
-            raise ValueError("perturb with several scheduler.num_inference_steps: give one of them at a time")
-        result = evaluate_steps(*asked, steps=steps)
-    else:
-        result = evaluate(*asked)
-    if levels:
-        result.perturb = survive(*asked, levels=levels)
+        result = evaluate_steps(run, *how, steps=steps)
+    elif levels:
+        judged = partial(
+            evaluate, loaded=load_judged(run, find_device(config["device"]), changes, config["bases"], config["trust"])
+        )
+        result = judged(run, *how)
+        result.perturb = survive(run, *how, levels=levels, judge=judged)
         result.write(folder)
+    else:
+        result = evaluate(run, *how)
     return result.objective.value if result.objective else None
+
+
+def _several(config: dict[str, Any]) -> list[Path] | None:
+    """The folders of the runs of a list or of a study; None where one run is asked for. `ValueError` for none."""
+    found, study = config["checkpoint"], config["study"]
+    if study is not None:
+        from provla.study.study import completed_runs
+
+        if found is not None:
+            raise ValueError(f"checkpoint={found!r} and study={study!r}: give one of them")
+        return completed_runs(study)
+    if not found:
+        raise ValueError("checkpoint has no value; give checkpoint=…, or several as checkpoint=[…,…] or study=…")
+    if isinstance(found, str):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str) and one for one in found):
+        raise ValueError(f"checkpoint={found!r}: expected the folder of a run, or a list of such")
+    return [Path(one).expanduser() for one in found]
 
 
 @command("check_env")

@@ -10,7 +10,7 @@ from typing import Any
 from provla.command.entry import command
 
 
-@command("export", paths=("checkpoint",))
+@command("export", paths=("checkpoint",), free=("bases",))
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/export.yaml."""
     from provla.core.machine import find_device

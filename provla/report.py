@@ -22,7 +22,7 @@ from provla.study.elsewhere import load_results
 from provla.study.live import follow
 from provla.study.lock import deviations, write_lock
 from provla.study.plan import plan_sweep
-from provla.study.study import Study, load_study
+from provla.study.study import Study, check_started, load_study, outputs_of
 from provla.study.verdict import judge
 
 
@@ -32,7 +32,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     if config["from"]:
         _report(config, load_results(Path(config["from"]).expanduser(), config["baseline"]))
         return
-    place = Path(config["folder"] or Path("outputs") / config["study"])
+    place = Path(config["folder"]) if config["folder"] else outputs_of(config["study"])
     if config["plan"] or config["lock"]:
         sweep, episodes = _plan(config)
         plan_sweep(sweep, place, episodes, Path(config["pilot"]) if config["pilot"] else None)
@@ -40,11 +40,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
             file = write_lock(sweep, place, episodes, config["margin"])
             console.print(f"locked: {file}; commit it, and later reports list what deviates from it")
         return
-    if not place.is_dir():
-        raise ValueError(
-            f"no folder {place}: the study has not been started here; python -m provla.train -m "
-            f"experiments={config['study'] or '<study>'} starts it"
-        )
+    check_started(place, config["study"])
     if config["live"]:
         follow(place, config["margin"], config["port"])
         return

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from conftest import FAKE, ROOT, TINY
 
+from provla.run import evaluate as evaluating
+
 Command = Callable[..., tuple[int, str, str]]
 
 SMALL = [o for o in TINY if not o.startswith(("dataset", "env"))]
@@ -89,7 +91,7 @@ def test_add_a_world(command: Command, tmp_path: Path, shared: str) -> None:
     assert command("evaluate", "checkpoint=run", "trust=[my_worlds]", "eval_episodes=1")[0] == 0
 
 
-def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) -> None:
+def test_what_policies_survive(command: Command, tmp_path: Path, shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged under factors beside the plain episodes, in every run of a study, and one policy under all there are."""
     follow("Add a world", tmp_path)
     asked = [
@@ -122,7 +124,10 @@ def test_what_policies_survive(command: Command, tmp_path: Path, shared: str) ->
     assert [line.split("|")[1].strip() for line in lines] == ["none", "action_delay 2", "empty 1"]
     assert all(re.search(r"\d+ %, [+−]?\d+ \(.* to .*\)", line.split("|")[3]) for line in lines[1:])
 
+    loads, load = [], evaluating.load_policy
+    monkeypatch.setattr(evaluating, "load_policy", lambda *given: loads.append(1) or load(*given))
     command("evaluate", f"checkpoint={run}", "perturb=all", "eval_episodes=1", "trust=[my_worlds]", "hydra.run.dir=all")
+    assert len(loads) == 1  # for all factors
     found = [row["factor"] for row in csv.DictReader((tmp_path / "all" / "perturb.csv").open())]
     assert found == ["noise", "blur", "dropped_frames", "action_noise", "action_delay", "empty"]
     assert (tmp_path / "all" / "plots" / "perturbed.png").stat().st_size > 1000

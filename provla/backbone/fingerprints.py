@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from provla.core.errors import NoSpace
 from provla.core.files import data_home, fingerprint, write_json
+from provla.core.libraries import transformers_library
 
 
 def weights_fingerprint(model: nn.Module, name: str, revision: str | None) -> str:
@@ -38,10 +39,8 @@ def known_fingerprint(model: nn.Module, name: str, revision: str | None) -> str:
 
 def _stored(model: nn.Module, name: str, revision: str | None) -> tuple[dict[str, Any], Path, str]:
     """What a hash is of, where it is kept, and the hash that is kept there."""
-    from transformers import __version__
-
     files = _files(name, revision)
-    key = {"files": files, "layout": content(model, False), "transformers": __version__}
+    key = {"files": files, "layout": content(model, False), "transformers": transformers_library().__version__}
     kept = data_home() / "fingerprints" / f"{fingerprint(key, 32)}.json"
     if files:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from provla.backbone.fingerprints import known_fingerprint, vectors_fingerprint, weights_fingerprint
 from provla.backbone.later import StandIn, is_standing_in, putting_off
 from provla.core.build import first_line
-from provla.core.hub import from_pretrained, library, load_weights
+from provla.core.hub import from_pretrained, load_weights
+from provla.core.libraries import transformers_library
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DType = Literal["float32", "bfloat16", "float16"]
@@ -81,7 +82,7 @@ class Source:
 
     def model_class(self) -> Any:
         """`ValueError` for a name that is no model of transformers."""
-        transformers = library()
+        transformers = transformers_library()
         found = getattr(transformers, self.architecture, None)
         if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
             raise ValueError(

@@ -61,6 +61,8 @@ def explain(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, YAMLError):
         return f"a configuration file is no YAML that can be read: {text}"
+    if said := _misread(text):
+        return said
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         return _unknown(match[1] or match[2], error)
     if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+(.*)", text, re.DOTALL):
@@ -71,8 +73,6 @@ def explain(error: Exception) -> str:
         )
         group, _, option = match[1].rpartition("/")
         return f"unknown option {group}={option}; valid: {options}"
-    if match := re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.DOTALL):
-        return f"unknown group {match[1]!r}"
     if match := re.search(r"Error merging override \+*([^=\s]+)=(.*)", text, re.DOTALL):
         return (
             f"{match[1]}={match[2]} cannot be merged with what a configuration file gives for {match[1]} "
@@ -95,6 +95,37 @@ def explain(error: Exception) -> str:
             f"{where} takes its value from itself, by a circle; choose options that fit together, or set {where} itself"
         )
     return text
+
+
+def _misread(text: str) -> str | None:
+    """What is wrong with the form of an override."""
+    if text.startswith("Could not override ''"):
+        return "an override has a key: give key=value"
+    if match := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        return (
+            f"this command chooses no option of {match[1]} (--help lists those it chooses); where it changes a run's "
+            f"own, give {match[1]}.<key>=<value>"
+        )
+    if match := re.match(r"Error parsing override '(.*)'\s+missing EQUAL at '<EOF>'", text):
+        return f"{match[1]} is no override; give {match[1]}=<value>"
+    if match := re.search(r"LexerNoViableAltException: (.*)", text):
+        return f"{match[1]} cannot be read; a key has letters, digits, _ and . alone"
+    if match := re.match(r"(?:Error parsing override '(.*)'\s+)?(.*)\s+See \S+/override_grammar/", text):
+        why = match[2].partition(" expecting {")[0]
+        return f"{match[1] or 'an override'} cannot be read ({why}); text with = , : or brackets wants quotes: \\'…\\'"
+    if match := re.match(r"(Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        key, _, value = match[2].partition("=")
+        listed = f"; a list is {key}=[{value}]" if match[1].startswith("A") else ""
+        return f"{match[2]}: several values are a sweep, which -m starts{listed}"
+    if match := re.match(r"Could not delete from config\. '(.*)' does not exist", text):
+        return f"~{match[1]}: there is no {match[1]} to leave out; --cfg job shows what there is"
+    if match := re.match(r"Multiple values for (\S+)\. To override a value use 'override \S+: (.*)'", text):
+        return f"{match[1]} has an option already; give {match[1]}={match[2]}, without a +"
+    if match := re.match(r"Could not append to config\. An item is already at '(.*)'", text):
+        return f"{match[1]} has a value already; give {match[1]}=…, without a +"
+    if match := re.search(r"Could not load '(\w+)/([^']+)'", text):
+        return f"unknown option {match[1]}={match[2]}; --help lists the options"
+    return None
 
 
 def _unknown(key: str, error: BaseException | None) -> str:

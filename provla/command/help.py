@@ -12,12 +12,13 @@ from pathlib import Path
 import yaml
 
 
-def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = ()) -> str:
+def command_help(name: str, about: str, root: Path, more: str | None = None) -> str:
     """The help of `python -m provla.<name>`. about: its docstring. root: where conf/ and README.md lie; conf/ here
-    and `--config-dir` in arguments add options.
+    and the folder of `--config-dir`, more, add options.
     """
     text = (root / "conf" / f"{name}.yaml").read_text()
-    groups = list(_groups(yaml.safe_load(text)["defaults"], [root / "conf", Path("conf"), *_more(arguments)], root))
+    folders = [root / "conf", Path("conf"), *([Path(more)] if more else [])]
+    groups = list(_groups(yaml.safe_load(text)["defaults"], folders, root))
     parts = [
         about.strip().splitlines()[0],
         f"Usage: {called(name)} {'[group=option …] ' if groups else ''}[key=value …]",
@@ -44,16 +45,6 @@ def command_help(name: str, about: str, root: Path, arguments: Sequence[str] = (
 def called(name: str) -> str:
     """How this command was started."""
     return f"provla-{name}" if Path(sys.argv[0]).name == f"provla-{name}" else f"python -m provla.{name}"
-
-
-def _more(arguments: Sequence[str]) -> list[Path]:
-    """The folders of `--config-dir` and `-cd`."""
-    found = []
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            found.append(Path(value or next(iter(arguments[i + 1 :]), "")))
-    return found
 
 
 def _groups(defaults: Sequence[object], folders: Sequence[Path], root: Path) -> Iterator[tuple[str, str]]:

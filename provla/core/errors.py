@@ -31,6 +31,12 @@ class NoSpace(ValueError):
         self.needed = needed
 
 
+class NoResult(ValueError):
+    """Some of several that were asked for have no result; what each of them lacked has been said."""
+
+    exit_code = 1
+
+
 class NotRepeated(ValueError):
     """A run that was made again and came out otherwise; says what differs."""
 

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from unittest.mock import patch
 
+from provla.core.libraries import transformers_library
 from provla.core.progress import console
 
 
@@ -115,23 +113,11 @@ def load_weights(cls: Any, name: str, revision: str | None, key: str, **options:
     return from_pretrained(cls, name, revision, key, use_safetensors=False, **options)
 
 
-def library() -> Any:
-    """transformers, without scikit-learn: it would import that for assisted generation, which no part here does, and
-    every process would start two seconds later.
-    """
-    import transformers
-
-    if "transformers.generation.candidate_generator" not in sys.modules:
-        with patch.object(transformers.utils, "is_sklearn_available", lambda: False):
-            import_module("transformers.generation.candidate_generator")
-    return transformers
-
-
 def from_pretrained(cls: Any, name: str, revision: str | None, key: str, **options: Any) -> Any:
     """`cls.from_pretrained` without any code from there; `ValueError` that names the key when it cannot be had."""
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
-    transformers = library()
+    transformers = transformers_library()
     transformers.logging.set_verbosity_error()  # what is missing or left over is checked by the caller
     transformers.utils.logging.disable_progress_bar()
     enable_progress_bars()  # of downloads, which the line above silenced too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ if sys.platform == "linux":  # mujoco reads both when first imported; its own de
 Array = NDArray[Any]
 
 
+@cache
 def require_opengl() -> None:
     """`ValueError` that says what to install when nothing can be rendered off screen."""
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,24 +84,13 @@ def rollout(
     check_fit(suite, spec)
     how = how or Chunk()
     how.check(spec)
-    policy.eval()
     with Worlds(suite, spec) as worlds, progress_bars() as bars:
-        shown = len(worlds.tasks) if getattr(policy, "compiled", False) else 0
-        stage = _Stage(suite, worlds, seed, lambda: how.begin(spec))
+        player = Player(policy, suite, worlds, worlds.seats[0], spec, seed, device, how)
         bar = bars.add_task("closed loop", total=len(suite.episodes), note="")
-        stage.begin(range(len(worlds.tasks)))
-        while stage.playing:
-            stage.step(act(policy, stage.playing, spec, device, shown))
-            bars.update(
-                bar, completed=len(stage.finished), note=f"{sum(o.success for o in stage.finished.values())} succeeded"
-            )
-    outcomes = [stage.finished[episode] for episode in suite.episodes]
-    if faults := [o for o in outcomes if o.reason]:
-        console.print(
-            f"{len(faults)} of {len(outcomes)} episodes ended by a fault and count as failures; the first: "
-            f"{faults[0].reason}"
-        )
-    return outcomes
+        for _ in player.play():
+            bars.update(bar, completed=len(player.finished), note=player.note)
+        bars.update(bar, completed=len(player.finished), note=player.note)
+    return player.outcomes()
 
 
 def noise_seed(seed: int, episode: Episode) -> int:
@@ -140,31 +130,70 @@ class _Play:
         self.outcome.frames.extend(seen.frames)
 
 
-class _Stage:
-    """Which episodes are played, in the order of their worlds; which wait, by task; which are finished."""
+class Player:
+    """A policy that plays a suite's episodes in the worlds `seat` of some: which are played, in the order of their
+    worlds; which wait, by task; which are finished. Others may play in other seats meanwhile: the episodes, and the
+    batches that the policy sees, are those of one that plays alone.
+    """
 
-    def __init__(self, suite: Suite, worlds: Worlds, seed: int, track: Callable[[], Track]) -> None:
-        self.worlds, self.seed, self.track = worlds, seed, track
+    def __init__(
+        self,
+        policy: Any,
+        suite: Suite,
+        worlds: Worlds,
+        seat: Collection[int],
+        spec: Spec,
+        seed: int,
+        device: torch.device,
+        how: Execution,
+    ) -> None:
+        self.policy, self.suite, self.worlds, self.seat = policy, suite, worlds, seat
+        self.spec, self.seed, self.device, self.how = spec, seed, device, how
         self.waiting = {task: deque(e for e in suite.episodes if e.task == task) for task in tasks_of(suite)}
         self.finished: dict[Episode, Outcome] = {}
         self.playing: list[_Play] = []
 
-    def begin(self, free: Iterable[int]) -> None:
+    @property
+    def note(self) -> str:
+        return f"{sum(o.success for o in self.finished.values())} succeeded"
+
+    def play(self) -> Iterator[None]:
+        """All episodes. Yields whenever its worlds have been asked, so that another policy can compute while they are
+        at work.
+        """
+        self.policy.eval()
+        shown = len(self.seat) if getattr(self.policy, "compiled", False) else 0
+        yield from self._begin(self.seat)
+        while self.playing:
+            yield from self._step(act(self.policy, self.playing, self.spec, self.device, shown))
+
+    def outcomes(self, name: str = "") -> list[Outcome]:
+        """In the suite's order; says how many were faults. name: whose."""
+        outcomes = [self.finished[episode] for episode in self.suite.episodes]
+        if faults := [o for o in outcomes if o.reason]:
+            console.print(
+                f"{name}{': ' if name else ''}{len(faults)} of {len(outcomes)} episodes ended by a fault and count as "
+                "failures; the first: "
+                f"{faults[0].reason}"
+            )
+        return outcomes
+
+    def _begin(self, free: Iterable[int]) -> Iterator[None]:
         """The next episodes, in the worlds that are free. One that ends at its beginning leaves its world to
         the next.
         """
         while plays := [
-            _Play(slot, queue.popleft(), self.seed, self.track())
+            _Play(slot, queue.popleft(), self.seed, self.how.begin(self.spec))
             for slot in free
             if (queue := self.waiting[self.worlds.tasks[slot]])
         ]:
-            self._move(plays, {play.slot: play.outcome.episode for play in plays})
+            yield from self._move(plays, {play.slot: play.outcome.episode for play in plays})
             self.playing = sorted(
                 [*self.playing, *(play for play in plays if not play.over)], key=lambda play: play.slot
             )
             free = [play.slot for play in plays if play.over]
 
-    def step(self, chunks: NDArray[np.float32]) -> None:
+    def _step(self, chunks: NDArray[np.float32]) -> Iterator[None]:
         """A chunk for every episode that is being played."""
         moves: dict[int, Episode | NDArray[np.float32]] = {}
         for play, chunk in zip(self.playing, chunks, strict=True):
@@ -172,13 +201,15 @@ class _Stage:
                 moves[play.slot] = play.track.take(chunk)
             else:
                 play.take(Fault("the policy's actions are not finite"))
-        self._move(self.playing, moves)
+        yield from self._move(self.playing, moves)
         free = [play.slot for play in self.playing if play.over]
         self.playing = [play for play in self.playing if not play.over]
-        self.begin(free)
+        yield from self._begin(free)
 
-    def _move(self, plays: list[_Play], moves: Mapping[int, Episode | NDArray[np.float32]]) -> None:
-        seen = self.worlds.play(moves)
+    def _move(self, plays: list[_Play], moves: Mapping[int, Episode | NDArray[np.float32]]) -> Iterator[None]:
+        self.worlds.ask(moves)
+        yield
+        seen = self.worlds.hear(moves.keys())
         for play in plays:
             if play.slot in seen:
                 play.take(seen[play.slot])
@@ -236,8 +267,6 @@ def _observe(asking: Sequence[Looking], spec: Spec, device: torch.device) -> Obs
 
 def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path]:
     """One mp4 per task with its filmed episodes side by side, framed green where they succeeded and red where not."""
-    import imageio.v3 as iio
-
     written = []
     for task in dict.fromkeys(o.episode.task for o in outcomes):
         filmed = [o for o in outcomes if o.episode.task == task and o.frames]
@@ -245,12 +274,20 @@ def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path
             continue
         length = max(len(o.frames) for o in filmed)
         rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
-        path = folder / f"{task}.mp4"
-        write_bytes(
-            path, iio.imwrite("<bytes>", np.stack(rows), plugin="pyav", extension=".mp4", codec="h264", fps=round(fps))
-        )
-        written.append(path)
+        written.append(folder / f"{task}.mp4")
+        write_bytes(written[-1], _encoded(np.stack(rows), round(fps)))
     return written
+
+
+def _encoded(frames: Frame, fps: int) -> bytes:
+    """An mp4 of (T,h,w,3)."""
+    import imageio.v3 as iio
+
+    gc.freeze()  # imageio looks for garbage with each film, twice: a third of a second among all that torch brings
+    try:
+        return iio.imwrite("<bytes>", frames, plugin="pyav", extension=".mp4", codec="h264", fps=fps)
+    finally:
+        gc.unfreeze()
 
 
 def _framed(outcome: Outcome, time: int, length: int) -> Frame:

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,9 +37,14 @@ from provla.env.worker import Array, Call, Fault
 START = 300.0  # seconds a worker may take to import what its worlds need
 AWAKE = 20.0  # and one that was idle, to answer again
 TICK = 1.0
+PIPE = 32_768  # bytes of chunks that a pipe is sure to take while its worker speaks and nobody listens
 
 _idle: list[_Process] = []  # workers that the next evaluation of this process takes over
 _lock = threading.Lock()
+
+
+class NoWorlds(ValueError):
+    """No process for the worlds of a suite can be started, or started again: whoever plays in them has none."""
 
 
 class _Process:
@@ -134,18 +139,23 @@ class _Story:
 class Worlds:
     """The worlds of a suite, numbered: `slots` of them, spread over the suite's tasks and over worker processes.
 
-    suite: see `interfaces.Suite`; it is sent to the workers by pickle, which make the worlds.
+    suite: see `interfaces.Suite`; it is sent to the workers by pickle, which make the worlds. seats: for so many
+    policies at the same time, each with as many worlds as one alone has; `seats` are the numbers of each one's.
     """
 
-    def __init__(self, suite: Any, spec: Spec, slots: int | None = None) -> None:
+    def __init__(self, suite: Any, spec: Spec, slots: int | None = None, seats: int = 1) -> None:
         tasks = tasks_of(suite)
         # As many of each task: else the last episodes of one are played by few worlds, while the others rest.
         each = -(-option(suite, "num_envs") // len(tasks)) or 1
-        self.tasks = [tasks[i % len(tasks)] for i in range(slots or each * len(tasks))]
+        own = [tasks[i % len(tasks)] for i in range(slots or each * len(tasks))]
+        self.tasks = own * seats
+        self.seats = [range(seat * len(own), (seat + 1) * len(own)) for seat in range(seats)]
         self._timeout = float(option(suite, "timeout"))
         self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps, spec.n_past_actions)}
         self._stories: dict[int, _Story] = {}
         self._lost: dict[int, Fault] = {}
+        self._due: set[int] = set()
+        self._heard: dict[int, Seen | Fault] = {}  # what came of those that are due
         self._workers: list[_Process] = []
         count = min(option(suite, "workers") or torch.get_num_threads(), len(self.tasks))
         try:
@@ -177,15 +187,22 @@ class Worlds:
         """slot → an episode to begin, or a chunk to execute, all at the same time; slot → what the world showed, or why
         it could not.
         """
-        answers: dict[int, Seen | Fault] = {}
+        self.ask(moves)
+        return self.hear(moves)
+
+    def ask(self, moves: Mapping[int, Episode | Array]) -> None:
+        """The first half of `play`: the worlds begin. Those of another seat may be at work."""
+        if self._due and sum(move.nbytes for move in moves.values() if not isinstance(move, Episode)) > PIPE:
+            self.wait()  # else both ends might wait to be listened to
         calls: list[Call] = []
+        self._due |= moves.keys()
         for slot, move in moves.items():
             if isinstance(move, Episode):
                 self._lost.pop(slot, None)
                 self._stories[slot] = _Story(move)
                 calls.append(self._again(slot))
             elif slot in self._lost:
-                answers[slot] = self._lost.pop(slot)
+                self._heard[slot] = self._lost.pop(slot)
             else:
                 story = self._stories[slot]
                 story.chunks.append(move)
@@ -194,13 +211,29 @@ class Worlds:
             mine = [call for call in calls if call.slot % len(self._workers) == number]
             if mine:
                 worker.ask({"calls": mine}, mine)
-        self._gather(moves, answers)
-        return {slot: answers[slot] for slot in moves}
 
-    def _gather(self, moves: Mapping[int, Episode | Array], answers: dict[int, Seen | Fault]) -> None:
-        """All answers that are due. A fault of a world that is only brought back is kept until it is asked."""
-        then = time.monotonic()
-        while busy := [worker for worker in self._workers if worker.calls]:
+    def hear(self, slots: Collection[int]) -> dict[int, Seen | Fault]:
+        """The second half: what those showed that were asked."""
+        self._gather(slots)
+        self._due.difference_update(slots)
+        return {slot: self._heard.pop(slot) for slot in slots}
+
+    def wait(self) -> None:
+        """Until no world is at work; what they show is kept for who hears it."""
+        self._gather(set(self._due))
+
+    def leave(self, seat: Collection[int]) -> None:
+        """Forgets the episodes of a seat whose policy plays no further."""
+        self.hear(self._due.intersection(seat))
+        for slot in seat:
+            self._stories.pop(slot, None)
+
+    def _gather(self, slots: Collection[int]) -> None:
+        """All answers that are due from these. A fault of a world that is only brought back is kept until it is asked.
+        Where a worker had to be started again, all of them: what brings a world back is no answer to its next move.
+        """
+        then, every = time.monotonic(), False
+        while busy := [worker for worker in self._workers if any(every or call.slot in slots for call in worker.calls)]:
             ready = set(wait([worker.connection for worker in busy], TICK))
             now = time.monotonic()
             for worker in busy:
@@ -216,17 +249,19 @@ class Worlds:
                     except EOFError:
                         answer = Fault(f"{worker.end(patience=1.0)} ({_doing(call)})")
                         self._restart(worker, call.slot)
+                        every = True
                 elif worker.spent > self._timeout * max(1, len(call.chunks)):
                     worker.end()
                     answer = Fault(f"no answer within {self._timeout:g} s ({_doing(call)})")
                     self._restart(worker, call.slot)
+                    every = True
                 else:
                     continue
                 if isinstance(answer, Fault) or answer.ending:
                     self._stories.pop(call.slot, None)
-                if call.slot in moves:
-                    known = answers.get(call.slot)
-                    answers[call.slot] = answer if known is None or isinstance(answer, Fault) else known
+                if call.slot in self._due:
+                    known = self._heard.get(call.slot)
+                    self._heard[call.slot] = answer if known is None or isinstance(answer, Fault) else known
                 elif isinstance(answer, Fault):
                     self._lost[call.slot] = answer
             then = time.monotonic()
@@ -261,7 +296,7 @@ class Worlds:
                 worker.ask(self._task, [])
             except Exception as error:  # pickle has many
                 kind = type(self._task["suite"]).__name__
-                raise ValueError(
+                raise NoWorlds(
                     f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values "
                     "only"
                 ) from error
@@ -278,7 +313,7 @@ class Worlds:
             except EOFError:
                 problem = worker.end(patience=1.0)
             self._workers[number] = _Process()
-        raise ValueError(f"env: a process for the worlds could not start: {problem}")
+        raise NoWorlds(f"env: a process for the worlds could not start: {problem}")
 
     def _end(self) -> None:
         for worker in self._workers:

@@ -138,21 +138,32 @@ def give_up_on_killed(folder: Path, job: Job) -> None:
     (folder / job.folder / attempts.MARK).unlink(missing_ok=True)
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """`ValueError` where a folder holds a run of another configuration; nothing is changed."""
+def check_config(folder: Path, config: Mapping[str, Any]) -> bool:
+    """`ValueError` where a folder holds a run of another configuration; nothing is changed. True where that one was
+    refused (see `refused`), so that this one may have its folder.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        return
+        return False
     try:
         stored = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete {folder} to run it anew") from error
-    if identity(stored) != identity(config):
+    if identity(stored) == identity(config):
+        return False
+    if not refused(folder):
         other = "; ".join(differences(config, stored)[:4])
         raise ValueError(
             f"{folder} holds a run of another configuration ({other}); nothing was changed. Choose another "
             "hydra.run.dir or study, or delete it."
         )
+    return True
+
+
+def refused(folder: Path) -> bool:
+    """Whether the run of a folder failed before its training began, and left nothing but word of that."""
+    begun = ("checkpoints", "policy", "metrics.csv", "wandb")
+    return read_result(folder).status == "failed" and not any((folder / name).exists() for name in begun)
 
 
 def name_arms(points: Sequence[Mapping[str, str]], names: Sequence[str | None]) -> list[str]:

@@ -98,15 +98,7 @@ def load_policy(
     _check_no_files(node, folder)
     for key, value in (changes or {}).items():
         _set(node, key, value)
-    unknown = [path for path in bases or {} if path not in wanted]
-    if unknown:
-        raise ValueError(f"bases names {unknown[0]!r}; this policy needs bases for: {', '.join(wanted) or 'nothing'}")
-    for files in sorted(folder.iterdir()):
-        if files.is_dir() and files.name not in wanted:
-            _set(node, f"{files.name}.files", str(files), new=True)
-    for path, name in (bases or {}).items():
-        _set(node, f"{path}.name", name)
-        _set(node, f"{path}.revision", None)
+    _say_where(node, folder, wanted, bases or {})
     try:
         policy = build(node, "policy", nn.Module, spec=sizes, device=device)
     except ValueError as error:
@@ -118,6 +110,26 @@ def load_policy(
     check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return policy.eval(), sizes
+
+
+def _say_where(
+    node: dict[str, Any], folder: Path, wanted: Mapping[str, Mapping[str, Any]], bases: Mapping[str, str]
+) -> None:
+    """Tells the policy's node where its backbones' files and weights lie."""
+    unknown = [path for path in bases if path not in wanted]
+    if unknown:
+        raise ValueError(f"bases names {unknown[0]!r}; this policy needs bases for: {', '.join(wanted) or 'nothing'}")
+    for files in sorted(folder.iterdir()):
+        if files.is_dir() and files.name not in wanted:
+            _set(node, f"{files.name}.files", str(files), new=True)
+    for path, name in bases.items():
+        _set(node, f"{path}.name", name)
+        _set(node, f"{path}.revision", None)
+
+
+def read_spec(folder: Path) -> Spec:
+    """The sizes of a policy's folder, with nothing loaded; `ValueError` for one that holds none."""
+    return _read(folder)[2]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec]:
@@ -146,7 +158,7 @@ def _without_bases(folder: Path, wanted: Mapping[str, Mapping[str, Any]], error:
     )
     return ValueError(
         f"{folder} stores what was trained and needs its frozen bases ({names}); they could not be loaded: {error}\n"
-        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or +bases.vision=<folder> on '
+        'If one lies elsewhere, say so: provla.load(path, bases={"vision": <folder>}), or bases.vision=<folder> on '
         "the command line."
     )
 

@@ -17,8 +17,9 @@ from provla.core.checks import Steps
 from provla.core.device import send
 from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
+from provla.core.libraries import transformers_library
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
-from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.normalize import Normalization, normalizers
 from provla.policy.parts import Normalized
 from provla.policy.relative import Actions, Relative
 from provla.scheduler.diffusion import Diffusion
@@ -90,8 +91,7 @@ class LeRobotPolicy(Normalized):
                     f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out"
                 )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        own = len(spec.sources)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size, own), Normalizer(spec.action_size, own)
+        self.state_norm, self.action_norm = normalizers(spec)
         self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
@@ -270,23 +270,18 @@ def _classes(kind: str) -> tuple[Any, Any]:
 
 def _random_clip(sizes: Mapping[str, Any], edge: int, folder: Path) -> dict[str, str]:
     """A CLIP with random weights where LeRobot will load it from; its names for LeRobot's configuration."""
-    from transformers import CLIPConfig, CLIPModel
-
+    transformers = transformers_library()
     words = {**sizes["text"], "vocab_size": 259, "eos_token_id": 1, "pad_token_id": 0}  # ByT5's
     try:
-        CLIPModel(CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})).save_pretrained(
-            folder
-        )
+        config = transformers.CLIPConfig(text_config=words, vision_config={"image_size": edge, **sizes["vision"]})
+        transformers.CLIPModel(config).save_pretrained(folder)
     except Exception as error:
         raise ValueError(f"policy.clip: transformers makes no CLIP of these sizes: {first_line(error)}") from error
     return {"vision_encoder_name": str(folder), "text_encoder_name": str(folder)}
 
 
 def _tokenizer(name: str, random: bool) -> Any:
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    return (
-        ByT5Tokenizer(extra_ids=0)
-        if random
-        else from_pretrained(AutoTokenizer, name, None, "policy.options.text_encoder_name")
-    )
+    transformers = transformers_library()
+    if random:
+        return transformers.ByT5Tokenizer(extra_ids=0)
+    return from_pretrained(transformers.AutoTokenizer, name, None, "policy.options.text_encoder_name")

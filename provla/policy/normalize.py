@@ -7,6 +7,8 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from provla.core.types import Spec
+
 Mode = Literal["min_max", "mean_std", "quantiles"]
 
 
@@ -77,3 +79,9 @@ class Normalizer(nn.Module):
             found = rows.index_select(0, source)
             return found.view(len(found), *[1] * (values.dim() - 2), -1)
         return rows if source is None else rows[source]
+
+
+def normalizers(spec: Spec) -> tuple[Normalizer, Normalizer]:
+    """Of a policy's states and actions, not fitted."""
+    own = len(spec.sources)
+    return Normalizer(spec.state_size, own), Normalizer(spec.action_size, own)

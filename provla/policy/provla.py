@@ -17,7 +17,7 @@ from provla.core.checks import Width
 from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_observation
 from provla.policy.matched import build_matched, stand_in, unmatched
-from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.normalize import Normalization, normalizers
 from provla.policy.parts import Normalized
 from provla.policy.phrases import Phrases
 from provla.policy.relative import Actions, Relative
@@ -78,8 +78,7 @@ class ProVLA(Normalized):
         _check_conditioning(head, self.fusion)
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
-        own = len(spec.sources)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size, own), Normalizer(spec.action_size, own)
+        self.state_norm, self.action_norm = normalizers(spec)
         self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))

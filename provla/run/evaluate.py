@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from provla.run.setting import execution_of
 from provla.run.show import show
 from provla.trainer.validation import validate
 
+Changes = Mapping[str, Mapping[str, Any]]
+Judge = Callable[..., Result]  # as `evaluate` is called
+
 
 def check_data(data: Demonstrations, spec: Spec) -> None:
     """`ValueError` where a policy's sizes or cameras are not those of a data set."""
@@ -51,46 +55,89 @@ def check_data(data: Demonstrations, spec: Spec) -> None:
             )
 
 
+@dataclass
+class Case:
+    """A policy that is judged, as the run `config` of which it is would have been. folder: where what is found goes."""
+
+    config: Mapping[str, Any]
+    policy: Any
+    spec: Spec
+    device: torch.device
+    folder: Path
+    result: Result
+    judged: Judgement = field(default_factory=Judgement)
+    started: float = field(default_factory=time.monotonic)
+
+    def conclude(self) -> Result:
+        """What was found, into result.json. Chunks are timed: nothing else may compute meanwhile."""
+        self.judged.conclude(self.result, self.config["objective"], self.policy, self.spec, self.device)
+        self.result.wall_seconds = time.monotonic() - self.started
+        self.result.status, self.result.made = "completed", environment(self.device)
+        self.result.write(self.folder)
+        return self.result
+
+
+def open_case(
+    config: Mapping[str, Any],
+    checkpoint: Path,
+    device: torch.device,
+    changes: Changes,
+    folder: Path,
+    bases: Mapping[str, str] | None,
+    trust: Sequence[str],
+    loaded: tuple[Any, Spec] | None = None,
+) -> Case:
+    """Loads the policy of a run whose configuration was read. Arguments and errors: see `evaluate`."""
+    policy, spec = loaded or load_judged(checkpoint, device, changes, bases, trust)
+    spec = policy.spec = replace(spec.driving(config.get("source")), n_action_steps=config["n_action_steps"])
+    result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
+    return Case(config, policy, spec, device, folder, result)
+
+
+def as_trained(config: Mapping[str, Any], device: torch.device) -> AbstractContextManager[None]:
+    """Inside, a policy computes as the run that trained it did."""
+    threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
+    return reproducible(threads, device, config["trainer"].get("deterministic", False))
+
+
 def evaluate(
     checkpoint: Path,
     device_name: str,
-    changes: Mapping[str, Mapping[str, Any]],
+    changes: Changes,
     folder: Path,
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
     quiet: bool = False,
+    loaded: tuple[Any, Spec] | None = None,
 ) -> Result:
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
     changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes, source.
     bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the
-    table.
+    table. loaded: what `load_judged` gave for these arguments, where a policy is judged several times.
     """
     device = find_device(device_name)
-    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
     config = read_config(checkpoint, changes, trust)
-    policy, spec = load_policy(
-        stored,
-        device,
-        {f"scheduler.{key}": value for key, value in changes["scheduler"].items()},
-        bases,
-        trust,
-        config.get("source"),
-    )
-    spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
-    threads = config.get("threads", torch.get_num_threads())  # older runs took what the process had
-    with reproducible(threads, device, config["trainer"].get("deterministic", False)):
-        result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
-        _judge(config, policy, spec, folder, device, result)
-    result.status, result.made = "completed", environment(device)
-    result.write(folder)
+    with as_trained(config, device):
+        case = open_case(config, checkpoint, device, changes, folder, bases, trust, loaded)
+        _judge(case)
+        result = case.conclude()
     if not quiet:
         show(result, folder)
     return result
 
 
-def read_config(checkpoint: Path, changes: Mapping[str, Mapping[str, Any]], trust: Sequence[str]) -> dict[str, Any]:
+def load_judged(
+    checkpoint: Path, device: torch.device, changes: Changes, bases: Mapping[str, str] | None, trust: Sequence[str]
+) -> tuple[Any, Spec]:
+    """The policy that `evaluate` judges, and its sizes."""
+    stored = find_policy(checkpoint)  # a run's own, or that which was named: policy/, or an export beside it
+    scheduler = {f"scheduler.{key}": value for key, value in changes["scheduler"].items()}
+    return load_policy(stored, device, scheduler, bases, trust)
+
+
+def read_config(checkpoint: Path, changes: Changes, trust: Sequence[str]) -> dict[str, Any]:
     """The configuration of the run whose policy is judged, with the changes; `ValueError` where it holds none, or one
     that may not be trusted.
     """
@@ -108,18 +155,16 @@ def read_config(checkpoint: Path, changes: Mapping[str, Mapping[str, Any]], trus
     return config
 
 
-def _judge(
-    config: Mapping[str, Any], policy: Any, spec: Spec, folder: Path, device: torch.device, result: Result
-) -> None:
-    suite, judged = build(config["env"], "env"), Judgement()
-    started = time.monotonic()
+def _judge(case: Case) -> None:
+    config, policy, spec, device, judged = case.config, case.policy, case.spec, case.device, case.judged
+    suite = build(config["env"], "env")
     if plays(suite):
         check_suite(suite)
         check_fit(suite, spec)
         rehearse(suite, spec)
         how = execution_of(config)
         how.check(spec)
-        judged.play(policy, suite, spec, config["seed"], device, folder, how)
+        judged.play(policy, suite, spec, config["seed"], device, case.folder, how)
     else:
         source = build(config["dataset"], "dataset")
         data = source.load()
@@ -133,11 +178,9 @@ def _judge(
         sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
         val, trainer = sampler_of(data)(data, held, *sizes), config["trainer"]
         judged.metrics = validate(policy, val, trainer["val_samples"], trainer["batch_size"], config["seed"], device)
-    judged.conclude(result, config["objective"], policy, spec, device)
-    result.wall_seconds = time.monotonic() - started
 
 
-def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) -> None:
+def _change(config: dict[str, Any], changes: Changes) -> None:
     """Makes a stored configuration that of the run which would have been judged so from the start. `ValueError` for
     what nothing reads.
     """
@@ -160,27 +203,30 @@ def _change(config: dict[str, Any], changes: Mapping[str, Mapping[str, Any]]) ->
             node["scheduler"] = {**node["scheduler"], **changes["scheduler"]}
 
 
+def with_steps(changes: Changes, folder: Path, count: int) -> tuple[Changes, Path]:
+    """What `evaluate` is asked for a number of sampler steps: changes, and where to."""
+    return {**changes, "scheduler": {**changes["scheduler"], "num_inference_steps": count}}, folder / f"steps_{count}"
+
+
 def evaluate_steps(
     checkpoint: Path,
     device_name: str,
-    changes: Mapping[str, Mapping[str, Any]],
+    changes: Changes,
     folder: Path,
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
     steps: Sequence[int],
+    judge: Judge = evaluate,
 ) -> Result:
     """`evaluate` for several numbers of sampler steps: quality and time against steps, as steps.csv, a table and a
-    picture.
+    picture. judge: does it, or has done it.
     """
     from provla.run.plots import plot_steps
 
     rows = []
     for count in steps:
         console.print(f"num_inference_steps={count}")
-        scheduler = {**changes["scheduler"], "num_inference_steps": count}
-        found = evaluate(
-            checkpoint, device_name, {**changes, "scheduler": scheduler}, folder / f"steps_{count}", bases, trust
-        )
+        found = judge(checkpoint, device_name, *with_steps(changes, folder, count), bases, trust)
         row = {"num_inference_steps": count, "ms_per_chunk": found.ms_per_chunk}
         cell = found.success.get("success_rate", {})
         rows.append(

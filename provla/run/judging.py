@@ -68,11 +68,23 @@ class Judgement:
         self, policy: Any, suite: Any, spec: Spec, seed: int, device: torch.device, folder: Path, how: Execution
     ) -> None:
         """All of the suite's episodes, into episodes.csv and videos/. how: chunks are executed."""
+        outcomes: list[Outcome] = []
         if suite.episodes:
-            if how.delay == "measured":
-                how = how.settled(spec, latency(policy, spec, device).median)
-            self.execution = {"kind": type(how).__name__, **asdict(how)}
-            self.episodes = rollout(policy, suite, spec, seed, device, how)
+            how = self.settle(policy, spec, device, how)
+            outcomes = rollout(policy, suite, spec, seed, device, how)
+        self.take(outcomes, suite, spec, folder)
+
+    def settle(self, policy: Any, spec: Spec, device: torch.device, how: Execution) -> Execution:
+        """How chunks are executed, with a delay that is measured now where that was asked for."""
+        if how.delay == "measured":
+            how = how.settled(spec, latency(policy, spec, device).median)
+        self.execution = {"kind": type(how).__name__, **asdict(how)}
+        return how
+
+    def take(self, outcomes: list[Outcome], suite: Any, spec: Spec, folder: Path) -> None:
+        """Episodes that were played, into episodes.csv and videos/."""
+        if outcomes:
+            self.episodes = outcomes
             self.metrics |= rates(self.success)
             self.videos = write_videos(self.episodes, folder / "videos", spec.fps / option(suite, "video_stride"))
         write_episodes(self.episodes, folder / "episodes.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.table import Table
 
 from provla.core.build import build
 from provla.core.files import csv_text, write_text
+from provla.core.machine import find_device
 from provla.core.progress import console
 from provla.core.result import Played, read_episodes
 from provla.env.chunk import close
 from provla.env.perturb import FACTORS, WORDS, available, chosen, perturbed
 from provla.env.suite import plays
-from provla.run.evaluate import evaluate, read_config
+from provla.run.evaluate import Changes, Judge, evaluate, load_judged, read_config
 from provla.statistics.checks import paired_interval, wilson
 
 FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor and level
@@ -26,26 +28,29 @@ FOLDER = "perturb"  # of a run or an evaluation; in it a folder for each factor 
 def survive(
     checkpoint: Path,
     device: str,
-    changes: Mapping[str, Mapping[str, Any]],
+    changes: Changes,
     folder: Path,
     bases: Mapping[str, str] | None,
     trust: Sequence[str],
     levels: Mapping[str, int],
+    judge: Judge | None = None,
 ) -> list[dict[str, Any]]:
     """Rows {factor, level, …} of what was found under each factor: success with its Wilson interval, endings, and the
     paired difference from the episodes in `folder`, which were played without. Into perturb/, perturb.csv and plots/.
 
-    changes, bases, trust: see `evaluate`. levels: see `factors`.
+    changes, bases, trust: see `evaluate`. levels: see `factors`. judge: as of `evaluate_steps`; None: `evaluate`, which
+    then loads the policy once.
     """
     from provla.run.plots import plot_survival
 
     plain, rows = read_episodes(folder / "episodes.csv"), []
+    if judge is None:
+        judge = partial(evaluate, loaded=load_judged(checkpoint, find_device(device), changes, bases, trust))
     for factor, level in levels.items():
         console.print(f"{factor}, level {level}: {amount(factor, level)}")
-        under = {**changes, "env": {**changes["env"], "perturb": {factor: level}, "videos_per_task": 0}}
-        place = folder / FOLDER / f"{factor}_{level}"
+        under, place = with_factor(changes, folder, factor, level)
         try:
-            evaluate(checkpoint, device, under, place, bases, trust, quiet=True)
+            judge(checkpoint, device, under, place, bases, trust, quiet=True)
         except ValueError as error:
             if factor not in WORDS:
                 raise
@@ -60,9 +65,15 @@ def survive(
     return rows
 
 
+def with_factor(changes: Changes, folder: Path, factor: str, level: int) -> tuple[Changes, Path]:
+    """What `evaluate` is asked under a factor: changes, and where to."""
+    env = {**changes["env"], "perturb": {factor: level}, "videos_per_task": 0}
+    return {**changes, "env": env}, folder / FOLDER / f"{factor}_{level}"
+
+
 def factors(
     checkpoint: Path,
-    changes: Mapping[str, Mapping[str, Any]],
+    changes: Changes,
     trust: Sequence[str],
     asked: str | Sequence[str] | Mapping[str, int],
 ) -> dict[str, int]:

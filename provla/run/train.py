@@ -23,7 +23,7 @@ from provla.core.machine import code, environment, find_device, forget_peak_memo
 from provla.core.precision import describe_precision
 from provla.core.progress import console
 from provla.core.ranks import RankLost, join, part
-from provla.core.result import ENDED, Result, read_result
+from provla.core.result import ENDED, FILE, Result, read_result
 from provla.core.secrets import hide
 from provla.core.signals import deferred, is_worker, telling
 from provla.core.trust import modules
@@ -66,9 +66,9 @@ def train(config: Mapping[str, Any], folder: Path, choices: Mapping[str, str], m
     """Trains, evaluates and writes everything into `folder`; returns the objective.
 
     A folder that holds this run completed gives its objective at once; one that holds it interrupted resumes it; one
-    that holds another configuration is refused with `ValueError` and left alone. In a sweep's folder, jobs that train
-    the same weights train once. minutes: after which the run has failed (`ValueError`); waiting for others does not
-    count.
+    that holds another configuration is refused with `ValueError` and left alone, unless that one was refused itself.
+    In a sweep's folder, jobs that train the same weights train once. minutes: after which the run has failed
+    (`ValueError`); waiting for others does not count.
     """
     check_keys(config)
     check_config(folder, config)
@@ -135,8 +135,10 @@ def _run(
 
 
 def _claim(folder: Path, config: Mapping[str, Any]) -> Result:
-    """What the folder holds of this run; `ValueError` where it holds another."""
-    check_config(folder, config)
+    """What the folder holds of this run; `ValueError` where it holds another that was begun."""
+    if check_config(folder, config):
+        console.print(f"the run that {folder} held was refused before its training; this one takes its place")
+        (folder / FILE).unlink()
     stored = read_result(folder)
     if stored.status == "pruned" and value_in(config["pruner"], "_target_") == "provla.pruner.NoPruner":
         return replace(stored, status="interrupted")  # nobody prunes any more: the run goes on

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from provla.core.checks import Steps
 from provla.core.interfaces import Generators, Head
+from provla.core.libraries import diffusers_library
 from provla.core.types import Anchor, Tokens
 from provla.scheduler.parts import draw, first_noise, in_float32, squared
 
@@ -42,13 +43,11 @@ class Diffusion(nn.Module):
                 f"scheduler.num_inference_steps={num_inference_steps}: must lie between 1 and "
                 f"scheduler.num_train_timesteps={num_train_timesteps}"
             )
-        import diffusers
-
         # The paper's steps, even in log signal-to-noise: those of timestep_spacing leave half of its advantage.
         options = {"use_lu_lambdas": True} if sampler == "DPMSolverMultistepScheduler" else {"clip_sample": clip_sample}
         if clip_sample and "clip_sample" not in options:
             raise ValueError("scheduler.clip_sample=true: DPM-Solver++ has no such cut; set it to false")
-        self._scheduler: Any = getattr(diffusers, sampler)(
+        self._scheduler: Any = getattr(diffusers_library(), sampler)(
             num_train_timesteps=num_train_timesteps,
             beta_schedule=beta_schedule,
             prediction_type=prediction_type,

@@ -27,10 +27,17 @@ def draw(actions: Tensor, noise: Tensor | None, time: Tensor | None) -> tuple[Te
 
 
 def first_noise(context: Tokens, shape: tuple[int, int, int], generator: Generators) -> Tensor:
-    from diffusers.utils.torch_utils import randn_tensor
-
-    drawn: Tensor = randn_tensor(shape, generator, context.features.device, torch.float32)
-    return drawn
+    """(B,H,A) float32, drawn where its generator lies, or row by row where B of them do: diffusers' `randn_tensor`,
+    whose import takes a second.
+    """
+    device = context.features.device
+    if isinstance(generator, list):
+        rows = [
+            torch.randn((1, *shape[1:]), generator=one, device=one.device, dtype=torch.float32) for one in generator
+        ]
+        return torch.cat(rows).to(device)
+    where = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=where, dtype=torch.float32).to(device)
 
 
 def pulled(clean: Tensor, anchor: Anchor | None) -> Tensor:

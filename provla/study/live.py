@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
+from provla.core.files import SWEEP
 from provla.core.progress import console
 from provla.jobs import attempts
 from provla.study.study import Study, load_study, read_curve
@@ -34,7 +36,8 @@ def follow(folder: Path, margin: float, port: int, every: float = EVERY) -> None
     """Serves the page and redraws the table until the sweep is over. port: of the page, on this machine alone; 0: any.
     `ValueError` where the port is taken.
     """
-    state = look(folder, margin)
+    watch = Watch(folder, margin)
+    state = watch.look()
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), _handler(lambda: state))
     except OSError as error:
@@ -45,7 +48,7 @@ def follow(folder: Path, margin: float, port: int, every: float = EVERY) -> None
         with Live(_table(state), console=console, auto_refresh=False) as live:
             while not state["over"]:
                 time.sleep(every)
-                state = look(folder, margin)
+                state = watch.look()
                 live.update(_table(state), refresh=True)
     finally:
         server.shutdown()
@@ -53,27 +56,46 @@ def follow(folder: Path, margin: float, port: int, every: float = EVERY) -> None
     console.print(f"the sweep is over: python -m provla.report folder={folder}", soft_wrap=True)
 
 
-def look(folder: Path, margin: float) -> dict[str, Any]:
-    """What a sweep's folder says now: jobs by state, arms with their figures so far, curves, time left."""
-    study = load_study(folder)
-    jobs = [
-        {"folder": run.job.folder, "arm": run.job.arm, "seed": run.job.seed, "state": _state(run)} for run in study.runs
-    ]
-    states = Counter(job["state"] for job in jobs)
-    left = sum(states[state] for state in ("missing", "interrupted", "running"))
-    seconds = [run.result.wall_seconds for run in study.completed if run.result.wall_seconds]
-    return {
-        "study": study.sweep.study or folder.name,
-        "question": study.sweep.question,
-        "metric": study.metric,
-        "baseline": study.sweep.baseline,
-        "jobs": jobs,
-        "states": {state: states[state] for state in ("running", *STATES) if states[state]},
-        "arms": _arms(study, margin),
-        "curves": {run.job.folder: curve for run in study.runs if (curve := read_curve(run.folder, CURVE))},
-        "seconds_left": left * sum(seconds) / len(seconds) if seconds and left else None,
-        "over": bool(jobs) and not left,
-    }
+class Watch:
+    """A sweep's folder, looked at again and again; its results are read and judged anew where one of them changed."""
+
+    def __init__(self, folder: Path, margin: float) -> None:
+        self._folder, self._margin = folder, margin
+        self._seen: dict[Path, tuple[int, int]] | None = None
+
+    def look(self) -> dict[str, Any]:
+        """What the folder says now: jobs by state, arms with their figures so far, curves, time left."""
+        if (seen := self._results()) != self._seen:
+            self._study = load_study(self._folder)
+            self._arms, self._seen = _arms(self._study, self._margin), seen
+        study = self._study
+        jobs = [
+            {"folder": run.job.folder, "arm": run.job.arm, "seed": run.job.seed, "state": _state(run)}
+            for run in study.runs
+        ]
+        states = Counter(job["state"] for job in jobs)
+        left = sum(states[state] for state in ("missing", "interrupted", "running"))
+        seconds = [run.result.wall_seconds for run in study.completed if run.result.wall_seconds]
+        return {
+            "study": study.sweep.study or self._folder.name,
+            "question": study.sweep.question,
+            "metric": study.metric,
+            "baseline": study.sweep.baseline,
+            "jobs": jobs,
+            "states": {state: states[state] for state in ("running", *STATES) if states[state]},
+            "arms": self._arms,
+            "curves": {run.job.folder: curve for run in study.runs if (curve := read_curve(run.folder, CURVE))},
+            "seconds_left": left * sum(seconds) / len(seconds) if seconds and left else None,
+            "over": bool(jobs) and not left,
+        }
+
+    def _results(self) -> dict[Path, tuple[int, int]]:
+        """Which files say what is asked and what came of it; each is written by a rename."""
+        found = {}
+        for path in (self._folder / SWEEP, *self._folder.glob("*/result.json"), *self._folder.glob("*/config.json")):
+            with suppress(FileNotFoundError):  # replaced just now
+                found[path] = (stat := path.stat()).st_mtime_ns, stat.st_ino
+        return found
 
 
 def _state(run: Any) -> str:

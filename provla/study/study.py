@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from provla.core.identity import check_study
 from provla.core.progress import console
 from provla.core.result import Result, Status, read_episodes, read_result
 from provla.jobs.sweep import Job, Sweep, find_renamed, load_sweep
@@ -139,6 +140,34 @@ def data_of(run: Run) -> str:
     if tasks:
         return f"{named}{revision} ({len(tasks)} tasks, {node.get('episodes_per_task')} episodes each)"
     return f"{named}{revision}{f' ({found["episodes"]} episodes)' if found.get('episodes') else ''}"
+
+
+def outputs_of(study: str) -> Path:
+    """Where the jobs of a study lie, if nobody said otherwise."""
+    return Path("outputs") / study
+
+
+def check_started(folder: Path, study: str | None) -> None:
+    """`ValueError` where a study's folder is not there."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"no folder {folder}: the study has not been started here; python -m provla.train -m "
+            f"experiments={study or '<study>'} starts it"
+        )
+
+
+def completed_runs(study: str) -> list[Path]:
+    """The folders of a study's completed jobs; says which are left out. `ValueError` where it has none."""
+    check_study(study)
+    folder = outputs_of(study)
+    check_started(folder, study)
+    found = load_study(folder)
+    if not found.completed:
+        raise ValueError(f"study={study}: none of its {len(found.runs)} jobs in {folder} is completed")
+    left = [f"{run.job.folder} ({run.problem or run.status})" for run in found.runs if run.status != "completed"]
+    if left:
+        console.print(f"left out of {study}: {escape(', '.join(left))}", soft_wrap=True)
+    return [run.folder for run in found.completed]
 
 
 def load_study(folder: Path) -> Study:

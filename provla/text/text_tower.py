@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from provla.backbone.tower import DType, Source, Tower
 from provla.core.checks import Name, Width
 from provla.core.device import send
-from provla.core.hub import from_pretrained, library
+from provla.core.hub import from_pretrained
+from provla.core.libraries import transformers_library
 from provla.core.types import Tokens
 from provla.text.parts import Spelled
 
@@ -113,7 +114,7 @@ class _Answering(TorchFunctionMode):
 
 
 def _tokenizer(source: Source, pad_token: str | None) -> Any:
-    transformers = library()
+    transformers = transformers_library()
     if source.files is not None:
         found = from_pretrained(transformers.AutoTokenizer, source.files, None, "text.files")
     elif source.loads:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from provla.backbone.tower import Source
 from provla.core.checks import Edge, Positive
-from provla.core.hub import from_pretrained, library
+from provla.core.hub import from_pretrained
+from provla.core.libraries import transformers_library
 
 Pool = Literal["spatial_softmax", "cells"]
 
@@ -110,7 +111,7 @@ class Pixels(nn.Module):
 
 
 def image_processor(source: Source, given: Processor) -> Any:
-    transformers = library()
+    transformers = transformers_library()
     if source.files is not None:
         return from_pretrained(transformers.AutoImageProcessor, source.files, None, f"{source.key}.files")
     if source.loads:

@@ -55,15 +55,6 @@ def part(group: str, option: str, backbones: Path, *overrides: str) -> Any:
     return build(node, group, nn.Module)(**sizes).eval()
 
 
-def test_transformers_comes_without_scikit_learn() -> None:
-    """Two seconds of every process, for a kind of generation that nothing here does."""
-    code = (
-        "import sys; from provla.core.hub import library; t = library(); t.Qwen2Model; t.SiglipVisionModel\n"
-        "assert 'sklearn' not in sys.modules; assert t.utils.is_sklearn_available()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.mark.parametrize("option", VISION)
 def test_vision_equals_the_whole_model_on_the_processor_s_pixels(option: str, backbones: Path) -> None:
     folder = backbones / FAMILIES[option]

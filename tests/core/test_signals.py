@@ -137,7 +137,7 @@ def test_between_its_jobs_a_worker_remembers_a_signal(tmp_path: Path) -> None:
 def test_a_signal_while_a_command_prepares_is_said_in_a_sentence(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("provla.command.entry.register", lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("provla.command.compose.register", lambda: os.kill(os.getpid(), signal.SIGUSR1))
     code, _, err = command("train", *FAKE)
     assert code == 138
     assert err.startswith("error: ended by SIGUSR1; the same command")

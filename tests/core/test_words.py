@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FAKE
@@ -151,3 +152,63 @@ def test_what_does_not_merge_is_told_so_and_how_it_is_replaced(command: Command,
     assert err.startswith("error: unknown key 'trainer.lrr'; did you mean trainer.lr? valid here: batch_size, "), err
     _, _, err = command("train", *line, "~perturb", "+perturb={noise:1}", "objective=auto")
     assert "perturb={'noise': 1}: this run has no simulation" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --env.workers=1", "--env.workers=1 is no flag; a key has no dashes: env.workers=1"),
+        ("serve --prot 80", "--prot is no flag; "),
+        ("record --cfg jbo", "argument --cfg/-c: invalid choice: 'jbo'"),
+        ("train --exp=job.pickle", "--experimental-rerun loads a pickle"),
+        ("train trainer.lr", "trainer.lr is no override; give trainer.lr=<value>"),
+        ("train seed=1,2", "seed=1,2: several values are a sweep, which -m starts; a list is seed=[1,2]"),
+        ("evaluate env=metaworld", "this command chooses no option of env (--help lists those it chooses); where it "),
+        ("train ~no_such", "~no_such: there is no no_such to leave out; "),
+        ("train +env=metaworld", "env has an option already; give env=metaworld, without a +"),
+        ("train trainer.lr=(1", "trainer.lr=(1 cannot be read (extraneous input '('); "),
+        ("train +seed=1", "seed has a value already; give seed=…, without a +"),
+        ("train trainer=[smoke,smke]", "unknown option trainer=smke; "),
+        (
+            "train -m env=none,metaworld=2",
+            "an override cannot be read (mismatched input '=' expecting <EOF>); ",
+        ),
+        ("record env=metawrld", "unknown option env=metawrld; valid: "),
+        ("export no_such=1", "unknown key 'no_such'; valid here: device, "),
+        ("export bases.vision=x", "checkpoint has no value; "),
+        ("train seed=0,1 -m no_such=1", "unknown key 'no_such'; valid here: device, "),
+    ],
+)
+def test_what_is_on_no_command_line_is_named(line: str, message: str, command: Command) -> None:
+    name, *arguments = line.split()
+    code, _, err = command(name, *arguments)
+    assert (code, err[: len(message) + 7]) == (2, f"error: {message}")
+
+
+def test_a_wrong_key_is_composed_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra._internal import config_loader_impl
+
+    composed: list[str] = []
+    made = config_loader_impl.create_defaults_list
+
+    def counted(**given: Any) -> Any:
+        composed.append(given["config_name"])
+        return made(**given)
+
+    monkeypatch.setattr(config_loader_impl, "create_defaults_list", counted)
+    for name in ("train", "evaluate"):
+        assert command(name, "no_such=1")[0] == 2
+    assert composed == ["train", "evaluate"]
+
+
+def test_flags_stand_before_between_and_after_overrides(command: Command) -> None:
+    shown = {
+        command("train", *line.split())[1]
+        for line in (
+            "-c job -p head seed=1 head=mlp",
+            "seed=1 --cfg=job head=mlp -p head",
+            "head=mlp seed=1 -p head -cjob",
+        )
+    }
+    assert len(shown) == 1
+    assert "provla.head.MLP" in shown.pop()

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAKE, ROOT, compose
+from conftest import FAKE, LIGHT, ROOT, compose
 
 from provla.core.identity import identity
 from provla.core.manifest import write_manifest
+from provla.core.result import read_result
 from provla.dataset import kept
 
 Command = Callable[..., tuple[int, str, str]]
@@ -273,6 +274,25 @@ def test_bad_input_is_one_message_and_a_non_zero_exit(
     assert not (tmp_path / "run" / "policy").exists()
 
 
+def test_a_refused_run_gives_its_folder_to_the_corrected_command(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fake = [*FAKE, *LIGHT, "logger=csv", f"hydra.run.dir={run}"]
+    for wrong in ("trainer.lr=abc", "objective=val/los"):  # before and after the data are loaded
+        code, _, err = command("train", *fake, wrong)
+        assert code == 2, err
+        assert "holds a run" not in err
+        assert read_result(run).attempts == 1
+    code, out, err = command("train", *fake, "seed=3")
+    assert code == 0, err
+    assert "was refused before its training; this one takes its place" in " ".join(out.split())
+    found = read_result(run)
+    assert (found.status, found.seed, found.attempts) == ("completed", 3, None)
+    assert "seed=3" in (run / ".hydra" / "overrides.yaml").read_text()
+    code, _, err = command("train", *fake, "seed=4")
+    assert code == 2
+    assert "holds a run of another configuration (seed: 3 → 4)" in err
+
+
 def test_action_size_that_differs_from_the_checkpoints(command: Command, tmp_path: Path, metaworld: list[str]) -> None:
     """A policy of three joints cannot drive Meta-World's four."""
     run = tmp_path / "run"
@@ -323,7 +343,7 @@ def test_analyze_and_record(command: Command, metaworld: list[str], tmp_path: Pa
 
 
 def test_job_folders_are_named_by_their_overrides() -> None:
-    from provla.command.entry import job_folder
+    from provla.command.compose import job_folder
 
     assert job_folder("fusion=film,seed=0") == "fusion=film,seed=0"
     assert job_folder("dataset.root=/a b/c") == "dataset.root=_a_b_c"
@@ -470,15 +490,15 @@ def test_readme_and_makefile_name_the_same_commands() -> None:
 
 
 def test_paths_with_overrides_in_their_names_need_no_quotes() -> None:
-    from provla.command.entry import _plain
+    from provla.command.compose import plain
 
     assert (
-        _plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",))
+        plain("checkpoint=outputs/fusion/fusion=film,seed=0", (), ("checkpoint",))
         == "checkpoint='outputs/fusion/fusion=film,seed=0'"
     )
-    assert _plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
-    assert _plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
-    assert _plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
+    assert plain("checkpoint='a=1'", (), ("checkpoint",)) == "checkpoint='a=1'"
+    assert plain("seed=0,1", (), ("checkpoint",)) == "seed=0,1"
+    assert plain("steps=1,2", ("steps",), ()) == "steps=[1,2]"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,13 +12,28 @@ from torch import Tensor
 
 from provla.core.build import build
 from provla.core.types import Tokens
-from provla.scheduler.parts import masked_mean
+from provla.scheduler.parts import first_noise, masked_mean
 
 CONTEXT = Tokens.full(torch.zeros(2, 1, 1))
 
 
 def scheduler(option: str, **changes: Any) -> Any:
     return build(compose(f"scheduler={option}")["scheduler"] | changes, "scheduler")
+
+
+def test_first_noise_is_diffusers_own_and_flow_needs_no_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    def drawn() -> list[Any]:
+        return [torch.Generator().manual_seed(4), [torch.Generator().manual_seed(seed) for seed in (1, 2)]]
+
+    for mine, theirs in zip(drawn(), drawn(), strict=True):
+        assert torch.equal(first_noise(CONTEXT, (2, 8, 3), mine), randn_tensor((2, 8, 3), theirs, dtype=torch.float32))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    for option in ("flow", "l1", "mip"):
+        found = scheduler(option).sample(lambda x, t, context: x, CONTEXT, (2, 8, 3), torch.Generator())
+        assert found.shape == (2, 8, 3)
 
 
 def test_masked_mean_counts_only_real_steps() -> None:

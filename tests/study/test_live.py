@@ -36,7 +36,7 @@ def running(folder: Path) -> Path:
 
 
 def test_the_state_of_a_running_sweep(tmp_path: Path) -> None:
-    state = live.look(running(tmp_path / "s"), 0.1)
+    state = live.Watch(running(tmp_path / "s"), 0.1).look()
     assert state["states"] == {"running": 1, "completed": 4, "missing": 1}
     assert state["seconds_left"] == pytest.approx(2 * 180)
     assert not state["over"]
@@ -45,6 +45,25 @@ def test_the_state_of_a_running_sweep(tmp_path: Path) -> None:
         f"fusion={arm},seed={s}" for arm, s in (("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1))
     }
     assert not any(word in json.dumps(state) for word in ("better", "worse", "equivalent"))
+
+
+def test_results_are_judged_again_where_one_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = running(tmp_path / "s")
+    judged: list[int] = []
+    judge = live.judge
+    monkeypatch.setattr(live, "judge", lambda study, *more, **how: judged.append(1) or judge(study, *more, **how))
+    watch = live.Watch(folder, 0.1)
+    states = [watch.look() for _ in range(3)]
+    assert len(judged) == 1
+    assert states[0] == states[1] == states[2]
+    attempts.end(folder / "fusion=b,seed=1")  # a state that no result says
+    assert watch.look()["states"] == {"completed": 4, "interrupted": 1, "missing": 1}
+    assert len(judged) == 1
+    write_run(folder / "fusion=b,seed=1", "b1", 1, outcomes(0.8, 1, 1))
+    assert [(row["arm"], row["runs"]) for row in watch.look()["arms"]] == [("a", 3), ("b", 2)]
+    (folder / "fusion=a,seed=0" / "result.json").unlink()
+    assert watch.look()["arms"][0]["runs"] == 2
+    assert len(judged) == 3
 
 
 def test_the_page_follows_until_the_sweep_is_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
