@@ -32,7 +32,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         from provla.plugin.folder import export_lerobot
 
         export_lerobot(source, target, find_device(config["device"]), *given)
-        write_card(target, source, "lerobot")
+        write_card(target, source, "lerobot", config["source"])
         console.print(f"written to {target}: give it to lerobot-eval or lerobot-rollout as --policy.path")
         return
     if config["onnx"]:
@@ -40,11 +40,11 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
 
         words, steps = config["instructions"], config["sampler_steps"]
         export_onnx(source, target, words, config["bases"], config["trust"], steps, config["source"])
-        write_card(target, source, "onnx")
+        write_card(target, source, "onnx", config["source"])
         console.print(f"written to {target}: policy.onnx, policy.json, which names its inputs, and README.md")
         return
     merged = export_policy(source, target, find_device(config["device"]), *given)
-    write_card(target, source, "policy")
+    write_card(target, source, "policy", config["source"])
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     what = (
         f"merged {', '.join(f'{count} layers of {key}' for key, count in merged.items())}"

@@ -111,11 +111,12 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mix(node: Mapping[str, Any], inside: tuple[str, ...]) -> dict[str, Any]:
-    """A mix's node without what changes no result, in its sources too."""
-    sources = {
-        name: {key: value for key, value in one.items() if key not in inside} if isinstance(one, Mapping) else one
-        for name, one in node["sources"].items()
-    }
+    """A mix's node without what changes no result, in its sources too; of classes of one's own less is known."""
+    sources = {}
+    for name, one in node["sources"].items():
+        ours = isinstance(one, Mapping) and str(one.get("_target_", "provla.")).startswith("provla.")
+        left = inside if ours else NEUTRAL_INSIDE["dataset"]
+        sources[name] = {k: v for k, v in one.items() if k not in left} if isinstance(one, Mapping) else one
     plain = ("normalize",) if node.get("normalize") == "together" else ()  # as before the choice
     return {key: value for key, value in node.items() if key not in plain} | {"sources": sources}
 

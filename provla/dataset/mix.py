@@ -103,7 +103,7 @@ class MixSource:
                     f"dataset.sources.{name}: load() gave a {type(data).__name__}, expected Demonstrations"
                 )
             data.check()
-            if self.ahead != (data.window is not None):
+            if self.ahead and data.window is None:
                 raise ValueError(f"dataset.cache=window: the pictures of dataset.sources.{name} lie in arrays")
             found[name] = _renamed(name, data, self.rename.get(name, {}))
         first = next(iter(found))
@@ -159,7 +159,7 @@ class MixSource:
                 source.get("val_fraction", self.val_fraction), source.get("split_seed", self.split_seed)
             )
             weight = None if self.weights is None else self.weights[name]
-            parts[name] = Part(weight, begin + train, begin + val, data.window)
+            parts[name] = Part(weight, begin + train, begin + val, data.window if self.ahead else None)
             begin += len(data.task)
         return parts
 

@@ -20,7 +20,7 @@ USE = {
     "policy": """```python
 import provla
 
-policy = provla.load("{folder}")  # with provla installed; nothing is fetched
+policy = provla.load("{folder}"{whose})  # with provla installed; nothing is fetched
 # images (1,{T},{C},3,{h},{w}) uint8, cameras in the order {cameras}; state (1,{T},{S}) float32, in the robot's units
 actions = policy.act(provla.Observation(images, state, [{instruction!r}]))  # (1,{H},{A}), in the robot's units
 ```""",
@@ -29,7 +29,7 @@ pip install 'provla[lerobot]'
 lerobot-eval --policy.path={folder} …
 lerobot-rollout --policy.path={folder} …
 ```
-In Python, the same policy without LeRobot: `provla.load("{folder}/policy")`.""",
+In Python, the same policy without LeRobot: `provla.load("{folder}/policy"{whose})`.""",
     "onnx": """```python
 import json
 import numpy as np
@@ -46,12 +46,14 @@ if "instruction" in inputs:
 }
 
 
-def write_card(folder: Path, source: Path, kind: Kind) -> None:
-    """README.md into the export `folder` of the policy at `source` (a run's `policy/`, or an export beside it)."""
-    write_text(folder / "README.md", hide(card(folder.name, source, kind)))
+def write_card(folder: Path, source: Path, kind: Kind, driving: str | None = None) -> None:
+    """README.md into the export `folder` of the policy at `source` (a run's `policy/`, or an export beside it), for the
+    robot that was named (`Spec.source`).
+    """
+    write_text(folder / "README.md", hide(card(folder.name, source, kind, driving)))
 
 
-def card(name: str, source: Path, kind: Kind) -> str:
+def card(name: str, source: Path, kind: Kind, driving: str | None = None) -> str:
     """The card's text. What a run knows is taken from the folder around `source`, where that is the run of this
     policy; else it is said to be unknown."""
     from huggingface_hub import ModelCardData
@@ -70,6 +72,9 @@ def card(name: str, source: Path, kind: Kind) -> str:
     spec = stored["spec"]
     numbers = {"T": spec["n_obs_steps"], "C": len(spec["cameras"]), "S": spec["state_size"]}
     numbers |= {"h": spec["image_size"][0], "w": spec["image_size"][1], "H": spec["horizon"], "A": spec["action_size"]}
+    said, sources = driving or spec.get("source"), spec.get("sources")
+    told = not sources or (said and kind == "policy")  # there is one, or the export says which
+    numbers["whose"] = "" if told else f", source={said or sources[0]!r}"
     use = USE[kind].format(
         folder=name, cameras=", ".join(spec["cameras"]), instruction=spec["instructions"][0], **numbers
     )
