@@ -74,7 +74,7 @@ def card(name: str, source: Path, kind: Kind, driving: str | None = None) -> str
     numbers |= {"h": spec["image_size"][0], "w": spec["image_size"][1], "H": spec["horizon"], "A": spec["action_size"]}
     said, sources = driving or spec.get("source"), spec.get("sources")
     told = not sources or (said and kind == "policy")  # there is one, or the export says which
-    numbers["whose"] = "" if told else f", source={said or sources[0]!r}"
+    numbers["whose"] = "" if told else f", source={(said or sources[0])!r}"
     use = USE[kind].format(
         folder=name, cameras=", ".join(spec["cameras"]), instruction=spec["instructions"][0], **numbers
     )

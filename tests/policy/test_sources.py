@@ -168,6 +168,7 @@ def test_a_run_is_stored_judged_and_given_away(tmp_path: Path, command: Command)
         assert (code, "nobody says whose robot it drives" in " ".join(err.split())) == (2, True)
     code, _, err = command("export", *asked, "source=b")
     assert code == 0, err
+    assert 'provla.load("policy-full")' in (run / "policy-full" / "README.md").read_text()
     assert torch.equal(provla.load(run / "policy-full", "cpu").act(plain, torch.Generator().manual_seed(0)), wanted)
     code, _, err = command("export", *asked, "source=b", "onnx=true")  # compared with `act` as it is made
     assert code == 0, err
