@@ -74,9 +74,8 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     if isinstance(steps, list):
         result = evaluate_steps(run, *how, steps=steps)
     elif levels:
-        judged = partial(
-            evaluate, loaded=load_judged(run, find_device(config["device"]), changes, config["bases"], config["trust"])
-        )
+        loaded = load_judged(run, find_device(config["device"]), changes, config["bases"], config["trust"])
+        judged = partial(evaluate, loaded=loaded)
         result = judged(run, *how)
         result.perturb = survive(run, *how, levels=levels, judge=judged)
         result.write(folder)

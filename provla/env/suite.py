@@ -40,8 +40,10 @@ def plays(suite: Any) -> bool:
     return bool(suite.episodes)
 
 
-def check_suite(suite: Any) -> None:
-    """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins."""
+def check_suite(suite: Any, asked: bool = True) -> None:
+    """`ValueError` that names what a suite lacks, or what it says of itself; before anything slow begins. asked: it is
+    asked that here, and not where it is rehearsed (see `worlds.rehearsing`).
+    """
     # Not hasattr: a property that raises says more.
     missing = [name for name in NEEDS if name not in dir(suite)]
     if missing:
@@ -52,7 +54,7 @@ def check_suite(suite: Any) -> None:
         )
         raise ValueError(f"env: {kind} has no {', '.join(missing)}; a suite needs {', '.join(NEEDS)}{hint}")
     check_embodiment(suite, "env: ")
-    if hasattr(suite, "check"):
+    if asked and hasattr(suite, "check"):
         suite.check()
 
 

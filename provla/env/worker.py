@@ -42,6 +42,10 @@ class Fault(str):
     """Why a world has no answer, in a line."""
 
 
+class Refusal(str):
+    """What a suite says against itself."""
+
+
 def open_world(suite: Any, task: str, sizes: Sizes) -> Chunked:
     """A world of a suite, as its episodes are played."""
     return Chunked(
@@ -59,10 +63,16 @@ class Worker:
         self.suite: Any = None
         self.worlds: dict[int, Chunked] = {}
 
-    def take(self, suite: Any, sizes: Sizes) -> None:
-        """Another suite to make worlds from."""
+    def take(self, suite: Any, sizes: Sizes, check: bool) -> str:
+        """Another suite to make worlds from; what it says against itself, where it is asked."""
         self.rest()
         self.suite, self.sizes = suite, sizes
+        try:
+            if check and hasattr(suite, "check"):
+                suite.check()
+        except ValueError as error:
+            return Refusal(error)
+        return ""
 
     def rest(self) -> None:
         for world in self.worlds.values():
@@ -103,8 +113,7 @@ def serve(connection: Connection) -> None:
         if "path" in message:
             sys.path[:] = message["path"]
         elif "suite" in message:
-            worker.take(message["suite"], message["sizes"])
-            connection.send("")
+            connection.send(worker.take(**message))
         elif "calls" in message:
             for call in message["calls"]:
                 connection.send(worker.play(call))

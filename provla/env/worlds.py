@@ -19,20 +19,21 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from provla.core.types import Spec
 from provla.core.world import Episode
 from provla.env.chunk import Seen, Sizes
 from provla.env.suite import option, tasks_of
-from provla.env.worker import Array, Call, Fault
+from provla.env.worker import Array, Call, Fault, Refusal
 
 START = 300.0  # seconds a worker may take to import what its worlds need
 AWAKE = 20.0  # and one that was idle, to answer again
@@ -141,9 +142,10 @@ class Worlds:
 
     suite: see `interfaces.Suite`; it is sent to the workers by pickle, which make the worlds. seats: for so many
     policies at the same time, each with as many worlds as one alone has; `seats` are the numbers of each one's.
+    Workers start beside whatever comes before the first `ask`, which raises what went wrong.
     """
 
-    def __init__(self, suite: Any, spec: Spec, slots: int | None = None, seats: int = 1) -> None:
+    def __init__(self, suite: Any, spec: Spec, slots: int | None = None, seats: int = 1, check: bool = False) -> None:
         tasks = tasks_of(suite)
         # As many of each task: else the last episodes of one are played by few worlds, while the others rest.
         each = -(-option(suite, "num_envs") // len(tasks)) or 1
@@ -151,19 +153,21 @@ class Worlds:
         self.tasks = own * seats
         self.seats = [range(seat * len(own), (seat + 1) * len(own)) for seat in range(seats)]
         self._timeout = float(option(suite, "timeout"))
-        self._task = {"suite": suite, "sizes": Sizes(spec.cameras, spec.n_obs_steps, spec.n_past_actions)}
+        sizes = Sizes(spec.cameras, spec.n_obs_steps, spec.n_past_actions)
+        self._task: dict[str, Any] = {"suite": suite, "sizes": sizes, "check": check}
         self._stories: dict[int, _Story] = {}
         self._lost: dict[int, Fault] = {}
         self._due: set[int] = set()
         self._heard: dict[int, Seen | Fault] = {}  # what came of those that are due
         self._workers: list[_Process] = []
+        self._starting = True
         count = min(option(suite, "workers") or torch.get_num_threads(), len(self.tasks))
         try:
             with _lock:
                 taken = [_idle.pop() for _ in range(min(count, len(_idle)))]
             self._workers = taken + [_Process() for _ in range(count - len(taken))]
             for number in range(count):
-                self._engage(number)
+                self._tell(number)
         except BaseException:
             self._end()
             raise
@@ -174,7 +178,7 @@ class Worlds:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is not None or self._starting:  # an answer that nobody has heard is no start for the next suite
             self._end()
             return
         for worker in self._workers:
@@ -192,6 +196,10 @@ class Worlds:
 
     def ask(self, moves: Mapping[int, Episode | Array]) -> None:
         """The first half of `play`: the worlds begin. Those of another seat may be at work."""
+        if self._starting:
+            for number in range(len(self._workers)):
+                self._engage(number)
+            self._starting = False
         if self._due and sum(move.nbytes for move in moves.values() if not isinstance(move, Episode)) > PIPE:
             self.wait()  # else both ends might wait to be listened to
         calls: list[Call] = []
@@ -271,6 +279,7 @@ class Worlds:
         number = self._workers.index(worker)
         self._stories.pop(culprit, None)
         self._workers[number] = _Process()
+        self._tell(number)
         self._engage(number)
         calls = [
             self._again(slot)
@@ -284,35 +293,42 @@ class Worlds:
         story = self._stories[slot]
         return Call(slot, story.episode.task, story.episode.seed, story.episode.film, tuple(story.chunks))
 
+    def _tell(self, number: int) -> None:
+        """Tells a worker the suite."""
+        worker = self._workers[number]
+        try:
+            # An idle worker may be older than the import path, which the suite's module is looked for on.
+            worker.ask({"path": [place or str(Path.cwd()) for place in sys.path]}, [])
+            worker.ask(self._task, [])
+        except Exception as error:  # pickle has many
+            kind = type(self._task["suite"]).__name__
+            raise NoWorlds(
+                f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values only"
+            ) from error
+
     def _engage(self, number: int) -> None:
-        """Tells a worker the suite. An idle one may have ended meanwhile, and anything can happen at a start: a second
-        one has its chance.
+        """Hears whether a worker has taken the suite. An idle one may have ended meanwhile, and anything can happen at
+        a start: a second one has its chance.
         """
-        for _ in range(2):
+        for last in (False, True):
             worker = self._workers[number]
-            try:
-                # An idle worker may be older than the import path, which the suite's module is looked for on.
-                worker.ask({"path": [place or str(Path.cwd()) for place in sys.path]}, [])
-                worker.ask(self._task, [])
-            except Exception as error:  # pickle has many
-                kind = type(self._task["suite"]).__name__
-                raise NoWorlds(
-                    f"env: {kind} cannot be sent to the processes of its worlds ({error}); it must hold plain values "
-                    "only"
-                ) from error
-            limit = AWAKE if worker.idle else START
+            limit = AWAKE if worker.idle and not self._task["check"] else START
             try:
                 problem = worker.answer(limit)
                 worker.idle = False
                 if not problem:
                     return
+                if isinstance(problem, Refusal):
+                    raise ValueError(problem)
                 break  # it cannot make anything of the suite
             except TimeoutError:
                 problem = f"no answer within {limit:g} s"
                 worker.end()
             except EOFError:
                 problem = worker.end(patience=1.0)
-            self._workers[number] = _Process()
+            if not last:
+                self._workers[number] = _Process()
+                self._tell(number)
         raise NoWorlds(f"env: a process for the worlds could not start: {problem}")
 
     def _end(self) -> None:
@@ -331,11 +347,17 @@ def rehearse(suite: Any, spec: Spec) -> None:
 
     `ValueError` with what the world lacks or does wrong.
     """
-    import numpy as np
+    with rehearsing(suite, spec):
+        pass
 
+
+@contextlib.contextmanager
+def rehearsing(suite: Any, spec: Spec, check: bool = False) -> Iterator[None]:
+    """`rehearse`, whose process starts beside what is done inside. check: what the suite says against itself first."""
     first = suite.episodes[0]
     filmed = Episode(first.task, first.instruction, first.seed, 1)
-    with Worlds(suite, spec, 1) as worlds:
+    with Worlds(suite, spec, 1, check=check) as worlds:
+        yield
         for move in (filmed, np.zeros((spec.n_action_steps, spec.action_size), np.float32)):
             seen = worlds.play({0: move})[0]
             if isinstance(seen, Fault):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import sampler_of
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
-from provla.env.worlds import rehearse
-from provla.policy.folder import find_policy, load_policy
+from provla.env.worlds import rehearsing
+from provla.policy.folder import find_policy, load_policy, read_spec
 from provla.run.judging import Judgement
 from provla.run.setting import execution_of
 from provla.run.show import show
@@ -89,9 +89,14 @@ def open_case(
 ) -> Case:
     """Loads the policy of a run whose configuration was read. Arguments and errors: see `evaluate`."""
     policy, spec = loaded or load_judged(checkpoint, device, changes, bases, trust)
-    spec = policy.spec = replace(spec.driving(config.get("source")), n_action_steps=config["n_action_steps"])
+    spec = policy.spec = as_asked(spec, config)
     result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
     return Case(config, policy, spec, device, folder, result)
+
+
+def as_asked(spec: Spec, config: Mapping[str, Any]) -> Spec:
+    """A stored policy's, as it is to be judged."""
+    return replace(spec.driving(config.get("source")), n_action_steps=config["n_action_steps"])
 
 
 def as_trained(config: Mapping[str, Any], device: torch.device) -> AbstractContextManager[None]:
@@ -119,9 +124,11 @@ def evaluate(
     """
     device = find_device(device_name)
     config = read_config(checkpoint, changes, trust)
+    suite = build(config["env"], "env")
     with as_trained(config, device):
-        case = open_case(config, checkpoint, device, changes, folder, bases, trust, loaded)
-        _judge(case)
+        with _rehearsed(suite, config, checkpoint):
+            case = open_case(config, checkpoint, device, changes, folder, bases, trust, loaded)
+        _judge(case, suite)
         result = case.conclude()
     if not quiet:
         show(result, folder)
@@ -155,16 +162,21 @@ def read_config(checkpoint: Path, changes: Changes, trust: Sequence[str]) -> dic
     return config
 
 
-def _judge(case: Case) -> None:
+def _rehearsed(suite: Any, config: Mapping[str, Any], checkpoint: Path) -> AbstractContextManager[None]:
+    """A rehearsal of the worlds that a policy is judged in, beside its loading."""
+    if not plays(suite):
+        return nullcontext()
+    spec = as_asked(read_spec(find_policy(checkpoint)), config)
+    check_suite(suite, asked=False)
+    check_fit(suite, spec)
+    execution_of(config).check(spec)
+    return rehearsing(suite, spec, check=True)
+
+
+def _judge(case: Case, suite: Any) -> None:
     config, policy, spec, device, judged = case.config, case.policy, case.spec, case.device, case.judged
-    suite = build(config["env"], "env")
     if plays(suite):
-        check_suite(suite)
-        check_fit(suite, spec)
-        rehearse(suite, spec)
-        how = execution_of(config)
-        how.check(spec)
-        judged.play(policy, suite, spec, config["seed"], device, case.folder, how)
+        judged.play(policy, suite, spec, config["seed"], device, case.folder, execution_of(config))
     else:
         source = build(config["dataset"], "dataset")
         data = source.load()
