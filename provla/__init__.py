@@ -16,7 +16,11 @@ __all__ = ["Observation", "Tokens", "load"]
 
 
 def load(
-    path: str | Path, device: str = "auto", bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+    path: str | Path,
+    device: str = "auto",
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+    source: str | None = None,
 ) -> Any:
     """The policy of a run folder, or of its policy/ folder, ready for `act(observation)`; needs no Hydra.
 
@@ -24,12 +28,14 @@ def load(
     in the robot's units and B instructions. `act` returns (B,H,A) actions in the robot's units. device: auto, cpu,
     cuda, cuda:<n>. bases: `vision` or `text` → a folder or Hub id with its frozen weights, where they are no longer
     where the training found them. trust: modules whose classes the policy may use besides provla's own, such as
-    `["my_ideas"]`; their code runs. Errors: `ValueError`.
+    `["my_ideas"]`; their code runs. source: of a policy that was trained on a mix with dataset.normalize=per_source,
+    whose robot it drives. Errors: `ValueError`.
     """
     from provla.core.machine import find_device
     from provla.policy.folder import find_policy, load_policy
 
-    policy, _ = load_policy(find_policy(Path(path).expanduser()), find_device(device), bases=bases, trust=trust)
+    folder = find_policy(Path(path).expanduser())
+    policy, _ = load_policy(folder, find_device(device), bases=bases, trust=trust, driving=source)
     return policy
 
 

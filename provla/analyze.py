@@ -193,6 +193,55 @@ def _describe(source: Any, data: Any, folder: Path) -> None:
     )
 
 
+def _examine(source: Any, config: dict[str, Any], folder: Path, name: str = "") -> tuple[Any, str]:
+    """Describes a data set, or a mix's source of that name. Its demonstrations, None where there are none, and what an
+    exit code is to say: what is wrong and, where that was asked for, lacking; empty where nothing is.
+    """
+    from provla.core.progress import console
+    from provla.dataset.inspection import report
+
+    if name:
+        console.rule(f"source {name}", align="left")
+        folder.mkdir(parents=True, exist_ok=True)
+    found, data = _inspect(source, config)
+    problems = [] if found is None else [*found.problems, *found.rebuilt]
+    lacks = []
+    if data is not None:
+        _describe(source, data, folder)
+        lacks = _lacks(source, found, data, config, folder).lacks
+    if config["check"] and (problems or lacks):
+        wrong = (
+            f"{len(problems)} things are wrong with {found.source}, in {len(found.bad)} episodes" if problems else ""
+        )
+        lacking = f"{len(lacks)} things are lacking" if lacks else ""
+        return data, "; ".join(filter(None, (wrong, lacking)))
+    if found is not None and found.problems and (data is None or source.bad_episodes == "fail"):
+        return data, report(found, [])
+    return data, ""
+
+
+def _examine_each(mix: Any, config: dict[str, Any], folder: Path) -> tuple[Any, str]:
+    """`_examine` of each source of a mix, in its own folder, and of what they are together."""
+    from provla.core.progress import console
+
+    wrong = {}
+    for name, source in mix.each().items():
+        try:
+            _, wrong[name] = _examine(source, config, folder / name, name)
+        except ValueError as error:  # is no reason not to look at the others
+            wrong[name] = str(error)
+    console.rule("the mix", align="left")
+    data = None
+    try:
+        data = mix.load()
+        _describe(mix, data, folder)
+    except ValueError as error:
+        if not any(wrong.values()):
+            wrong["the mix"] = str(error)
+        console.print("what the sources are together is shown once each can be read, and goes with the others")
+    return data, "; ".join(f"{name}: {said}" for name, said in wrong.items() if said)
+
+
 @command("analyze")
 def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     """See conf/analyze.yaml."""
@@ -201,30 +250,18 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
     from provla.core.build import build
     from provla.core.checks import check_values
     from provla.core.progress import console
-    from provla.dataset.inspection import report
 
     check_values(Asked, {key: config[key] for key in Asked.__annotations__}, "")
     augmentation = build(config["augmentation"], "augmentation", nn.Module)
     source = build(config["dataset"], "dataset")
-    found, data = _inspect(source, config)
-    problems = [] if found is None else [*found.problems, *found.rebuilt]
-    lacks = []
-    if data is not None:
-        _describe(source, data, folder)
-        lacks = _lacks(source, found, data, config, folder).lacks
-        if choices.get("augmentation", "none") != "none":
-            from provla.run.survey import plot_augmentation
+    data, wrong = (_examine_each if hasattr(source, "each") else _examine)(source, config, folder)
+    if data is not None and choices.get("augmentation", "none") != "none":
+        from provla.run.survey import plot_augmentation
 
-            sheet = plot_augmentation(data, augmentation, list(data.frames), folder / "augmentation.png")
-            console.print(f"picture: {sheet}")
-    if config["check"] and (problems or lacks):
-        wrong = (
-            f"{len(problems)} things are wrong with {found.source}, in {len(found.bad)} episodes" if problems else ""
-        )
-        lacking = f"{len(lacks)} things are lacking" if lacks else ""
-        raise ValueError("; ".join(filter(None, (wrong, lacking))))
-    if found is not None and found.problems and (data is None or source.bad_episodes == "fail"):
-        raise ValueError(report(found, []))
+        sheet = plot_augmentation(data, augmentation, list(data.frames), folder / "augmentation.png")
+        console.print(f"picture: {sheet}")
+    if wrong:
+        raise ValueError(wrong)
 
 
 if __name__ == "__main__":

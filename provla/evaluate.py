@@ -22,6 +22,7 @@ KEYS = (
     "study",
     "n_action_steps",
     "eval_episodes",
+    "source",
     "env",
     "execution",
     "perturb",
@@ -55,7 +56,7 @@ def judge(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> floa
     if config["check"] is not None:
         raise ValueError(f"check={config['check']!r}; valid: env, with env=<a world>, or null")
     check_values(Root, {"perturb": config["perturb"]}, "")
-    root = {key: config[key] for key in ("n_action_steps", "eval_episodes") if config[key] is not None}
+    root = {key: config[key] for key in ("n_action_steps", "eval_episodes", "source") if config[key] is not None}
     scheduler = {key: value for key, value in config["scheduler"].items() if value is not None}
     changes = {"env": config["env"], "execution": config["execution"], "scheduler": scheduler, "root": root}
     how = config["device"], changes, folder, config["bases"], config["trust"]

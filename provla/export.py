@@ -29,7 +29,7 @@ def main(config: dict[str, Any], folder: Path, choices: dict[str, str]) -> None:
         raise ValueError(f"output={str(target)!r} exists already; nothing was changed. Choose another, or delete it.")
     with atomic(target) as partial:  # with its card, or not at all
         said = _written(config, source, partial)
-        write_card(partial, source, asked[0] if asked else "policy", target.name)
+        write_card(partial, source, asked[0] if asked else "policy", target.name, config["source"])
     console.print(said.format(target=target, size=_megabytes(target)))
 
 
@@ -38,18 +38,19 @@ def _written(config: dict[str, Any], source: Path, target: Path) -> str:
     from provla.core.machine import find_device
     from provla.policy.folder import export_policy
 
-    given = config["bases"], config["trust"]
+    bases, trust, driving = config["bases"], config["trust"], config["source"]
     if config["lerobot"]:
         from provla.plugin.folder import export_lerobot
 
-        export_lerobot(source, target, find_device(config["device"]), *given)
+        export_lerobot(source, target, find_device(config["device"]), bases, trust, driving)
         return "written to {target}: give it to lerobot-eval or lerobot-rollout as --policy.path"
     if config["onnx"]:
         from provla.policy.onnx import export_onnx
 
-        export_onnx(source, target, config["instructions"], *given, config["sampler_steps"])
+        words, steps = config["instructions"], config["sampler_steps"]
+        export_onnx(source, target, words, bases, trust, steps, driving)
         return "written to {target}: policy.onnx, policy.json, which names its inputs, and README.md"
-    merged = export_policy(source, target, find_device(config["device"]), *given)
+    merged = export_policy(source, target, find_device(config["device"]), bases, trust, driving)
     layers = ", ".join(f"{count} layers of {key}" for key, count in merged.items())
     return f"{f'merged {layers}' if merged else 'nothing to merge'}; {{size}} written to {{target}}"
 

@@ -46,6 +46,7 @@ class Root:
     horizon: Depth
     n_obs_steps: Depth
     n_past_actions: Natural
+    source: Name | None
     n_action_steps: Depth
     eval_episodes: Steps
     objective: Name
@@ -81,6 +82,7 @@ NEUTRAL_INSIDE = {
     "trainer": ("on_nan", "max_skipped", "profile", "shard"),
 }
 WINDOW = ("cache", "window_blocks", "window_frames")  # of a data set: with cache=window alone its order is another
+UNTRAINED = ("env", "execution", "eval_episodes", "source")
 # How chunks were executed before there was a choice: runs of then are the same runs.
 PLAIN = {"_target_": "provla.execution.Chunk", "delay": 0, "smoothing": 0.0}
 
@@ -91,7 +93,7 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, node in as_first_named(hide_in(config)).items():
         if key in NEUTRAL:
             continue
-        if (key == "execution" and node == PLAIN) or (key == "n_past_actions" and node == 0):
+        if (key, node) in (("execution", PLAIN), ("n_past_actions", 0), ("source", None)):  # as before the choice
             continue
         inside = NEUTRAL_INSIDE.get(key, ())
         if key == "env" and isinstance(node, Mapping) and not node.get("perturb"):
@@ -100,10 +102,23 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
             inside = (*inside, "graph")
         if key == "policy" and isinstance(node, Mapping) and node.get("actions") == "absolute":  # as before the choice
             inside = (*inside, "actions")
-        if key == "dataset" and _ours(config, key) and value_in(node, "cache") != "window":
-            inside = (*inside, *WINDOW)
+        if key == "dataset" and _ours(config, key):
+            inside = (*inside, *(() if value_in(node, "cache") == "window" else WINDOW))
+            if isinstance(node, Mapping) and isinstance(node.get("sources"), Mapping):
+                node = _mix(node, inside)
         kept[key] = {k: v for k, v in node.items() if k not in inside} if isinstance(node, Mapping) else node
     return kept
+
+
+def _mix(node: Mapping[str, Any], inside: tuple[str, ...]) -> dict[str, Any]:
+    """A mix's node without what changes no result, in its sources too; of classes of one's own less is known."""
+    sources = {}
+    for name, one in node["sources"].items():
+        ours = isinstance(one, Mapping) and str(one.get("_target_", "provla.")).startswith("provla.")
+        left = inside if ours else NEUTRAL_INSIDE["dataset"]
+        sources[name] = {k: v for k, v in one.items() if k not in left} if isinstance(one, Mapping) else one
+    plain = ("normalize",) if node.get("normalize") == "together" else ()  # as before the choice
+    return {key: value for key, value in node.items() if key not in plain} | {"sources": sources}
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -114,13 +129,13 @@ def identity(config: Mapping[str, Any]) -> str:
 def training_identity(config: Mapping[str, Any]) -> str:
     """Hash of everything in a configuration that can change the trained weights.
 
-    Training never reads `env`, `execution`, `eval_episodes` and `n_action_steps`. It reads the sampler's number of
-    steps (`num_inference_steps`) only where a validation of sampled chunks decides something: which weights are kept
-    (`trainer.keep=best`), or when the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss` samples
-    nothing. A policy, scheduler or trainer of one's own may read `n_action_steps` and the sampler's steps whenever it
-    likes, so there they count.
+    Training never reads `env`, `execution`, `eval_episodes`, `source` and `n_action_steps`. It reads the sampler's
+    number of steps (`num_inference_steps`) only where a validation of sampled chunks decides something: which weights
+    are kept (`trainer.keep=best`), or when the training ends (`trainer.patience`, a pruner); `trainer.monitor=loss`
+    samples nothing. A policy, scheduler or trainer of one's own may read `n_action_steps` and the sampler's steps
+    whenever it likes, so there they count.
     """
-    kept = {key: node for key, node in essence(config).items() if key not in ("env", "execution", "eval_episodes")}
+    kept = {key: node for key, node in essence(config).items() if key not in UNTRAINED}
     if not _ours(config, "policy"):
         return fingerprint(kept, 16)
     kept.pop("n_action_steps", None)
@@ -176,7 +191,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     check_study(config.get("study"))
     check_values(Root, config, "")
     # A run of an earlier version has none of these.
-    later = ("rerun", "trust", "execution", "perturb", "feature_cache", "n_past_actions")
+    later = ("rerun", "trust", "execution", "perturb", "feature_cache", "n_past_actions", "source")
     missing = [key for key in valid if key not in config and key not in later]
     if missing:
         raise ValueError(f"{missing[0]} is missing; a run needs it")

@@ -58,7 +58,8 @@ class Observation(_Movable):
     bool, True before the episode's start, where the action is 0 (see `past_of`). features (B,T,C,…), or of each camera
     (B,T,…): what a frozen vision encoder has made of the images, where somebody knows it already. sentences, which (B,)
     int64: the sentences to be read, each once, and which of them each sample has, where somebody has looked already
-    (see `told`).
+    (see `told`). source (B,) int64: for a policy with statistics of its own for each source of a mix, whose robot each
+    is (a position among `Spec.sources`).
     """
 
     images: Images
@@ -69,6 +70,7 @@ class Observation(_Movable):
     features: Images | None = None
     sentences: tuple[str, ...] | None = None
     which: Tensor | None = None
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instruction)
@@ -175,7 +177,8 @@ class Spec:
     cameras' pictures; camera → (h, w) where they differ. recorded: camera → (h, w) of
     its pictures before they were reduced to image_size; a camera that is not named was not reduced. n_past_actions:
     executed actions that the policy reads. action_bounds: lowest and highest that a robot executes of each action, None
-    where there is none; empty where nobody knows.
+    where there is none; empty where nobody knows. sources: of a mix, those that have statistics of their own; empty
+    where one normalisation holds for all. source: of these, whose robot is driven where an observation does not say.
     """
 
     cameras: tuple[str, ...]
@@ -193,6 +196,8 @@ class Spec:
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     n_past_actions: int = 0
     action_bounds: tuple[tuple[float | None, float | None], ...] = ()
+    sources: tuple[str, ...] = ()
+    source: str | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.horizon, self.n_action_steps)
@@ -202,6 +207,25 @@ class Spec:
     def sizes(self) -> dict[str, Size]:
         """Camera → (h, w)."""
         return sizes_of(self.image_size, self.cameras)
+
+    def driving(self, source: str | None) -> Self:
+        """For the robot of this source; None: as it is. `ValueError` for a source without statistics of its own."""
+        if source is None:
+            return self
+        if source not in self.sources:
+            why = f"valid: {', '.join(self.sources)}"
+            none = "one normalisation holds for all data (dataset.normalize=per_source has several), so leave it out"
+            raise ValueError(f"source={source!r}: {why if self.sources else none}")
+        return replace(self, source=source)
+
+    def check_driving(self) -> None:
+        """`ValueError` where nobody says whose robot is driven and it matters."""
+        if self.sources and self.source is None:
+            raise ValueError(
+                f"the policy has statistics of its own for each of {', '.join(self.sources)} "
+                f"(dataset.normalize=per_source), and nobody says whose robot it drives: give source=<one of them>, in "
+                f"Python provla.load(path, source={self.sources[0]!r})"
+            )
 
 
 def check_steps(horizon: int, n_action_steps: int) -> None:
@@ -227,6 +251,7 @@ def fake_observation(spec: Spec, batch: int, seed: int = 0) -> Observation:
         images=tuple(drawn(1, size)[:, :, 0] for size in sizes) if apart else drawn(len(sizes), next(iter(sizes))),
         state=torch.randn(batch, spec.n_obs_steps, spec.state_size, generator=g),
         instruction=[spec.instructions[i % len(spec.instructions)] for i in range(batch)],
+        source=torch.arange(batch) % len(spec.sources) if spec.sources and spec.source is None else None,
     )
     if not spec.n_past_actions:
         return found

@@ -33,12 +33,13 @@ class Window:
 @dataclass(frozen=True)
 class Part:
     """One source's episodes in a mix: those to train on and those held out. weight: its share of the samples, in the
-    unit of the others; None: by size.
+    unit of the others; None: by size. window: see `Demonstrations`.
     """
 
     weight: float | None
     train: Array
     val: Array
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Demonstrations:
     row; row_task (N,): of each row, None where no episode changes its task. skipped: what is wrong with the episodes
     that were left out. window: where pictures are decoded ahead of a training's steps, which then go in its order.
     state_names: of the state's numbers, empty where nobody knows. recorded: camera → (h, w) of its pictures as stored.
-    parts: source → its part, of a mix. revision: the commit on the Hub, where that is known.
+    parts: source → its part, of a mix. per_source: each of them is normalised by statistics of its own. revision: the
+    commit on the Hub, where that is known.
     """
 
     frames: Mapping[str, Pictures]
@@ -69,6 +71,7 @@ class Demonstrations:
     state_names: list[str] = field(default_factory=list)
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     parts: Mapping[str, Part] = field(default_factory=dict)
+    per_source: bool = False
     revision: str | None = None
 
     def check(self) -> None:

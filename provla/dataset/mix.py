@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from provla.core.build import build, check_node
-from provla.core.checks import Fraction, Name, Positive, Seed, shown
+from provla.core.checks import Count, Depth, Fraction, Name, Positive, Seed, shown
 from provla.core.types import JointGroups, joint_groups_of
 from provla.dataset.demonstrations import Array, Demonstrations, Part
 from provla.dataset.joined import Joined
 
+SHARED = ("data_dir", "val_fraction", "split_seed")  # keys of the sources, where they do not say otherwise
+AHEAD = ("cache", "window_blocks", "window_frames", "window_gb", "window_workers")  # also, but for cache=full
 PLAIN = "provla.dataset.LeRobotSource"  # of a source that names no class
 
 
 class MixSource:
     """`dataset=mix`: several data sets as one, each a node as in conf/dataset/*.yaml; without a `_target_` a LeRobot
     data set. data_dir, val_fraction and split_seed hold for those that do not say otherwise; each holds out the
-    episodes that it would hold out alone.
+    episodes that it would hold out alone. cache and window_*, as of `LeRobotSource`, too: with cache=window all are
+    decoded ahead, each into a ring of its own, in the order of `provla.dataset.shares`.
 
-    weights: source → share of the samples, in any unit; null: by size, so that every sample comes once an epoch.
-    rename: source → its name of a camera, of a number of the state or of an action → the mix's. joint_groups: see
-    `LeRobotSource`, of the mix. Order and sizes are the first source's. One normalisation is fitted to all.
+    weights: source → its share of the samples that a training sees, in any unit, however large the source is: with
+    {a: 2, b: 1} two of three samples are a's, be b a hundred times as large, and the smaller comes round oftener. It is
+    no factor of the loss. null: by size, so that every sample comes once an epoch. rename: source → its name of a
+    camera, of a number of the state or of an action → the mix's. joint_groups: see `LeRobotSource`, of the mix. Order
+    and sizes are the first source's. normalize: together, one normalisation of states and actions, fitted to all
+    training rows alike; per_source, each source's by its own, for robots of other ranges or units: then whoever asks
+    the policy says whose robot it drives (`source`).
     """
 
     def __init__(
@@ -36,9 +43,18 @@ class MixSource:
         weights: Mapping[Name, Positive] | None = None,
         rename: Mapping[Name, Mapping[Name, Name]] | None = None,
         joint_groups: JointGroups = None,
+        normalize: Literal["together", "per_source"] = "together",
+        cache: Literal["full", "window", "none"] = "full",
+        window_blocks: Count = 256,
+        window_frames: Count = 64,
+        window_gb: Positive | None = None,
+        window_workers: Depth | None = None,
     ) -> None:
+        self.per_source, self.ahead = normalize == "per_source", cache == "window"
         self.val_fraction, self.split_seed, self.groups = val_fraction, split_seed, joint_groups
-        self.nodes = _whole(sources, {"data_dir": data_dir, "val_fraction": val_fraction, "split_seed": split_seed})
+        ahead = cache, window_blocks, window_frames, window_gb, window_workers
+        shared = dict(zip(SHARED, (data_dir, val_fraction, split_seed), strict=True))
+        self.nodes = _whole(sources, shared | (dict(zip(AHEAD, ahead, strict=True)) if cache != "full" else {}))
         for key, given in (("weights", weights), ("rename", rename)):
             if unknown := [name for name in given or {} if name not in sources]:
                 raise ValueError(
@@ -56,7 +72,8 @@ class MixSource:
                 f"{where}.sources={shown(given['sources'])}: a mix has two sources at least; such as dataset=mix "
                 "'dataset.sources={a: {root: <folder>}, b: {repo_id: <Hub id>}}'; one alone is dataset=lerobot"
             )
-        shared = {key: given[key] for key in ("data_dir", "val_fraction", "split_seed")}
+        ahead = given.get("cache") == "window"
+        shared = {key: given[key] for key in (*SHARED, *(AHEAD if ahead else ())) if key in given}
         for name, node in _whole(given["sources"], shared).items():
             check_node(node, f"{where}.sources.{name}")
             for key, why in (
@@ -65,22 +82,29 @@ class MixSource:
             ):
                 if node.get(key) is not None:
                     raise ValueError(f"{where}.sources.{name}.{key}={shown(node[key])}: {why}")
-            if node.get("cache") == "window":
+            if (node.get("cache") == "window") != ahead:
                 raise ValueError(
-                    f"{where}.sources.{name}.cache=window: its order goes through one data set front to back, and a "
-                    "mix draws from several; valid here: full, none"
+                    f"{where}.sources.{name} has cache={node.get('cache', 'full')}, and the mix "
+                    f"{where}.cache={given.get('cache', 'full')}: the order in which pictures are decoded ahead is one "
+                    f"of all sources, so say {where}.cache=window, and of the sources nothing, where each reads it"
                 )
+
+    def each(self) -> dict[str, Any]:
+        """The sources, by their names; nothing is loaded."""
+        return {name: build(node, f"dataset.sources.{name}") for name, node in self.nodes.items()}
 
     def load(self) -> Demonstrations:
         """All rows of all sources. `ValueError` names the sources that do not go together, and why."""
         found: dict[str, Demonstrations] = {}
-        for name, node in self.nodes.items():
-            data = build(node, f"dataset.sources.{name}").load()
+        for name, source in self.each().items():
+            data = source.load()
             if not isinstance(data, Demonstrations):
                 raise ValueError(
                     f"dataset.sources.{name}: load() gave a {type(data).__name__}, expected Demonstrations"
                 )
             data.check()
+            if self.ahead and data.window is None:
+                raise ValueError(f"dataset.cache=window: the pictures of dataset.sources.{name} lie in arrays")
             found[name] = _renamed(name, data, self.rename.get(name, {}))
         first = next(iter(found))
         for name, data in found.items():
@@ -119,6 +143,7 @@ class MixSource:
                 if all(data.recorded.get(camera) == size for data in parts)
             },
             parts=self._parts(found),
+            per_source=self.per_source,
         )
 
     def _parts(self, found: Mapping[str, Demonstrations]) -> dict[str, Part]:
@@ -134,7 +159,7 @@ class MixSource:
                 source.get("val_fraction", self.val_fraction), source.get("split_seed", self.split_seed)
             )
             weight = None if self.weights is None else self.weights[name]
-            parts[name] = Part(weight, begin + train, begin + val)
+            parts[name] = Part(weight, begin + train, begin + val, data.window if self.ahead else None)
             begin += len(data.task)
         return parts
 

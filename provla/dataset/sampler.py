@@ -38,6 +38,7 @@ class Sampler:
         self._instruction = np.array(data.instructions, dtype=object)[
             data.task[owner] if data.row_task is None else data.row_task
         ]
+        self._source = np.repeat(_sources(data), np.diff(data.starts)) if data.per_source else None
         self._ahead, self._behind = np.arange(horizon), np.arange(1 - n_obs_steps, 1)
         self._before = np.arange(-n_past_actions, 0)
         self._sizes = cameras, horizon, n_obs_steps, n_past_actions
@@ -72,6 +73,7 @@ class Sampler:
                 None
                 if known is None
                 else together([one[behind] for one in known], lambda alike: torch.stack(alike, 2)),
+                source=None if self._source is None else torch.from_numpy(self._source[rows]),
             ),
             torch.from_numpy(self.data.actions[np.minimum(ahead, last)]),
             torch.from_numpy(ahead > last),
@@ -195,6 +197,14 @@ class MixSampler(Sampler):
             order = [np.random.default_rng([seed, turn, 0, number]).permutation(one.rows) for turn in turns]
             drawn.append(np.concatenate([one.rows[:0], *order])[first % size :][:count])
         return np.random.default_rng([seed, epoch, 0]).permutation(np.concatenate(drawn))
+
+
+def _sources(data: Demonstrations) -> Array:
+    """(E,): whose each episode of a mix is, a position among its parts."""
+    found = np.zeros(len(data.task), dtype=np.int64)
+    for number, part in enumerate(data.parts.values()):
+        found[[*part.train, *part.val]] = number
+    return found
 
 
 def sampler_of(data: Demonstrations) -> type[Sampler]:

@@ -36,9 +36,11 @@ class Asked(NamedTuple):
 
 @dataclass
 class Need:
-    """A block that steps will draw from. key: epoch and number. rows, uses: of its frames; samples: drawn of it."""
+    """A block that steps will draw from. key: epoch · blocks + number. rows, uses: of its frames; samples: drawn of
+    it.
+    """
 
-    key: tuple[int, int]
+    key: int
     rows: Array
     uses: Array
     samples: int
@@ -54,6 +56,9 @@ class WindowSampler(Sampler):
     as much. With twice as many open blocks as there are it is a full shuffle. The order is computed from (seed, epoch)
     with nothing decoded: batches are those a frame cache gives for the same rows, and any step can be the first.
     """
+
+    name = ""  # of a mix's source, whose window it is
+    stream: tuple[int, ...] = ()  # of random numbers
 
     def _arrange(self) -> None:
         data = self.data
@@ -92,14 +97,23 @@ class WindowSampler(Sampler):
             self._walk.ring.close()
             self._walk = None
 
-    def ahead(self, asked: Asked, step: int) -> Iterator[Need]:
-        """The blocks that a rank's steps from this one on draw from, in the order in which they need them; endless."""
+    def drawn(self, asked: Asked, step: int) -> tuple[Array, Array]:
+        """(n,), (n,): the rows that a rank's step draws, and the epoch of each."""
+        rows = self.rows_at(asked.seed, step, asked.size)[asked.rank :: asked.ranks]
+        return rows, np.full(len(rows), step // max(1, len(self.rows) // asked.size))
+
+    def coming(self, asked: Asked, step: int) -> Iterator[tuple[int, Array]]:
+        """Of each epoch, the rows that a rank's steps from this one on draw of it, in their order; endless."""
         per_epoch = max(1, len(self.rows) // asked.size)
         for epoch in itertools.count(step // per_epoch):
             order = self.shuffled(asked.seed, epoch)[: per_epoch * asked.size]
             order = order[(step % per_epoch) * asked.size :]
-            rows = order[np.arange(len(order)) % asked.size % asked.ranks == asked.rank]
             step = 0
+            yield epoch, order[np.arange(len(order)) % asked.size % asked.ranks == asked.rank]
+
+    def ahead(self, asked: Asked, step: int) -> Iterator[Need]:
+        """The blocks that a rank's steps from this one on draw from, in the order in which they need them; endless."""
+        for epoch, rows in self.coming(asked, step):
             wanted = np.zeros(len(self._first), dtype=bool)
             wanted[rows] = True
             blocks = self.block_of(rows)
@@ -109,14 +123,14 @@ class WindowSampler(Sampler):
                 begin, end = int(self.begins[block]), int(self.ends[block])
                 drawn = begin + np.flatnonzero(wanted[begin:end])
                 known, uses = np.unique(self.seen(drawn), return_counts=True)
-                yield Need((epoch, block), known, uses, len(drawn))
+                yield Need(epoch * len(self.begins) + block, known, uses, len(drawn))
 
     def block_of(self, rows: Array) -> Array:
         found: Array = np.searchsorted(self.begins, rows, side="right") - 1
         return found
 
     def shuffled(self, seed: int, epoch: int) -> Array:
-        rng, count = np.random.default_rng([seed, epoch, 0]), len(self.begins)
+        rng, count = np.random.default_rng([seed, epoch, 0, *self.stream]), len(self.begins)
         middle = np.empty(count)  # of the time in which a block is open; a block's turn takes 1
         middle[rng.permutation(count)] = np.arange(count) + 0.5
         wide = min(self.window.blocks, 2 * count)
@@ -147,6 +161,7 @@ class WindowSampler(Sampler):
 
     def too_small(self, needed: int, where: str = "") -> ValueError:
         """What to do about a ring that does not hold so many frames."""
+        where += f", of the source {self.name}" if self.name else ""
         w, cameras = self.window, len(self._stored)
         return ValueError(
             f"dataset.window_gb={'null' if w.gb is None else f'{w.gb:g}'}{where}: dataset.window_blocks={w.blocks} "
@@ -168,10 +183,7 @@ class WindowSampler(Sampler):
         """`ValueError` where the ring, as it was asked for, holds less than what is open, or the memory less than the
         ring.
         """
-        least = Asked(0, 0, 0, joined().size)
-        if self._given(least) < self.needed(least):
-            raise self.too_small(self.needed(least))
-        w, takes, free = self.window, self._given(least) * self._bytes, psutil.virtual_memory().available
+        w, takes, free = self.window, self.takes(), psutil.virtual_memory().available
         if takes > free:
             raise ValueError(
                 f"dataset.window_gb={'null' if w.gb is None else f'{w.gb:g}'}: the ring of dataset.window_blocks="
@@ -179,6 +191,13 @@ class WindowSampler(Sampler):
                 f"{in_words(free)} of memory are free; fewer blocks, shorter ones, or a smaller dataset.image_size "
                 "take less"
             )
+
+    def takes(self) -> int:
+        """Bytes of the ring, as it was asked for; `ValueError` where it holds less than what is open."""
+        least = Asked(0, 0, 0, joined().size)
+        if self._given(least) < self.needed(least):
+            raise self.too_small(self.needed(least))
+        return self._given(least) * self._bytes
 
 
 class _Walk:
@@ -188,13 +207,14 @@ class _Walk:
         workers = sampler.window.workers or max(1, cores() // joined().beside)
         self.sampler, self.asked, self.step = sampler, asked, step
         self.ring = Ring(sampler._stored, sampler.capacity(asked), workers)
-        self._open: dict[tuple[int, int], Loan] = {}
+        self._open: dict[int, Loan] = {}
         self._ahead = sampler.ahead(asked, step)
         self._next = next(self._ahead)
         self._last: Looks | None = None
         self._begun, self._since, self._waited, self._said = step, 0.0, 0.0, False
+        of = f" of the source {sampler.name}" if sampler.name else ""
         console.print(
-            f"pictures are decoded ahead by {workers} thread{'s' * (workers > 1)}, into a ring of "
+            f"pictures{of} are decoded ahead by {workers} thread{'s' * (workers > 1)}, into a ring of "
             f"{in_words(self.ring.nbytes)} (dataset.cache=window)"
         )
 
@@ -206,24 +226,23 @@ class _Walk:
         """Those of the next step, or of the last one again, and the seconds that it has waited for them."""
         if step < self.step and self._last is not None:
             return self._last, 0.0
-        a, sampler = self.asked, self.sampler
-        per_epoch = max(1, len(sampler.rows) // a.size)
-        rows = sampler.rows_at(a.seed, step, a.size)[a.rank :: a.ranks]
+        sampler = self.sampler
+        rows, epochs = sampler.drawn(self.asked, step)
         self._fill()
-        blocks, seen = sampler.block_of(rows), sampler.seen(rows)
-        keys = {block: (step // per_epoch, block) for block in np.unique(blocks).tolist()}
-        if not self._open.keys() >= set(keys.values()):
+        keys, seen = epochs * len(sampler.begins) + sampler.block_of(rows), sampler.seen(rows)
+        needed = set(keys.tolist())
+        if not self._open.keys() >= needed:
             raise sampler.too_small(self.ring.held + len(self._next.rows), f", step {step + 1}")
-        loans = {block: self._open[key] for block, key in keys.items()}
-        waited = self.ring.wait(list(loans.values()), heed=a.ranks == 1)
+        loans = {key: self._open[key] for key in sorted(needed)}
+        waited = self.ring.wait(list(loans.values()), heed=self.asked.ranks == 1)
         self._tell(waited)
         slots = np.empty_like(seen)
-        for block, loan in loans.items():
-            mine = blocks == block
+        for key, loan in loans.items():
+            mine = keys == key
             slots[mine] = loan.slots[np.searchsorted(loan.rows, seen[mine])]
             loan.left -= int(np.count_nonzero(mine))
             if not loan.left:
-                del self._open[keys[block]]
+                del self._open[key]
         self._last, self.step = self.ring.take(slots), step + 1
         self._fill()
         return self._last, waited

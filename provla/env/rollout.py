@@ -49,7 +49,10 @@ class Outcome:
 
 
 def check_fit(suite: Suite, spec: Spec) -> None:
-    """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in."""
+    """`ValueError` where a policy's sizes or cameras are not those of the worlds it is to act in, and where it knows
+    several robots and nobody says which of them is theirs.
+    """
+    spec.check_driving()
     body, kind = suite.embodiment, type(suite).__name__
     facts: list[tuple[str, object, object]] = [
         ("action size is", spec.action_size, len(body.action)),

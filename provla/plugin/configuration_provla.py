@@ -16,7 +16,7 @@ class ProvlaConfig(PreTrainedConfig):
     """`--policy.path=<export>`. What can be changed there: n_action_steps, of a chunk, until the policy looks again;
     seed, of the sampler's noise; threads: a CPU computes a chunk with so many, and to the bit as `provla.evaluate` does
     (null: as the process computes anything); device; bases, where frozen weights lie now; trust, modules of other
-    people's classes that may run.
+    people's classes that may run; source, of a policy with statistics of several, whose robot it drives.
 
     provla_version: that wrote the export. action_feature_names, state_feature_names: null where nobody stored them.
     fps: of the demonstrations, in whose steps a chunk is.
@@ -30,6 +30,7 @@ class ProvlaConfig(PreTrainedConfig):
     action_feature_names: list[str] | None = None
     state_feature_names: list[str] | None = None
     provla_version: str = ""
+    source: str | None = None
     bases: dict[str, str] = field(default_factory=dict)
     trust: list[str] = field(default_factory=list)
     rtc_config: Any = None  # LeRobot's engine leaves its own here

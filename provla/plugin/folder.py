@@ -20,14 +20,21 @@ from provla.policy.folder import load_policy, run_beside
 
 
 def export_lerobot(
-    source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    device: torch.device,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+    driving: str | None = None,
 ) -> None:
     """`target`: LeRobot's config.json, policy_preprocessor.json and policy_postprocessor.json, and `policy/`, a copy of
-    `source`, file by file. `ValueError` for a policy that does not load here; what it lacks is said.
+    `source`, file by file. driving: whose robot, see `Spec.source`. `ValueError` for a policy that does not load here;
+    what it lacks is said.
     """
     from provla.plugin.processor_provla import make_provla_pre_post_processors
 
-    _, spec = load_policy(source, device, bases=bases, trust=trust)
+    _, spec = load_policy(source, device, bases=bases, trust=trust, driving=driving)
+    spec.check_driving()
     config = _configuration(spec, device, source)
     size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
     with atomic(target, size) as partial:
@@ -64,6 +71,7 @@ def _configuration(spec: Spec, device: torch.device, source: Path) -> Any:
         action_feature_names=list(spec.action_names) or None,
         state_feature_names=list(spec.state_names) or None,
         provla_version=version("provla"),
+        source=spec.source,
         device=str(device),
     )
 

@@ -49,8 +49,13 @@ class ProvlaPolicy(PreTrainedPolicy):
         check_version(config.provla_version, folder)
         check_word(folder)
         self.policy, self.spec = load_policy(
-            folder / "policy", torch.device(config.device or "cpu"), bases=config.bases, trust=config.trust
+            folder / "policy",
+            torch.device(config.device or "cpu"),
+            bases=config.bases,
+            trust=config.trust,
+            driving=config.source,
         )
+        self.spec.check_driving()
         check_steps(self.spec.horizon, config.n_action_steps)
         _check_outputs(config, self.spec)
         self._episode = -1

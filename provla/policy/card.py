@@ -21,7 +21,7 @@ USE = {
     "policy": """```python
 import provla
 
-policy = provla.load("{folder}")  # with provla installed; nothing is fetched
+policy = provla.load("{folder}"{whose})  # with provla installed; nothing is fetched
 # images {images}; state (1,{T},{S}) float32, in the robot's units
 actions = policy.act(provla.Observation(images, state, [{instruction!r}]))  # (1,{H},{A}), in the robot's units
 ```""",
@@ -30,7 +30,7 @@ pip install 'provla[lerobot]'
 lerobot-eval --policy.path={folder} …
 lerobot-rollout --policy.path={folder} …
 ```
-In Python, the same policy without LeRobot: `provla.load("{folder}/policy")`.""",
+In Python, the same policy without LeRobot: `provla.load("{folder}/policy"{whose})`.""",
     "onnx": """```python
 import json
 import numpy as np
@@ -47,14 +47,14 @@ if "instruction" in inputs:
 }
 
 
-def write_card(folder: Path, source: Path, kind: Kind, name: str | None = None) -> None:
+def write_card(folder: Path, source: Path, kind: Kind, name: str | None = None, driving: str | None = None) -> None:
     """README.md into the export `folder` of the policy at `source` (a run's `policy/`, or an export beside it). name:
-    that the folder will have, where it has another yet.
+    that the folder will have, where it has another yet. driving: the robot that was named (`Spec.source`).
     """
-    write_text(folder / "README.md", hide(card(name or folder.name, source, kind)))
+    write_text(folder / "README.md", hide(card(name or folder.name, source, kind, driving)))
 
 
-def card(name: str, source: Path, kind: Kind) -> str:
+def card(name: str, source: Path, kind: Kind, driving: str | None = None) -> str:
     """The card's text. What a run knows is taken from the folder around `source`, where that is the run of this
     policy; else it is said to be unknown."""
     from huggingface_hub import ModelCardData
@@ -72,7 +72,12 @@ def card(name: str, source: Path, kind: Kind) -> str:
     )
     spec = stored["spec"]
     numbers = {"T": spec["n_obs_steps"], "S": spec["state_size"], "H": spec["horizon"], "A": spec["action_size"]}
-    use = USE[kind].format(folder=name, images=_images(spec), instruction=spec["instructions"][0], **numbers)
+    said, sources = driving or spec.get("source"), spec.get("sources")
+    told = not sources or (said and kind == "policy")  # there is one, or the export says which
+    whose = "" if told else f", source={(said or sources[0])!r}"
+    use = USE[kind].format(
+        folder=name, images=_images(spec), whose=whose, instruction=spec["instructions"][0], **numbers
+    )
     trained = _table(("", ""), list(_trained(stored, config, result, source).items()))
     parts = [
         f"---\n{data.to_yaml()}\n---",

@@ -82,28 +82,23 @@ def load_policy(
     changes: Mapping[str, Any] | None = None,
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
+    driving: str | None = None,
 ) -> tuple[Any, Spec]:
     """The policy of a folder, in evaluation mode, and its sizes.
 
     changes: dotted keys of the policy node → values. bases: path of a backbone (`vision`, `text`) → where its frozen
-    weights lie now. trust: modules of other people's classes that may run. Errors: `ValueError`, also for a base that
-    cannot be found or is another one, and for a folder that is not what its manifest says.
+    weights lie now. trust: modules of other people's classes that may run. driving: whose robot, see `Spec.source`.
+    Errors: `ValueError`, also for a base that cannot be found or is another one, and for a folder that is not what its
+    manifest says.
     """
     _check(folder)
     node, wanted, sizes = _read(folder)
+    sizes = sizes.driving(driving)
     check_stored({"policy": node}, folder / "config.json", trust)
     _check_no_files(node, folder)
     for key, value in (changes or {}).items():
         _set(node, key, value)
-    unknown = [path for path in bases or {} if path not in wanted]
-    if unknown:
-        raise ValueError(f"bases names {unknown[0]!r}; this policy needs bases for: {', '.join(wanted) or 'nothing'}")
-    for files in sorted(folder.iterdir()):
-        if files.is_dir() and files.name not in wanted:
-            _set(node, f"{files.name}.files", str(files), new=True)
-    for path, name in (bases or {}).items():
-        _set(node, f"{path}.name", name)
-        _set(node, f"{path}.revision", None)
+    _say_where(node, folder, wanted, bases or {})
     try:
         policy = build(node, "policy", nn.Module, spec=sizes, device=device)
     except ValueError as error:
@@ -115,6 +110,21 @@ def load_policy(
     check_bases(policy, {path: base["fingerprint"] for path, base in wanted.items()}, folder)
     load_state(policy, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return policy.eval(), sizes
+
+
+def _say_where(
+    node: dict[str, Any], folder: Path, wanted: Mapping[str, Mapping[str, Any]], bases: Mapping[str, str]
+) -> None:
+    """Tells the policy's node where its backbones' files and weights lie."""
+    unknown = [path for path in bases if path not in wanted]
+    if unknown:
+        raise ValueError(f"bases names {unknown[0]!r}; this policy needs bases for: {', '.join(wanted) or 'nothing'}")
+    for files in sorted(folder.iterdir()):
+        if files.is_dir() and files.name not in wanted:
+            _set(node, f"{files.name}.files", str(files), new=True)
+    for path, name in bases.items():
+        _set(node, f"{path}.name", name)
+        _set(node, f"{path}.revision", None)
 
 
 def read_spec(folder: Path) -> Spec:
@@ -129,7 +139,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], Spec
         spec = stored["spec"]
         for key in ("cameras", "instructions"):
             spec[key] = tuple(spec[key])
-        for key in ("state_names", "action_names"):
+        for key in ("state_names", "action_names", "sources"):
             spec[key] = tuple(spec.get(key, ()))
         spec["action_bounds"] = tuple(map(tuple, spec.get("action_bounds", ())))
         spec["recorded"] = {camera: tuple(size) for camera, size in spec.get("recorded", {}).items()}
@@ -187,16 +197,22 @@ def _set(node: dict[str, Any], key: str, value: Any, new: bool = False) -> None:
 
 
 def export_policy(
-    source: Path, target: Path, device: torch.device, bases: Mapping[str, str] | None = None, trust: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    device: torch.device,
+    bases: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
+    driving: str | None = None,
 ) -> dict[str, int]:
     """The policy of `source` with its adapters merged and its quantised weights expanded, whole, into `target`.
 
+    driving: of a policy with statistics of several sources, whose robot the export drives where nobody says otherwise.
     Returns how many layers of each backbone were merged; a policy without backbones has none. The export needs no base,
     no peft and no bitsandbytes. By how much it acts otherwise than the policy it comes from, on a probe, is said and
     kept in its config.json: LLM.int8 rounds activations as well, which a merged weight does not. Errors: `ValueError`,
     also for a policy that cannot do without something from elsewhere.
     """
-    policy, spec = load_policy(source, device, bases=bases, trust=trust)
+    policy, spec = load_policy(source, device, bases=bases, trust=trust, driving=driving)
     before = _probe(policy, spec, device)
     node = json.loads((source / "config.json").read_text())["policy"]
     if hasattr(policy, "whole"):

@@ -20,7 +20,7 @@ from provla.core.hub import from_pretrained, tensors_only
 from provla.core.interfaces import Generators
 from provla.core.libraries import transformers_library
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens
-from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.normalize import Normalization, normalizers
 from provla.policy.parts import Normalized, check_sizes
 from provla.policy.relative import Actions, Relative
 from provla.scheduler.diffusion import Diffusion
@@ -99,7 +99,7 @@ class LeRobotPolicy(Normalized):
             )
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         check_sizes(type(self.augmentation), "augmentation", spec)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        self.state_norm, self.action_norm = normalizers(spec)
         self.relative = Relative(spec) if actions == "relative" else None
         with tempfile.TemporaryDirectory(prefix="clip-") as folder:  # LeRobot asks for "clip" in the name
             if kind == "multi_task_dit":
@@ -231,7 +231,7 @@ class LeRobotPolicy(Normalized):
     def inputs(self, images: Images, observation: Observation) -> dict[str, Any]:
         """What LeRobot's policies read, normalised: cameras one by one and together; without the step axis for ACT."""
         pixels = each(images, lambda one: (one.to(self._mean.dtype) / 255 - self._mean) / self._std)
-        state = self.state_norm(observation.state)
+        state = self.state(observation)
         last = self._kind == "act"
         cameras = zip(self._keys, apart(pixels, 2), strict=True)  # (B, T, 3, h, w) each
         found: dict[str, Any] = {key: one[:, -1] if last else one for key, one in cameras}

@@ -52,18 +52,20 @@ def export_onnx(
     bases: Mapping[str, str] | None = None,
     trust: Sequence[str] = (),
     steps: int | None = None,
+    driving: str | None = None,
 ) -> Compared:
     """The policy of `source` as `policy.onnx` and `policy.json` in `target`; how its actions compare.
 
     policy.json names inputs, shapes, units and sentences. Sentences are encoded now, those of the training and
     `instructions` besides, and the graph holds their features: no text encoder is needed, and no other sentence can be
-    said. steps: of the sampler, if not its own number. Adapters of the vision encoder are merged. Before anything is
-    written, ONNX Runtime's actions are compared with `policy.act`'s. Errors: `ValueError`, with the reason, for what
-    cannot be exported or acts otherwise.
+    said. steps: of the sampler, if not its own number. driving: whose robot, see `Spec.source`. Adapters
+    of the vision encoder are merged. Before anything is written, ONNX Runtime's actions are compared with
+    `policy.act`'s. Errors: `ValueError`, with the reason, for what cannot be exported or acts otherwise.
     """
     _library()
     changes = {} if steps is None else {"scheduler.num_inference_steps": steps}
-    policy, spec = load_policy(source, torch.device("cpu"), changes, bases, trust)
+    policy, spec = load_policy(source, torch.device("cpu"), changes, bases, trust, driving)
+    spec.check_driving()
     _check(policy)
     known = list(dict.fromkeys([*spec.instructions, *instructions]))
     probes = [_asked(policy, known, number) for number in range(PROBES)]

@@ -27,6 +27,14 @@ def check_seen(observation: Observation, spec: Spec) -> None:
     states = (len(observation), spec.n_obs_steps, spec.state_size)
     if tuple(state.shape) != states:
         raise ValueError(f"state is {tuple(state.shape)}: expected (B,T,S) = {states} in the robot's units")
+    whose = observation.source
+    if whose is None:
+        spec.check_driving()
+    elif not spec.sources or tuple(whose.shape) != (len(observation),):
+        raise ValueError(
+            f"source is {tuple(whose.shape)}: expected "
+            + (f"(B,) = ({len(observation)},)" if spec.sources else "None, as one normalisation holds for all data")
+        )
     if observation.past_actions is not None and not spec.n_past_actions:
         raise ValueError("past_actions: this policy reads none (n_past_actions=0); leave them out")
 
@@ -75,19 +83,24 @@ class Normalized(nn.Module):
         self.relative = None
 
     def fit_normalization(
-        self, states: Tensor, actions: Tensor, chunks: Iterable[tuple[Tensor, Tensor]] | None = None
+        self,
+        states: Tensor,
+        actions: Tensor,
+        chunks: Iterable[tuple[Tensor, Tensor]] | None = None,
+        source: int | None = None,
     ) -> None:
         """states (N,S) and actions (N,A) of the training episodes, in the robot's units. chunks: for relative actions,
         which are no function of their row: of each step of all chunks the states (M,S) that those begin in, and the
-        actions (M,A), without what is padded; None: chunks of one action.
+        actions (M,A), without what is padded; None: chunks of one action. source: whose they all are, where each has
+        statistics of its own.
         """
         if self.relative is not None:
             self.relative.check(states, actions)
             steps = chunks if chunks is not None else [(states, actions)]
             actions = torch.cat([action - self.relative(begun) for begun, action in steps])
-        self.state_norm.fit(states, self._normalization["state"])
-        self.action_norm.fit(actions, self._normalization["action"])
-        self.action_norm.check_reach(actions, self._normalization["action"], *self.reach)
+        self.state_norm.fit(states, self._normalization["state"], source)
+        self.action_norm.fit(actions, self._normalization["action"], source)
+        self.action_norm.check_reach(actions, self._normalization["action"], *self.reach, source)
 
     @property
     def reach(self) -> tuple[float, str]:
@@ -101,15 +114,28 @@ class Normalized(nn.Module):
         """(B,H,A): what `sample` is to give."""
         return self.inside(batch.actions, batch.observation)
 
+    def whose(self, observation: Observation) -> Tensor | int | None:
+        """Whose statistics hold: of each sample (B,), or of all; None where there is one normalisation."""
+        spec = self.spec
+        if not spec.sources or observation.source is not None:
+            return observation.source
+        spec.check_driving()
+        return spec.sources.index(str(spec.source))
+
+    def state(self, observation: Observation) -> Tensor:
+        """(B,T,S), normalised."""
+        found: Tensor = self.state_norm(observation.state, self.whose(observation))
+        return found
+
     def inside(self, actions: Tensor, observation: Observation) -> Tensor:
         """(B,n,A) in the robot's units → as the networks see them."""
         known = actions if self.relative is None else actions - self._base(observation)
-        normalised: Tensor = self.action_norm(known)
+        normalised: Tensor = self.action_norm(known, self.whose(observation))
         return normalised
 
     def outside(self, chunk: Tensor, observation: Observation) -> Tensor:
         """(B,H,A) as the networks give it → float32 in the robot's units."""
-        found: Tensor = self.action_norm.undo(chunk.float())
+        found: Tensor = self.action_norm.undo(chunk.float(), self.whose(observation))
         return found if self.relative is None else found + self._base(observation)
 
     def _base(self, observation: Observation) -> Tensor:

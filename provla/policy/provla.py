@@ -18,7 +18,7 @@ from provla.core.checks import Width
 from provla.core.interfaces import Generators
 from provla.core.types import Anchor, Batch, Observation, Spec, Tokens, fake_observation
 from provla.policy.matched import build_matched, stand_in, unmatched
-from provla.policy.normalize import Normalization, Normalizer
+from provla.policy.normalize import Normalization, normalizers
 from provla.policy.parts import Normalized, check_sizes
 from provla.policy.phrases import Phrases
 from provla.policy.relative import Actions, Relative
@@ -80,7 +80,7 @@ class ProVLA(Normalized):
         self.scheduler = build(scheduler, "scheduler", nn.Module)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         check_sizes(type(self.augmentation), "augmentation", spec)
-        self.state_norm, self.action_norm = Normalizer(spec.state_size), Normalizer(spec.action_size)
+        self.state_norm, self.action_norm = normalizers(spec)
         self.relative = Relative(spec) if actions == "relative" else None
         self.quant_report = {
             key: self._adapt(key, node, adapter, quant, device) for key, node in (("vision", vision), ("text", text))
@@ -193,7 +193,7 @@ class ProVLA(Normalized):
 
     def felt(self, observation: Observation) -> Tensor:
         """States (B,T,S) normalised; with the actions before, all of it side by side (B,N)."""
-        state: Tensor = self.state_norm(observation.state)
+        state = self.state(observation)
         if not self.spec.n_past_actions:
             return state
         past, early = observation.past_actions, observation.past_is_pad

@@ -94,9 +94,14 @@ def open_case(
 ) -> Case:
     """Loads the policy of a run whose configuration was read. Arguments and errors: see `evaluate`."""
     policy, spec = loaded or load_judged(checkpoint, device, changes, bases, trust)
-    spec = policy.spec = replace(spec, n_action_steps=config["n_action_steps"])
+    spec = policy.spec = as_asked(spec, config)
     result = Result(config_hash=identity(config), checkpoint=str(checkpoint), precision=describe_precision(policy))
     return Case(config, policy, spec, device, folder, result)
+
+
+def as_asked(spec: Spec, config: Mapping[str, Any]) -> Spec:
+    """A stored policy's, as it is to be judged."""
+    return replace(spec.driving(config.get("source")), n_action_steps=config["n_action_steps"])
 
 
 def as_trained(config: Mapping[str, Any], device: torch.device) -> AbstractContextManager[None]:
@@ -118,9 +123,9 @@ def evaluate(
     """Judges the policy of a run folder again, in closed loop, or on held-out demonstrations where the run had no
     simulation.
 
-    changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes. bases,
-    trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the table.
-    loaded: what `load_judged` gave for these arguments, where a policy is judged several times.
+    changes: keys to change, of `env`, `execution`, `scheduler`, and `root`: n_action_steps, eval_episodes, source.
+    bases, trust: see `load_policy`. Writes into `folder` and leaves the run's own folder alone. quiet: without the
+    table. loaded: what `load_judged` gave for these arguments, where a policy is judged several times.
     """
     device = find_device(device_name)
     config = read_config(checkpoint, changes, trust)
@@ -166,7 +171,7 @@ def _rehearsed(suite: Any, config: Mapping[str, Any], checkpoint: Path) -> Abstr
     """A rehearsal of the worlds that a policy is judged in, beside its loading."""
     if not plays(suite):
         return nullcontext()
-    spec = replace(read_spec(find_policy(checkpoint)), n_action_steps=config["n_action_steps"])
+    spec = as_asked(read_spec(find_policy(checkpoint)), config)
     check_suite(suite, asked=False)
     check_fit(suite, spec)
     execution_of(config).check(spec)

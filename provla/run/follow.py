@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from provla.core.machine import find_device, reproducible
 from provla.core.progress import console
 from provla.core.ranks import Ranks, join, joined, part
 from provla.core.signals import SIGNALS, listening
+from provla.dataset.sampler import Sampler
 from provla.jobs.sweep import crowded
 from provla.run.features import remember
 from provla.run.setting import Parts, Setting, load_data, make_parts
@@ -67,13 +69,27 @@ def make_policy(config: Mapping[str, Any], setting: Setting, device: torch.devic
     if joined().size > 1:  # DDP sends all weights around
         for _, tower in towers(policy):
             tower.stay()
-    data, rows = setting.data, setting.learn.rows
+    sources = setting.spec.sources
+    if sources and "source" not in signature(policy.fit_normalization).parameters:
+        raise ValueError(
+            f"dataset.normalize=per_source: fit_normalization of {type(policy).__name__} takes no `source`, so it "
+            "knows one normalisation; use dataset.normalize=together"
+        )
+    for name, (_, learn) in setting.learn.sources().items() if sources else ():
+        _normalize(policy, setting, learn, source=sources.index(name))
+    if not sources:
+        _normalize(policy, setting, setting.learn)
+    return policy
+
+
+def _normalize(policy: Any, setting: Setting, learn: Sampler, **whose: int) -> None:
+    """Fits a policy's normalisation to a sampler's rows."""
+    data, rows = setting.data, learn.rows
     given: list[Any] = [torch.from_numpy(values[rows]) for values in (data.state, data.actions)]
     if getattr(policy, "relative", None) is not None:  # a policy of one's own may know of no chunks
-        steps = setting.learn.chunk_steps()
+        steps = learn.chunk_steps()
         given.append((torch.from_numpy(data.state[a]), torch.from_numpy(data.actions[b])) for a, b in steps)
-    policy.fit_normalization(*given)
-    return policy
+    policy.fit_normalization(*given, **whose)
 
 
 def _train(told: Mapping[str, Any], ranks: Ranks) -> Fit:

@@ -15,7 +15,7 @@ from provla.core.types import Spec, check_steps
 from provla.core.world import Vector
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.sampler import Sampler, sampler_of
-from provla.dataset.window import WindowSampler
+from provla.dataset.shares import learner_of
 from provla.env.perturb import available, chosen
 from provla.env.rollout import check_fit
 from provla.env.suite import check_suite, plays
@@ -120,9 +120,7 @@ def load_data(config: Mapping[str, Any], parts: Parts) -> Setting:
         )
     train, val = data.split(parts.source.val_fraction, parts.source.split_seed)
     sizes = spec.cameras, spec.horizon, spec.n_obs_steps, spec.n_past_actions
-    held = sampler_of(data)
-    learn = held if data.window is None else WindowSampler
-    return Setting(data, spec, learn(data, train, *sizes), held(data, val, *sizes))
+    return Setting(data, spec, learner_of(data)(data, train, *sizes), sampler_of(data)(data, val, *sizes))
 
 
 def make_spec(config: Mapping[str, Any], data: Demonstrations, executed: Vector | None = None) -> Spec:
@@ -143,7 +141,8 @@ def make_spec(config: Mapping[str, Any], data: Demonstrations, executed: Vector 
         recorded=dict(data.recorded),
         n_past_actions=config.get("n_past_actions", 0),
         action_bounds=() if executed is None else executed.bounds,
-    )
+        sources=tuple(data.parts) if data.per_source else (),
+    ).driving(config.get("source"))
 
 
 def check_objective(name: str, suite: Any, spec: Spec, held_out: bool, sources: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ import os
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from provla.env.worlds import NoWorlds, Worlds, rehearse
 from provla.policy.folder import find_policy, read_spec
 from provla.run.evaluate import (
     Changes,
+    as_asked,
     as_trained,
     evaluate,
     evaluate_steps,
@@ -101,7 +102,7 @@ class Judged:
         for one in asked:
             try:
                 config = read_config(one.checkpoint, one.changes, self.trust)
-                spec = replace(read_spec(find_policy(one.checkpoint)), n_action_steps=config["n_action_steps"])
+                spec = as_asked(read_spec(find_policy(one.checkpoint)), config)
                 ready = _Ready(one, config, spec, build(config["env"], "env"))
                 groups.setdefault(ready.kind, []).append(ready)
             except Exception as error:

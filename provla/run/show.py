@@ -25,7 +25,8 @@ def announce(policy: Any, parameters: Mapping[str, Any], setting: Setting, devic
         f"instructions ({data.source})"
     )
     if sources := setting.learn.sources():
-        table = Table(title="the mix", title_justify="left")
+        how = ", each source normalised by statistics of its own" if setting.spec.sources else ""
+        table = Table(title=f"the mix{how}", title_justify="left")
         for column in ("source", "training episodes", "validation", "steps", "share of samples", "times an epoch"):
             table.add_column(column, justify="left" if column == "source" else "right")
         for name, (share, one) in sources.items():

@@ -44,6 +44,7 @@ class Serving:
     max_clients: Depth
     max_message_mb: Annotated[float, Gt(0), Le(2000)]
     lerobot_async: bool
+    source: Name | None
     scheduler: Mapping[str, Any]
     bases: Mapping[str, Name]
     trust: list[Name]
@@ -68,7 +69,8 @@ def serve(asked: Serving, started: Started | None = None) -> None:
         run = run_beside(policy_folder)
         check_stored(run, policy_folder.parent / "config.json", asked.trust)
         changes = {f"scheduler.{key}": value for key, value in asked.scheduler.items() if value is not None}
-        policy, spec = load_policy(policy_folder, device, changes, asked.bases, asked.trust)
+        policy, spec = load_policy(policy_folder, device, changes, asked.bases, asked.trust, asked.source)
+        spec.check_driving()
         threads = asked.threads or run.get("threads") or torch.get_num_threads()
         with reproducible(threads, device, bool(value_in(run.get("trainer"), "deterministic"))):
             _serve(asked, policy, spec, device, place, token, run, started)
@@ -127,6 +129,7 @@ def told(
         "n_action_steps": run.get("n_action_steps", spec.n_action_steps),
         "action_size": spec.action_size,
         "joint_groups": spec.joint_groups,
+        **({"source": spec.source} if spec.source else {}),
         "fps": spec.fps,
         "instructions": list(spec.instructions),
         "continues_chunks": anchors,

@@ -116,6 +116,31 @@ def test_each_fault_is_named_with_its_place_and_a_remedy(kind: str, command: Com
         assert command("analyze", *asked)[0] == 0
 
 
+def test_each_source_of_a_mix_is_looked_at(sound: Path, command: Command, tmp_path: Path) -> None:
+    """What is found is said with its source, also after one that cannot be read; the exit code is over all."""
+
+    def asked(**sources: Path) -> list[str]:
+        nodes = ",".join(f"{name}:{{root:{root}}}" for name, root in sources.items())
+        given = ["dataset=mix", f"dataset.sources={{{nodes}}}", "check=true", "min_episodes=2"]
+        return [*given, f"hydra.run.dir={tmp_path / 'run'}"]
+
+    changes, episode, *_ = FAULTS["camera"]
+    faulty = write(tmp_path / "faulty", **changes)
+    code, out, err = command("analyze", *asked(sound=sound, faulty=faulty, gone=tmp_path / "nowhere"))
+    assert code == 2
+    said = " ".join(err.split())
+    assert "faulty: 1 things are lacking; gone: " in said
+    assert "sound: " not in said
+    assert all(f"source {name}" in out for name in ("sound", "faulty", "gone"))
+    rows = [*csv.DictReader((tmp_path / "run" / "faulty" / "lacks.csv").open())]
+    assert [(row["kind"], row["episode"]) for row in rows] == [("camera", episode)]
+    assert not (tmp_path / "run" / "sound" / "lacks.csv").exists()
+    code, out, err = command("analyze", *asked(sound=sound, again=sound))
+    assert (code, err) == (0, "")
+    assert out.count("nothing is wrong") == 2
+    assert "sound: " in out[out.index("the mix") :]  # what they are together
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("sound") / "sound")

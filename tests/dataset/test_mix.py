@@ -12,6 +12,7 @@ import torch
 from conftest import FAKE, LIGHT, compose, write_lerobot
 
 from provla.core.build import build
+from provla.core.identity import identity
 from provla.dataset.demonstrations import Demonstrations
 from provla.dataset.features import feature_cache, frames_digest
 from provla.dataset.sampler import MixSampler, Sampler, sampler_of
@@ -172,8 +173,12 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], given: dic
 def test_other_fps_and_windows_are_refused(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", cameras={"front": {}})
     other = {"root": str(root), "cache": "window"}
-    with pytest.raises(ValueError, match="dataset.sources.b.cache=window: its order.*valid here: full, none"):
+    with pytest.raises(
+        ValueError, match="b has cache=window, and the mix dataset.cache=full: .*say dataset.cache=window"
+    ):
         mix({"a": FAKES["a"], "b": other})
+    with pytest.raises(ValueError, match="a has cache=full, and the mix dataset.cache=window"):
+        mix({"a": FAKES["a"], "b": {"root": str(root)}}, cache="window")
     fast = {**FAKES["b"], "_target_": "test_mix.Fast"}
     with pytest.raises(ValueError, match="b does not go with a: its fps is 20, that of a 10"):
         mix({"a": FAKES["a"], "b": fast}).load()
@@ -185,6 +190,26 @@ def Fast(**given: Any) -> Any:
 
     source = build({**FAKES["b"], "val_fraction": 0.1, "split_seed": 0}, "x")
     return SimpleNamespace(load=lambda: replace(source.load(), fps=20.0))
+
+
+def test_what_changes_no_result_is_no_part_of_a_run() -> None:
+    """Inside a source as at the top: where files lie and how pictures are read; but for the order of a window."""
+
+    def of(source: str, *words: str) -> str:
+        return identity(compose("dataset=mix", f"dataset.sources={{a:{{root:x{source}}},b:{{root:y}}}}", *words))
+
+    plain = of("")
+    for same in (",data_dir:elsewhere", ",cache:none", ",window_gb:2", ",window_blocks:3"):
+        assert of(same) == plain, same
+    assert plain == of("", "dataset.cache=none") == of("", "dataset.window_blocks=3", "dataset.normalize=together")
+    ahead = of("", "dataset.cache=window")
+    assert ahead == of(",window_gb:2,window_workers:1", "dataset.cache=window", "dataset.window_gb=3")
+    others = [
+        of(",image_size:[8,8]"),
+        of(",_target_:my.Own,cache:none"),
+        of(",window_blocks:3", "dataset.cache=window"),
+    ]
+    assert len({plain, ahead, *others}) == 5
 
 
 def on_the_command_line(node: Any) -> str:

@@ -25,12 +25,14 @@ from provla.core.build import build
 from provla.core.errors import Interrupted
 from provla.core.identity import identity
 from provla.core.types import Batch
-from provla.dataset.demonstrations import Demonstrations, Window
+from provla.dataset.demonstrations import Demonstrations, Part, Window
 from provla.dataset.format import Camera
 from provla.dataset.frames import Span
+from provla.dataset.joined import Joined
 from provla.dataset.lerobot import LeRobotSource
 from provla.dataset.ring import Ring
 from provla.dataset.sampler import Sampler
+from provla.dataset.shares import MixWindowSampler, Shares, learner_of
 from provla.dataset.stored import Stored
 from provla.dataset.window import Asked, WindowSampler
 from provla.run.features import remember_features
@@ -256,6 +258,96 @@ def test_a_window_that_was_taken_is_never_too_small_later(seed: int, monkeypatch
             window.pictures(seed, step, size, 0, ranks)
         window.close()
         roomy.close()
+
+
+@pytest.mark.parametrize("weights", [[2, 1], [1, 9, 30], [0.3, 0.5, 7.1], [5]])
+def test_each_source_of_a_mix_has_its_share_of_however_many_samples(weights: list[float]) -> None:
+    shares, total = Shares(weights), 5000
+    numbers, places = shares.of(0, total)
+    again = [np.concatenate(parts) for parts in zip(shares.of(0, 999), shares.of(999, total - 999), strict=True)]
+    assert np.array_equal(again, [numbers, places])
+    for number, weight in enumerate(weights):
+        mine = np.flatnonzero(numbers == number)
+        assert np.array_equal(places[mine], np.arange(len(mine)))  # none is left out, none comes twice
+        assert np.array_equal(shares.samples(number, np.arange(len(mine))), mine)
+        wanted = np.arange(1, total + 1) * weight / sum(weights)
+        assert np.abs(np.cumsum(numbers == number) - wanted).max() < number + 1.01
+
+
+def mixed(root: Path, data_dir: Path, **given: Any) -> Demonstrations:
+    """The movies, and again the first three of them."""
+    shared = {"image_size": [24, 32], "root": str(root)}
+    few = {"num_episodes": 3, **shared}
+    node = {"_target_": "provla.dataset.MixSource", "sources": {"all": shared, "few": few}, "data_dir": str(data_dir)}
+    data: Demonstrations = build(node | {"val_fraction": 0.2, "split_seed": 0} | given, "dataset").load()
+    return data
+
+
+@pytest.mark.parametrize("seen", [1, 3])
+def test_batches_of_a_mix_are_those_of_the_frame_cache(seen: int, movies: Path, tmp_path: Path) -> None:
+    """Over some epochs of the smaller source; every rank has its rows of them, and any step can be the first."""
+    ahead = {"window_blocks": 5, "window_frames": 8, "window_workers": 1}
+    data = mixed(movies, tmp_path, weights={"all": 2, "few": 1}, cache="window", **ahead)
+    full = mixed(movies, tmp_path, weights={"all": 2, "few": 1})
+    train = data.split(0, 0)[0]
+    made = [learner_of(data)(data, train, list(data.frames), 6, seen) for _ in range(3)]
+    cached = learner_of(full)(full, train, list(full.frames), 6, seen)
+    window = made[0]
+    cached.rows_at = window.rows_at  # type: ignore[method-assign]
+    assert isinstance(window, MixWindowSampler)
+    drawn = np.concatenate([window.rows_at(7, step, 16) for step in range(STEPS)])
+    own = drawn[drawn >= data.starts[len(LENGTHS)]]
+    assert abs(len(own) - len(drawn) / 3) <= 1
+    assert set(drawn) <= set(window.rows)
+    counts = np.unique(own, return_counts=True)[1]
+    assert counts.max() - counts.min() <= 1
+    assert counts.max() > 2
+    for step in (*range(STEPS), 5, 6, 6, 3):
+        wanted = cached.step(7, step, 16)
+        assert equal(window.step(7, step, 16), wanted), step
+        assert all(equal(one.step(7, step, 16, r, 2), cached.step(7, step, 16, r, 2)) for r, one in enumerate(made[1:]))
+    assert window.waited() is not None
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_windows_of_a_mix_that_were_taken_are_never_too_small(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ring, "_decode", lambda *_: None)
+    rng = np.random.default_rng(seed)
+    for _ in range(2):
+        blocks, frames, seen, ranks = (int(rng.integers(*bounds)) for bounds in ((1, 80), (4, 40), (1, 5), (1, 5)))
+        sets = [rng.integers(1, 120, rng.integers(1, 60)).tolist() for _ in range(3)]
+        windows = [Window(blocks, frames, None, 1) for _ in sets]
+        for bound in (False, True):
+            learn = symbolic_mix(sets, windows, rng.random(3).tolist() if seed else None, seen)
+            size = max(ranks, min(ranks * 4, len(learn.rows) // ranks * ranks))
+            if not bound:
+                least = [(one.needed(Asked(0, size, 0, 1)) + 0.5) * 48 / 1e9 for one in learn._windows]
+                windows = [Window(blocks, frames, gb, 1) for gb in least]
+                continue
+            for step in range(3 * len(learn.rows) // size):
+                assert learn.pictures(seed, step, size, ranks - 1, ranks).shape[0] == len(range(ranks - 1, size, ranks))
+        learn.close()
+
+
+def symbolic_mix(
+    sets: list[list[int]], windows: list[Window], weights: list[float] | None, seen: int
+) -> MixWindowSampler:
+    alone = [symbolic(lengths, window) for lengths, window in zip(sets, windows, strict=True)]
+    lengths = [n for one in sets for n in one]
+    first = np.cumsum([0, *map(len, sets)])
+    parts = {
+        str(i): Part(None if weights is None else weights[i], np.arange(first[i], first[i + 1]), np.arange(0), window)
+        for i, window in enumerate(windows)
+    }
+    joined = replace(
+        symbolic(lengths, windows[0]),
+        frames={"front": Joined([one.frames["front"] for one in alone])},
+        window=None,
+        parts=parts,
+    )
+    return MixWindowSampler(joined, np.arange(len(lengths)), ["front"], 4, seen)
 
 
 def test_any_step_can_be_the_first_or_come_again(windows: Callable[..., WindowSampler], full: Demonstrations) -> None:
