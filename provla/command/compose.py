@@ -55,6 +55,12 @@ def read(arguments: Sequence[str]) -> argparse.Namespace:
             "--experimental-rerun loads a pickle, which can run anything; give the overrides again instead "
             "(.hydra/overrides.yaml)"
         )
+    for file in sorted(Path(asked.config_dir).rglob("*.yaml")) if asked.config_dir else ():
+        if (ROOT / "conf" / (name := file.relative_to(asked.config_dir))).is_file():
+            raise ValueError(
+                f"--config-dir {asked.config_dir}: Hydra looks there last, so provla's own {name} is read and not "
+                "this one; give it another name, or put it into ./conf, which is looked at first"
+            )
     return asked
 
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import FAKE
 
 from provla.core.checks import Channels, Count, Fraction, check, check_values
+from provla.core.files import ROOT
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -212,3 +213,17 @@ def test_flags_stand_before_between_and_after_overrides(command: Command) -> Non
     }
     assert len(shown) == 1
     assert "provla.head.MLP" in shown.pop()
+
+
+def test_a_file_that_hydra_would_pass_over_is_named(command: Command, tmp_path: Path) -> None:
+    """Hydra looks into --config-dir last: a file of a shipped one's name there would change nothing, without a word."""
+    mine = tmp_path / "mine" / "fusion"
+    mine.mkdir(parents=True)
+    shipped = (ROOT / "conf" / "fusion" / "film.yaml").read_text()
+    (mine / "film.yaml").write_text(shipped)
+    code, _, err = command("train", "-cd", str(mine.parent), "fusion=film", "--cfg", "job")
+    assert code == 2
+    assert "provla's own fusion/film.yaml is read and not this one" in err
+    (mine / "film.yaml").rename(mine / "wide.yaml").write_text(shipped.replace("width: 128", "width: 77"))
+    code, out, _ = command("train", "-cd", str(mine.parent), "fusion=wide", "--cfg", "job", "-p", "fusion")
+    assert (code, "width: 77" in out) == (0, True)
