@@ -67,6 +67,12 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_file(folder: Path, name: str) -> None:
+    """`Damaged` where a file of a manifest is not what that says."""
+    entry = read_manifest(folder)["files"].get(name, {})
+    _check_file(folder, name, entry.get("sha256", ""), entry.get("bytes", 0))
+
+
 def _check_file(folder: Path, name: str, digest: str, length: int) -> None:
     path = folder / name
     if "\0" in name or Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):

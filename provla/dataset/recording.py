@@ -26,6 +26,7 @@ import numpy as np
 
 from provla.core.claims import claimed
 from provla.core.files import check_space, fingerprint, write_json, writing
+from provla.core.films import REPEATS
 from provla.core.progress import progress_bars
 from provla.core.world import Embodiment
 from provla.dataset.checksums import RECORD, sha256_of_all
@@ -242,7 +243,9 @@ def _create(recording: Recording, root: Path) -> Any:
         encoder_queue_maxsize=recording.max_steps,
         video_backend="pyav",
         # Full colour resolution and a low crf: a window's handle is two pixels wide in these pictures.
-        rgb_encoder=RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", g=8, crf=recording.crf, preset="veryfast"),
+        rgb_encoder=RGBEncoderConfig(
+            vcodec="h264", pix_fmt="yuv444p", g=8, crf=recording.crf, preset="veryfast", extra_options=dict(REPEATS)
+        ),
     )
 
 

@@ -24,21 +24,26 @@ if sys.platform == "linux":  # mujoco reads both when first imported; its own de
 Array = NDArray[Any]
 
 
-@cache
 def require_opengl() -> None:
     """`ValueError` that says what to install when nothing can be rendered off screen."""
     try:
-        import mujoco
-
-        camera = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
-        camera.render()
-        camera.close()
+        _draw()
     except Exception as error:
         raise ValueError(
             f"no OpenGL for off-screen rendering (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}\n"
             "Install it (Debian/Ubuntu: apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa), "
             "or train without simulation: env=none with a data set on disk."
         ) from error
+
+
+@cache
+def _draw() -> None:
+    """Something, once in a process."""
+    import mujoco
+
+    camera = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+    camera.render()
+    camera.close()
 
 
 def unstable(data: Any) -> bool:

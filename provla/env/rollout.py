@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from provla.core.cameras import Looks, each, stacked
 from provla.core.files import write_bytes
+from provla.core.films import mp4
 from provla.core.interfaces import Suite
 from provla.core.progress import console, progress_bars
 from provla.core.types import Observation, Spec, anchor_of, past_of
@@ -278,19 +278,8 @@ def write_videos(outcomes: list[Outcome], folder: Path, fps: float) -> list[Path
         length = max(len(o.frames) for o in filmed)
         rows = [np.concatenate([_framed(o, t, length) for o in filmed], 1) for t in range(length + round(fps))]
         written.append(folder / f"{task}.mp4")
-        write_bytes(written[-1], _encoded(np.stack(rows), round(fps)))
+        write_bytes(written[-1], mp4(np.stack(rows), round(fps)))
     return written
-
-
-def _encoded(frames: Frame, fps: int) -> bytes:
-    """An mp4 of (T,h,w,3)."""
-    import imageio.v3 as iio
-
-    gc.freeze()  # imageio looks for garbage with each film, twice: a third of a second among all that torch brings
-    try:
-        return iio.imwrite("<bytes>", frames, plugin="pyav", extension=".mp4", codec="h264", fps=fps)
-    finally:
-        gc.unfreeze()
 
 
 def _framed(outcome: Outcome, time: int, length: int) -> Frame:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from provla.backbone.tower import towers
 from provla.core.build import build
 from provla.core.files import atomic, refuse_links_out, write_json
-from provla.core.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
+from provla.core.manifest import MANIFEST, check_file, check_manifest, read_manifest, write_manifest
 from provla.core.progress import console
 from provla.core.trust import check_stored
 from provla.core.types import Spec, fake_observation
@@ -128,7 +128,10 @@ def _say_where(
 
 
 def read_spec(folder: Path) -> Spec:
-    """The sizes of a policy's folder, with nothing loaded; `ValueError` for one that holds none."""
+    """The sizes of a policy's folder, with nothing loaded; `ValueError` for one that holds none, or is damaged."""
+    refuse_links_out(folder)
+    if (folder / MANIFEST).exists():
+        check_file(folder, "config.json")
     return _read(folder)[2]
 
 

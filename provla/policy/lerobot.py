@@ -86,17 +86,7 @@ class LeRobotPolicy(Normalized):
         super().__init__()
         self.spec, self._kind, self._normalization = spec, kind, normalization
         self._keys = [f"observation.images.{camera}" for camera in spec.cameras]
-        for option, way_out in ELSEWHERE.items():
-            if option in options:
-                raise ValueError(
-                    f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out"
-                )
-        if kind != "act" and isinstance(spec.image_size, Mapping):
-            raise ValueError(
-                f"policy={kind}: LeRobot's puts the pictures of all cameras into one tensor, and they differ in size "
-                f"({in_words(spec.sizes)}); bring them to one by dataset.image_size=[h,w], or use policy=act or "
-                "policy=provla"
-            )
+        _check_fit(kind, options, spec)
         self.augmentation = build(augmentation, "augmentation", nn.Module)
         check_sizes(type(self.augmentation), "augmentation", spec)
         self.state_norm, self.action_norm = normalizers(spec)
@@ -265,6 +255,19 @@ class _Latent(TorchFunctionMode):
         like = args[0]  # (B, latent)
         drawn = [torch.randn(like.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
         return send(torch.stack(drawn), like.device).to(like)
+
+
+def _check_fit(kind: str, options: Mapping[str, Any], spec: Spec) -> None:
+    """`ValueError` for options that stand elsewhere, and cameras that LeRobot's policy does not read."""
+    for option, way_out in ELSEWHERE.items():
+        if option in options:
+            raise ValueError(f"policy.options.{option}={options[option]!r} is not read here: {way_out}; leave it out")
+    if kind != "act" and isinstance(spec.image_size, Mapping):
+        raise ValueError(
+            f"policy={kind}: LeRobot's puts the pictures of all cameras into one tensor, and they differ in size "
+            f"({in_words(spec.sizes)}); bring them to one by dataset.image_size=[h,w], or use policy=act or "
+            "policy=provla"
+        )
 
 
 def _classes(kind: str) -> tuple[Any, Any]:

@@ -36,6 +36,8 @@ from provla.run.setting import execution_of
 from provla.run.show import show
 from provla.trainer.validation import validate
 
+LOOK = 20.0  # seconds of judging after which a policy is timed for one, as after a training of so many
+
 Changes = Mapping[str, Mapping[str, Any]]
 Judge = Callable[..., Result]  # as `evaluate` is called
 
@@ -75,7 +77,8 @@ class Case:
 
     def conclude(self) -> Result:
         """What was found, into result.json. Chunks are timed: nothing else may compute meanwhile."""
-        self.judged.conclude(self.result, self.config["objective"], self.policy, self.spec, self.device)
+        spent = max(time.monotonic() - self.started, LOOK)
+        self.judged.conclude(self.result, self.config["objective"], self.policy, self.spec, self.device, spent)
         self.result.wall_seconds = time.monotonic() - self.started
         self.result.status, self.result.made = "completed", environment(self.device)
         self.result.write(self.folder)

@@ -130,7 +130,7 @@ def write_episodes(outcomes: Sequence[Outcome], path: Path) -> None:
     write_text(path, csv_text(rows, list(rows[0]) if rows else EPISODE))
 
 
-WARM, CALLS, FEW, LONG = 3, 100, 10, 1.0  # calls before, calls; once they take so many seconds, fewer will do
+WARM, CALLS, FEW, LONG = 3, 100, 10, 3.0  # calls before, calls; once they take so many seconds, fewer will do
 SHARE, LEAST = 0.05, 5  # of a training's seconds that they may take, where that is less; then fewer yet will do
 
 
@@ -143,7 +143,7 @@ class Latency(NamedTuple):
 
 def latency(policy: Any, spec: Spec, device: torch.device, trained: float = math.inf) -> Latency:
     """Of `act` on one observation, until its actions are on the host. trained: seconds of the policy's training; after
-    a third of a minute of it there is time for all calls.
+    a minute or more of it there is time for all calls.
     """
     policy.eval()
     enough = min(LONG, SHARE * trained)

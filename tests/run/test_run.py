@@ -131,7 +131,7 @@ def test_a_whole_run_leaves_what_the_design_lists(command: Command, metaworld: l
         node["scheduler"] = {**node["scheduler"], "num_inference_steps": 2}
     assert read(tmp_path / "few")["config_hash"] == identity(asked)
     for wrong, said in (
-        (["+foo=1"], "nothing reads foo=1; valid: checkpoint, n_action_steps, eval_episodes, env, "),
+        (["+foo=1"], "nothing reads foo=1; valid: checkpoint, study, n_action_steps, eval_episodes, "),
         (["n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
         (["+n_action_steps=4", "+foo=1"], "nothing reads foo=1"),
         (["env.foo=1"], "nothing reads env.foo=1"),
