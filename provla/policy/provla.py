@@ -58,8 +58,7 @@ class ProVLA(Normalized):
         actions: Actions = "absolute",
     ) -> None:
         super().__init__()
-        self.spec = spec
-        self._normalization = normalization
+        self.spec, self._normalization = spec, normalization
         with put_off(not compile and _unchanged("vision", vision, adapter, quant)):
             later = build(_alone(vision), "vision", nn.Module)
             check_sizes(locate(vision["_target_"], "vision"), "vision", spec)
