@@ -129,10 +129,18 @@ class Camera:
     multisampling.
 
     turned: the camera hangs upside down, and its picture is turned. sites: marks that the physics has no use for, such
-    as a task's goal, are drawn.
+    as a task's goal, are drawn. beside: another of this simulation, if there is one: it knows where that is drawn.
     """
 
-    def __init__(self, model: Any, name: str, size: tuple[int, int], turned: bool = False, sites: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        size: tuple[int, int],
+        turned: bool = False,
+        sites: bool = True,
+        beside: Camera | None = None,
+    ) -> None:
         import mujoco
 
         names = [model.camera(i).name for i in range(model.ncam)]
@@ -147,7 +155,7 @@ class Camera:
         self._scene = mujoco.MjvScene(model, 1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-        self._screen: _Screen | None = _screen(model, size)
+        self._screen: _Screen | None = _screen(model, size) if beside is None else beside._screen
 
     def __call__(self, data: Any, view: View | None = None) -> Array:
         """(height, width, 3) uint8. view: what else than the scene's own is to be seen."""
@@ -180,7 +188,9 @@ class Eyes:
         """What a camera sees now, (height, width, 3) uint8."""
         if (camera, size) not in self._cameras:
             require_opengl()
-            self._cameras[camera, size] = Camera(self.model, camera, size, camera in self._turned, self._sites)
+            self._cameras[camera, size] = Camera(
+                self.model, camera, size, camera in self._turned, self._sites, next(iter(self._cameras.values()), None)
+            )
         return self._cameras[camera, size](self.data, self.view)
 
     def close(self) -> None:

@@ -341,19 +341,19 @@ def _doing(call: Call) -> str:
     return "reset" if not call.chunks else "step"
 
 
-def rehearse(suite: Any, spec: Spec) -> None:
+def rehearse(suite: Any, spec: Spec, check: bool = False) -> None:
     """One chunk of zeros in the first world, with everything that an episode needs, before the training rather than
-    after it.
+    after it. check: first, what the suite says against itself.
 
     `ValueError` with what the world lacks or does wrong.
     """
-    with rehearsing(suite, spec):
+    with rehearsing(suite, spec, check):
         pass
 
 
 @contextlib.contextmanager
 def rehearsing(suite: Any, spec: Spec, check: bool = False) -> Iterator[None]:
-    """`rehearse`, whose process starts beside what is done inside. check: what the suite says against itself first."""
+    """`rehearse`, whose process starts beside what is done inside."""
     first = suite.episodes[0]
     filmed = Episode(first.task, first.instruction, first.seed, 1)
     with Worlds(suite, spec, 1, check=check) as worlds:

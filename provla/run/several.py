@@ -118,10 +118,10 @@ class Judged:
                 for one in group:
                     self._alone(one.asked)
                 return
-            check_suite(suite)
+            check_suite(suite, asked=False)
             check_fit(suite, spec)
             with as_trained(group[0].config, self.device):
-                rehearse(suite, spec)
+                rehearse(suite, spec, check=True)
                 self._in_turns(suite, spec, deque(group))
         except Exception as error:
             for one in group:
