@@ -4,12 +4,14 @@
 
 Each side in a checkout of its own, in turns, on the same recording. Weights need not be equal (convolutions of another
 layout round otherwise); success stands in the line. The evaluation is that of 96 episodes by the policy that the older
-side has trained, or of a run that is there; whether outcomes are equal stands there too. Without a word, both.
+side has trained, or of a run that is there; whether all ended alike stands there too, and how many took another number
+of steps: since then sentences are read and matrices multiplied otherwise, which rounds otherwise. Without a word, both.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -51,13 +53,22 @@ def trained(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
 
 
 def judged(checkouts: Mapping[str, Path], place: Path, rounds: int, checkpoint: Path) -> None:
-    asked, taken, outcomes = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], set()
+    asked, taken, outcomes = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], []
     for number in range(3 * rounds):
         folders = {side: place / f"judged-{side}{number}" for side in SIDES}
         pair = [timed(checkouts[side], "provla.evaluate", folder, *asked) for side, folder in folders.items()]
-        outcomes |= {(folder / "episodes.csv").read_text() for folder in folders.values()}
+        outcomes += [episodes(folder / "episodes.csv") for folder in folders.values()]
         taken.append((pair[0], pair[1]))
-    told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=len(outcomes) == 1)
+    ends = [{seen: ending for seen, (ending, _) in found.items()} for found in outcomes]
+    other = max(sum(outcomes[0][seen] != found.get(seen) for seen in found) for found in outcomes)
+    equal = all(end == ends[0] for end in ends)
+    told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=equal, other_length=other)
+
+
+def episodes(file: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(task, seed) → ending, steps."""
+    with file.open() as lines:
+        return {(row["task"], row["episode_seed"]): (row["ending"], row["steps"]) for row in csv.DictReader(lines)}
 
 
 def main(commit: str, what: str, rounds: int, trained_by: Path | None) -> None:

@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[list[str], str]] = {
         "The vision encoder reads two pictures anew, 67 GFLOPs, of which two cores do some 420 a second (bf16: 900).",
     ),
     "layout": (["layouts.py"], "Channels last, GroupNorm's backward is what takes longer."),
+    "waits": (["waits.py"], "Two trainings on two cores can take no less than one each: twice the time of one alone."),
     "sweep": (["sweeps.py"], "What is left of a run are its steps, a validation and the writing."),
     "startup": (
         ["startup.py"],

@@ -323,7 +323,7 @@ def test_a_missing_camera_is_named(two: Spec, uneven: Path, tmp_path: Path) -> N
     suite = build(compose("dataset=fake", *WORLD)["env"], "env")
     check_fit(suite, two)
     assert all(row.kept for row in check_contract(suite))
-    with pytest.raises(ValueError, match=r"the policy's camera 'top' is missing there"):
+    with pytest.raises(ValueError, match=r"camera 'top', which the worlds of \w+ do not have; they have: front, wrist"):
         check_fit(suite, replace(two, cameras=("front", "top"), image_size=(48, 64)))
     with pytest.raises(ValueError, match=r"image size of wrist is \(48, 64\), that of the worlds of \w+ \(24, 32\)"):
         check_fit(suite, replace(two, image_size=(48, 64)))

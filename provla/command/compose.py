@@ -21,14 +21,11 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from provla.command.places import look_here_first
+from provla.core.awake import turns
 from provla.core.files import ROOT
 from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.core.unread import check_read
 from provla.study.register import register
-
-# libgomp's own is 300,000 (10 ms): alone no faster, and where two trainings share their cores each of torch's thousand
-# waits in a step takes as long as the other's turn.
-SPINS = "1000"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,7 +126,7 @@ def prepare(studies: bool) -> None:
     wait awake for each other, which has to be said before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", turns())
     os.environ["OMP_DYNAMIC"] = "false"  # of a team with fewer than it counts on, oneDNN's threads wait for ever
     os.environ.pop("OMP_THREAD_LIMIT", None)
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))

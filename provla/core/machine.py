@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from provla.core.awake import awake
 from provla.core.files import ROOT
 from provla.core.ranks import launched
 
@@ -64,7 +65,8 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
         False  # a guard for debugging: nothing here reads what it has not written
     )
     try:
-        yield
+        with awake():
+            yield
     finally:
         torch.set_num_threads(before[0])
         _products.fp32_precision = products

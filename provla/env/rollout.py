@@ -54,23 +54,20 @@ def check_fit(suite: Suite, spec: Spec) -> None:
     """
     spec.check_driving()
     body, kind = suite.embodiment, type(suite).__name__
-    facts: list[tuple[str, object, object]] = [
-        ("action size is", spec.action_size, len(body.action)),
-        ("state size is", spec.state_size, len(body.state)),
-    ]
+    way_out = "choose the env that the policy's data set came from, or env=none"
     if missing := [camera for camera in spec.cameras if camera not in body.cameras]:
-        facts.append(
-            (f"camera {missing[0]!r} is missing there; its cameras are", list(spec.cameras), list(body.cameras))
+        raise ValueError(
+            f"the policy looks through the camera {missing[0]!r}, which the worlds of {kind} do not have; they have: "
+            f"{', '.join(body.cameras)}; {way_out}"
         )
-    else:
-        sizes = ((camera, size, tuple(body.cameras[camera])) for camera, size in spec.sizes.items())
-        facts += [(f"image size of {camera} is", mine, size) for camera, mine, size in sizes]
+    facts: list[tuple[str, object, object]] = [
+        ("action size", spec.action_size, len(body.action)),
+        ("state size", spec.state_size, len(body.state)),
+    ]
+    facts += [(f"image size of {camera}", size, tuple(body.cameras[camera])) for camera, size in spec.sizes.items()]
     for what, has, needs in facts:
         if has != needs:
-            raise ValueError(
-                f"the policy's {what} {has}, that of the worlds of {kind} {needs}; choose the env that the policy's "
-                "data set came from, or env=none"
-            )
+            raise ValueError(f"the policy's {what} is {has}, that of the worlds of {kind} {needs}; {way_out}")
 
 
 def rollout(

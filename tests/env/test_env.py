@@ -344,7 +344,10 @@ def test_policies_of_other_sizes_are_refused() -> None:
             {"image_size": (64, 64)},
             r"image size of corner2 is \(64, 64\), that of the worlds of MetaworldSuite \(32, 32\)",
         ),
-        ({"cameras": ("topview",)}, r"cameras are \['topview'\], that of the worlds of MetaworldSuite \['corner2'\]"),
+        (
+            {"cameras": ("topview",)},
+            r"camera 'topview', which the worlds of MetaworldSuite do not have; they have: corner2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             rollout(None, suite(), spec(**changes), 0, CPU)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import FAKE, LIGHT, ROOT, compose
 
+from provla.core.awake import turns
 from provla.core.identity import identity
 from provla.core.manifest import write_manifest
 from provla.core.result import read_result
@@ -462,7 +463,7 @@ def _records(path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true"}, "1000 None false"),
+        ({"OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": "true"}, f"{turns()} None false"),
         ({"OMP_WAIT_POLICY": "active"}, "None None false"),
     ],
 )

@@ -1,0 +1,82 @@
+"""Threads wait long for each other where the cores are theirs, and shortly where others want them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from provla.core import awake
+
+LINUX = pytest.mark.skipif(not awake._libraries(), reason="torch's threads are not libgomp's here")
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def here(name: str) -> bool:
+    return any(thread.name == name for thread in threading.enumerate())
+
+
+def tasks() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@LINUX
+def test_idle_threads_come_and_go_with_a_crowd() -> None:
+    """As many as there are cores, itself among them, in each libgomp."""
+    before = tasks()
+    crowd = awake._Crowd(awake._libraries())
+    until(lambda: tasks() == before + 1 + len(awake._libraries()) * (awake._cores() - 1))
+    crowd.leave()
+    until(lambda: tasks() == before)
+
+
+@LINUX
+def test_a_run_is_crowded_until_it_is_quiet_and_while_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited, share = 0, 0.5
+
+    def scripted() -> dict[str, int]:
+        nonlocal waited
+        waited += round(share * 0.02 * 1e9)
+        return {"1": waited, "2": 0}
+
+    monkeypatch.setattr(awake, "LOOK", 0.02)
+    monkeypatch.setattr(awake, "_waited", scripted)
+    monkeypatch.setenv("GOMP_SPINCOUNT", awake.LONG)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with awake.awake():
+        until(lambda: here("crowd"))
+        time.sleep(0.2)
+        assert here("crowd")
+        share = 0.0
+        until(lambda: not here("crowd"))
+        share = 1.5
+        until(lambda: here("crowd"))
+    assert not here("crowd")
+    assert not here("awake")
+
+
+@pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "active")])
+def test_nothing_is_done_where_a_user_has_said_how_long(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", awake.LONG)
+    monkeypatch.setenv(name, value)
+    with awake.awake():
+        assert not here("awake")
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not say how long threads wait")
+def test_threads_wait_long_only_where_it_can_be_seen_that_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert awake.turns() == awake.LONG
+    monkeypatch.setattr(awake, "_cores", lambda: awake.MANY + 1)
+    assert awake.turns() == awake.SHORT
+    monkeypatch.undo()
+    monkeypatch.setattr(awake, "_waited", lambda: {"1": 0})
+    assert awake.turns() == awake.SHORT
