@@ -174,6 +174,32 @@ def test_an_encoder_sees_cameras_apart_as_it_sees_them_together(option: str, spe
     assert not steps[:, :, -1].all()
 
 
+@pytest.mark.parametrize("option", ["siglip_tiny", "siglip_base", "clip_base", "dinov2_small"])
+def test_a_transformer_takes_each_camera_at_its_own_size(option: str, backbones: Path) -> None:
+    """Its tokens are those of an encoder that brings all to that size, as many as the camera has patches."""
+    sizes = {"left": (28, 56), "right": (56, 84)} if option == "dinov2_small" else {"left": (32, 64), "right": (48, 32)}
+
+    def made(size: str, *more: str, image_size: Any = sizes) -> Any:
+        node = compose(f"vision={option}", f"vision.input_size={size}", *local(option, backbones), *more)["vision"]
+        node = {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+        torch.manual_seed(0)
+        return build(node, "vision", nn.Module)(num_images=2, image_size=image_size).eval()
+
+    own, draw = made("own"), torch.Generator().manual_seed(1)
+    images = tuple(
+        torch.randint(0, 256, (3, 1, 3, *size), dtype=torch.uint8, generator=draw) for size in sizes.values()
+    )
+    edge = own.model.config.patch_size
+    counts = [h // edge * (w // edge) for h, w in sizes.values()]
+    tokens = own(images).features.split(counts, 1)
+    for number, (h, w) in enumerate(sizes.values()):
+        alone = made(f"[{h},{w}]")
+        torch.testing.assert_close(tokens[number], alone.encode(images[number].flatten(0, 1)), rtol=1e-4, atol=1e-5)
+    assert made("own", "vision.pool=patches_2x2")(images).features.shape[1] * 4 == sum(counts)
+    with pytest.raises(ValueError, match=rf"vision.input_size=own: .* 31×{edge} pixels, .* no whole patches of {edge}"):
+        made("own", image_size=(31, edge))
+
+
 @pytest.mark.parametrize("option", ["crop", "crop_color", "camera", "none"])
 def test_an_augmentation_changes_cameras_apart_as_together(option: str, spec: Spec) -> None:
     change, batch = build(compose(f"augmentation={option}")["augmentation"], "augmentation"), drawn_batch(spec, 6)
@@ -199,11 +225,11 @@ def test_lerobots_act_sees_cameras_apart_as_together(spec: Spec) -> None:
         build(compose("policy=diffusion")["policy"], "policy", nn.Module, spec=uneven, device=CPU)
 
 
-@pytest.mark.parametrize("vision", ["resnet18", "siglip_base"])
+@pytest.mark.parametrize(("vision", "size"), [("resnet18", "own"), ("siglip_base", None), ("siglip_base", "own")])
 def test_features_that_are_remembered_are_those_that_are_computed(
-    vision: str, uneven: Path, backbones: Path, tmp_path: Path
+    vision: str, size: str | None, uneven: Path, backbones: Path, tmp_path: Path
 ) -> None:
-    """Of ResNet each camera has maps of its own size; SigLIP brings all to one."""
+    """Of ResNet each camera has maps of its own size; SigLIP brings all to one, or takes each as it is."""
     name = backbones / ("resnet" if vision == "resnet18" else "siglip")
     plain = [word for word in PLAIN if not word.startswith("vision")]
     config = compose(
@@ -213,6 +239,7 @@ def test_features_that_are_remembered_are_those_that_are_computed(
         "vision.pretrained=true",
         "adapter=frozen",
         "augmentation=none",
+        *(["vision.input_size=own"] if (vision, size) == ("siglip_base", "own") else []),
     )
     data = load(uneven, tmp_path)
     sizes: Any = (tuple(data.frames), 8, 2)
@@ -225,7 +252,7 @@ def test_features_that_are_remembered_are_those_that_are_computed(
     remember_features(config | {"data_dir": str(tmp_path)}, policy, setting, CPU)
     batch = learn.step(0, 0, 4)
     assert batch.observation.features is not None
-    assert isinstance(batch.observation.features, tuple) == (vision == "resnet18")
+    assert isinstance(batch.observation.features, tuple) == (size == "own")
     batch = replace(
         batch, observation=replace(batch.observation, images=tuple(one * 0 for one in batch.observation.images))
     )

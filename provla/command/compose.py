@@ -21,7 +21,7 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from provla.command.places import look_here_first
-from provla.core.awake import turns
+from provla.core.awake import prepare_threads
 from provla.core.files import ROOT
 from provla.core.secrets import HIDDEN, check_arguments, check_literal, hide
 from provla.core.unread import check_read
@@ -122,13 +122,8 @@ def _shown(asked: argparse.Namespace) -> Iterator[None]:
 
 
 def prepare(studies: bool) -> None:
-    """What the configuration files refer to, for this process; and how many threads torch may have and how long they
-    wait awake for each other, which has to be said before torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", turns())
-    os.environ["OMP_DYNAMIC"] = "false"  # of a team with fewer than it counts on, oneDNN's threads wait for ever
-    os.environ.pop("OMP_THREAD_LIMIT", None)
+    """What the configuration files refer to, for this process, and what torch's threads are to do."""
+    prepare_threads()
     os.environ.setdefault("PROVLA_ROOT", str(ROOT))
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("places", _places, replace=True)

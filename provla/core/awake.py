@@ -13,17 +13,25 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 LONG, SHORT = "30000", "1000"  # turns: on one CPU with AVX-512 1.6 and 0.05 ms
-MANY = 64  # cores, from which on as many idle threads would be too many
+MANY = 32  # cores, from which on as many idle threads would be too many
 LOOK = 0.25  # seconds between two looks
 CROWDED, QUIET = 0.25, 0.1  # seconds a second that threads want a core and have none; alone it is 0.03, in a crowd 0.5
 PATIENCE, MOST_PATIENCE = 2, 120  # quiet looks before threads wait long; twice as many each time that it was too soon
 SOON = 5.0  # seconds
+_watching: list[threading.Thread] = []
+
+
+def prepare_threads() -> None:
+    """How many threads torch may have and how long they wait, for a process that has not imported it yet."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", turns())
+    os.environ["OMP_DYNAMIC"] = "false"  # of a team with fewer than it counts on, oneDNN's threads wait for ever
+    os.environ.pop("OMP_THREAD_LIMIT", None)
 
 
 def turns() -> str:
@@ -31,34 +39,25 @@ def turns() -> str:
     return LONG if _cores() <= MANY and any(_waited().values()) else SHORT
 
 
-@contextmanager
-def awake() -> Iterator[None]:
-    """Inside, a run's threads wait for each other as long as serves it and whoever else is at work.
+def watch() -> None:
+    """From now on this process's threads wait for each other as long as serves them and whoever else is at work.
 
     Where a user has said how long (OMP_WAIT_POLICY, GOMP_SPINCOUNT), nothing is done.
     """
-    libraries = _libraries() if os.environ.get("GOMP_SPINCOUNT") == LONG else []
-    if not libraries or "OMP_WAIT_POLICY" in os.environ:
-        yield
+    if any(one.is_alive() for one in _watching):  # none is in a process that was forked
         return
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(libraries, over), name="awake", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watch.join()
+    libraries = _libraries() if os.environ.get("GOMP_SPINCOUNT") == LONG else []
+    if libraries and "OMP_WAIT_POLICY" not in os.environ:
+        _watching[:] = [threading.Thread(target=_watch, args=(libraries, threading.Event()), name="awake", daemon=True)]
+        _watching[0].start()
 
 
 class _Crowd:
     """As many idle threads as there are cores, in each libgomp, for as long as it is not left."""
 
     def __init__(self, libraries: list[Any]) -> None:
-        self._left, self._thread = (
-            threading.Event(),
-            threading.Thread(target=self._stay, args=(libraries,), name="crowd", daemon=True),
-        )
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._stay, args=(libraries,), name="crowd", daemon=True)
         self._thread.start()
 
     def _stay(self, libraries: list[Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from provla.core.awake import awake
+from provla.core.awake import watch
 from provla.core.files import ROOT
 from provla.core.ranks import launched
 
@@ -64,9 +64,9 @@ def reproducible(threads: int, device: torch.device, deterministic: bool) -> Ite
     _deterministic.fill_uninitialized_memory = (
         False  # a guard for debugging: nothing here reads what it has not written
     )
+    watch()
     try:
-        with awake():
-            yield
+        yield
     finally:
         torch.set_num_threads(before[0])
         _products.fp32_precision = products

@@ -55,19 +55,20 @@ def check_fit(suite: Suite, spec: Spec) -> None:
     spec.check_driving()
     body, kind = suite.embodiment, type(suite).__name__
     way_out = "choose the env that the policy's data set came from, or env=none"
-    if missing := [camera for camera in spec.cameras if camera not in body.cameras]:
-        raise ValueError(
-            f"the policy looks through the camera {missing[0]!r}, which the worlds of {kind} do not have; they have: "
-            f"{', '.join(body.cameras)}; {way_out}"
-        )
-    facts: list[tuple[str, object, object]] = [
-        ("action size", spec.action_size, len(body.action)),
-        ("state size", spec.state_size, len(body.state)),
-    ]
-    facts += [(f"image size of {camera}", size, tuple(body.cameras[camera])) for camera, size in spec.sizes.items()]
-    for what, has, needs in facts:
+
+    def same(what: str, has: object, needs: object) -> None:
         if has != needs:
             raise ValueError(f"the policy's {what} is {has}, that of the worlds of {kind} {needs}; {way_out}")
+
+    same("action size", spec.action_size, len(body.action))
+    same("state size", spec.state_size, len(body.state))
+    for camera, size in spec.sizes.items():
+        if camera not in body.cameras:
+            raise ValueError(
+                f"the policy looks through the camera {camera!r}, which the worlds of {kind} do not have; they have: "
+                f"{', '.join(body.cameras)}; {way_out}"
+            )
+        same(f"image size of {camera}", size, tuple(body.cameras[camera]))
 
 
 def rollout(

@@ -18,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from provla.core.awake import prepare_threads
 from provla.core.signals import SIGNALS
 
 INSTALL = "pip install 'provla[ray]' -c constraints.txt"
@@ -151,6 +152,7 @@ def run_one(
     threading.Thread(target=_end_when_asked, args=(Path(place[1]),), daemon=True).start()
     for key, value in environment.items():
         os.environ.setdefault(key, value)
+    prepare_threads()
     sys.path += [place for place in path if place not in sys.path]
     import ray
 

@@ -18,13 +18,23 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.hydra_submitit_launcher import config as submitit_config
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+from provla.core.awake import prepare_threads
 
 SUBMITTED = ".submitted.json"  # in the sweep's folder: a job's folder → where submitit keeps it, and its number
 POLL = 1.0  # [s]
 PATIENCE = 30.0  # [s] between two questions to a scheduler that keeps no accounts
 
 
-class LocalLauncher(submitit_launcher.LocalLauncher):
+class _Job:
+    """What a node calls: the pickled launcher."""
+
+    def __call__(self, *given: Any) -> JobReturn:
+        prepare_threads()  # the node may have said something of its own
+        done: JobReturn = super().__call__(*given)  # type: ignore[misc]
+        return done
+
+
+class LocalLauncher(_Job, submitit_launcher.LocalLauncher):
     """A process per job on this machine."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -32,7 +42,7 @@ class LocalLauncher(submitit_launcher.LocalLauncher):
         return _outcomes(_submit(executor, self, job_overrides, initial_job_idx))
 
 
-class SlurmLauncher(submitit_launcher.SlurmLauncher):
+class SlurmLauncher(_Job, submitit_launcher.SlurmLauncher):
     """A job of SLURM per job. One that is preempted or meets its time limit writes a checkpoint and queues up again."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

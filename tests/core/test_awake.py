@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,26 +53,37 @@ def test_a_run_is_crowded_until_it_is_quiet_and_while_others_wait(monkeypatch: p
 
     monkeypatch.setattr(awake, "LOOK", 0.02)
     monkeypatch.setattr(awake, "_waited", scripted)
-    monkeypatch.setenv("GOMP_SPINCOUNT", awake.LONG)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with awake.awake():
-        until(lambda: here("crowd"))
-        time.sleep(0.2)
-        assert here("crowd")
-        share = 0.0
-        until(lambda: not here("crowd"))
-        share = 1.5
-        until(lambda: here("crowd"))
+    over = threading.Event()
+    watching = threading.Thread(target=awake._watch, args=(awake._libraries(), over))
+    watching.start()
+    until(lambda: here("crowd"))
+    time.sleep(0.2)
+    assert here("crowd")
+    share = 0.0
+    until(lambda: not here("crowd"))
+    share = 1.5
+    until(lambda: here("crowd"))
+    over.set()
+    watching.join()
     assert not here("crowd")
-    assert not here("awake")
 
 
-@pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "active")])
-def test_nothing_is_done_where_a_user_has_said_how_long(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOMP_SPINCOUNT", awake.LONG)
-    monkeypatch.setenv(name, value)
-    with awake.awake():
-        assert not here("awake")
+@LINUX
+@pytest.mark.parametrize(
+    ("said", "watched"), [("", True), ("OMP_WAIT_POLICY=active", False), ("GOMP_SPINCOUNT=9", False)]
+)
+def test_a_process_is_watched_once_where_its_user_has_not_said_how_long(said: str, watched: bool) -> None:
+    """And one that is forked from it is watched anew."""
+    code = (
+        "import os, threading\nfrom provla.core import awake\nawake.prepare_threads()\nimport torch\n"
+        "def count(): awake.watch(); return sum(one.name == 'awake' for one in threading.enumerate())\n"
+        "print(count(), count(), flush=True)\n"
+        "child = os.fork()\nif child: os.waitpid(child, 0)\nelse: print(count(), flush=True)"
+    )
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    told = dict(word.split("=") for word in said.split())
+    done = subprocess.run([sys.executable, "-c", code], env=kept | told, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ([str(int(watched))] * 3 if awake.turns() == awake.LONG else ["0"] * 3)
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not say how long threads wait")
