@@ -19,7 +19,7 @@ from typing import Any
 
 LONG, SHORT = "30000", "1000"  # turns: on one CPU with AVX-512 1.6 and 0.05 ms
 MANY = 32  # cores, from which on as many idle threads would be too many
-LOOK = 0.25  # seconds between two looks
+LOOK = 0.5  # seconds between two looks, each of which takes half a millisecond
 CROWDED, QUIET = 0.25, 0.1  # seconds a second that threads want a core and have none; alone it is 0.03, in a crowd 0.5
 PATIENCE, MOST_PATIENCE = 2, 120  # quiet looks before threads wait long; twice as many each time that it was too soon
 SOON = 5.0  # seconds
