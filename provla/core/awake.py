@@ -72,6 +72,11 @@ class _Crowd:
 
 
 def _watch(libraries: list[Any], over: threading.Event) -> None:
+    with suppress(RuntimeError):  # no thread can be started: there are too many, or the interpreter ends
+        _come_and_go(libraries, over)
+
+
+def _come_and_go(libraries: list[Any], over: threading.Event) -> None:
     """Crowded at first, so that nobody is disturbed by who has just come."""
     crowd: _Crowd | None = _Crowd(libraries)
     patience, quiet, left = PATIENCE, 0, 0.0

@@ -86,6 +86,19 @@ def test_a_process_is_watched_once_where_its_user_has_not_said_how_long(said: st
     assert done.stdout.split() == ([str(int(watched))] * 3 if awake.turns() == awake.LONG else ["0"] * 3)
 
 
+@LINUX
+def test_a_process_ends_quietly_while_a_crowd_comes_and_goes() -> None:
+    code = (
+        "import itertools, threading, time\nfrom provla.core import awake\nawake.turns = lambda: awake.LONG\n"
+        "awake.prepare_threads()\nimport torch\nwaited = itertools.count()\nawake.LOOK = awake.SOON = 0.001\n"
+        "awake._waited = lambda: {'1': (n := next(waited)) // 3 * 10**9}\nawake.watch()\n"
+        "threading.Thread(target=time.sleep, args=(0.3,)).start()  # for which the interpreter waits, when it ends"
+    )
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    assert not done.stderr
+
+
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not say how long threads wait")
 def test_threads_wait_long_only_where_it_can_be_seen_that_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert awake.turns() == awake.LONG
