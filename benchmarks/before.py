@@ -11,7 +11,6 @@ of steps: since then sentences are read and matrices multiplied otherwise, which
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 from turns import seconds, told
 
 from provla.command.entry import ROOT
+from provla.core.result import read_episodes
 
 
 def run(checkout: Path, module: str, folder: Path, *asked: str) -> None:
@@ -53,22 +53,15 @@ def trained(checkouts: Mapping[str, Path], place: Path, rounds: int) -> None:
 
 
 def judged(checkouts: Mapping[str, Path], place: Path, rounds: int, checkpoint: Path) -> None:
-    asked, taken, outcomes = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], []
+    asked, taken, played = (f"checkpoint={checkpoint}", "eval_episodes=16"), [], []
     for number in range(3 * rounds):
         folders = {side: place / f"judged-{side}{number}" for side in SIDES}
         pair = [timed(checkouts[side], "provla.evaluate", folder, *asked) for side, folder in folders.items()]
-        outcomes += [episodes(folder / "episodes.csv") for folder in folders.values()]
+        played += [folder / "episodes.csv" for folder in folders.values()]
         taken.append((pair[0], pair[1]))
-    ends = [{seen: ending for seen, (ending, _) in found.items()} for found in outcomes]
-    other = max(sum(outcomes[0][seen] != found.get(seen) for seen in found) for found in outcomes)
-    equal = all(end == ends[0] for end in ends)
+    ends, rows = [read_episodes(file) for file in played], [set(file.read_text().splitlines()) for file in played]
+    equal, other = all(end == ends[0] for end in ends), max(len(found - rows[0]) for found in rows)
     told("evaluation of 96 episodes", "itself before", taken, outcomes_equal=equal, other_length=other)
-
-
-def episodes(file: Path) -> dict[tuple[str, str], tuple[str, str]]:
-    """(task, seed) → ending, steps."""
-    with file.open() as lines:
-        return {(row["task"], row["episode_seed"]): (row["ending"], row["steps"]) for row in csv.DictReader(lines)}
 
 
 def main(commit: str, what: str, rounds: int, trained_by: Path | None) -> None:

@@ -418,6 +418,11 @@ FAMILIES = {
 }
 
 
+def unsaid() -> dict[str, str]:
+    """The environment without a word on how long threads wait, which commands have the last on then."""
+    return {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+
+
 def local(option: str, backbones: Path) -> list[str]:
     """Overrides that give an option of vision or text a small folder instead of its Hub id."""
     if option == "dino_siglip":

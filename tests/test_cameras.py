@@ -81,6 +81,12 @@ def apart(batch: Batch) -> Batch:
     return replace(batch, observation=replace(batch.observation, images=tuple(images.unbind(2))))
 
 
+def sight(option: str, *overrides: str) -> dict[str, Any]:
+    """The node of a vision encoder alone."""
+    node = compose(f"vision={option}", *overrides)["vision"]
+    return {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+
+
 # What the data say
 
 
@@ -151,11 +157,7 @@ def test_what_is_in_the_data_is_shown(uneven: Path, command: Command, tmp_path: 
 
 @pytest.mark.parametrize("option", ["conv_small", "resnet18", "siglip_tiny", "dino_siglip"])
 def test_an_encoder_sees_cameras_apart_as_it_sees_them_together(option: str, spec: Spec, backbones: Path) -> None:
-    node = {
-        key: value
-        for key, value in compose(f"vision={option}", *local(option, backbones))["vision"].items()
-        if key not in ("adapter", "quant")
-    }
+    node = sight(option, *local(option, backbones))
     encoder: Any = build(node, "vision", nn.Module)(num_images=4, image_size=spec.image_size)
     nn.init.normal_(next(p for name, p in encoder.named_parameters() if name.endswith("view")))  # whose picture it is
     images: Any = fake_observation(spec, 3).images
@@ -180,8 +182,7 @@ def test_a_transformer_takes_each_camera_at_its_own_size(option: str, backbones:
     sizes = {"left": (28, 56), "right": (56, 84)} if option == "dinov2_small" else {"left": (32, 64), "right": (48, 32)}
 
     def made(size: str, *more: str, image_size: Any = sizes) -> Any:
-        node = compose(f"vision={option}", f"vision.input_size={size}", *local(option, backbones), *more)["vision"]
-        node = {key: value for key, value in node.items() if key not in ("adapter", "quant")}
+        node = sight(option, f"vision.input_size={size}", *local(option, backbones), *more)
         torch.manual_seed(0)
         return build(node, "vision", nn.Module)(num_images=2, image_size=image_size).eval()
 

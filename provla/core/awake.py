@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from provla.core.ranks import cores
+
 LONG, SHORT = "30000", "1000"  # turns: on one CPU with AVX-512 1.6 and 0.05 ms
 MANY = 32  # cores, from which on as many idle threads would be too many
 LOOK = 0.5  # seconds between two looks, each of which takes half a millisecond
@@ -36,7 +38,7 @@ def prepare_threads() -> None:
 
 def turns() -> str:
     """What GOMP_SPINCOUNT is to be for a process that has not imported torch yet."""
-    return LONG if _cores() <= MANY and any(_waited().values()) else SHORT
+    return LONG if cores() <= MANY and any(_waited().values()) else SHORT
 
 
 def watch() -> None:
@@ -63,7 +65,7 @@ class _Crowd:
     def _stay(self, libraries: list[Any]) -> None:
         nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
         for library in libraries:
-            library.GOMP_parallel(nothing, None, ctypes.c_uint(_cores()), ctypes.c_uint(0))
+            library.GOMP_parallel(nothing, None, ctypes.c_uint(cores()), ctypes.c_uint(0))
         self._left.wait()  # libgomp keeps the threads for the next time that this one asks, and ends them with it
 
     def leave(self) -> None:
@@ -115,7 +117,3 @@ def _libraries() -> list[Any]:
     return [
         ctypes.CDLL(path) for path in sorted({line.split()[-1] for line in mapped.splitlines() if "/libgomp" in line})
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -74,12 +74,16 @@ class ImageTower(Tower):
                     f"{key}.input_size=own: a camera has {height}×{width} pixels, which are no whole patches of "
                     f"{self._edge}; choose others (dataset.image_size), or {key}.input_size=null"
                 )
-            grid = height // self._edge, width // self._edge
+            grid = self._grid(height, width)
             if pool == "patches_2x2" and any(side % 2 for side in grid):
                 raise ValueError(
                     f"{key}.pool=patches_2x2: the image has {grid[0]}×{grid[1]} patches, expected even "
                     f"numbers; choose another {key}.input_size, or pool=patches"
                 )
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """How many patches a picture has."""
+        return height // self._edge, width // self._edge
 
     def forward(self, images: Images) -> Tokens:
         return self.assemble(encoded(images, self.encode), count(images))
@@ -93,8 +97,7 @@ class ImageTower(Tower):
             return one
         features: Tensor = found.last_hidden_state[:, self._extra :]  # (M, N, D)
         if self._pool == "patches_2x2":
-            grid = pixels.shape[-2] // self._edge, pixels.shape[-1] // self._edge
-            cells = features.transpose(1, 2).reshape(len(features), -1, *grid)
+            cells = features.transpose(1, 2).reshape(len(features), -1, *self._grid(*pixels.shape[-2:]))
             return nn.functional.avg_pool2d(cells, 2).flatten(2).transpose(1, 2)
         return features.mean(1, keepdim=True) if self._pool == "mean" else features
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import unsaid
 
 from provla.core import awake
 
@@ -37,7 +37,7 @@ def test_idle_threads_come_and_go_with_a_crowd() -> None:
     """As many as there are cores, itself among them, in each libgomp."""
     before = tasks()
     crowd = awake._Crowd(awake._libraries())
-    until(lambda: tasks() == before + 1 + len(awake._libraries()) * (awake._cores() - 1))
+    until(lambda: tasks() == before + 1 + len(awake._libraries()) * (awake.cores() - 1))
     crowd.leave()
     until(lambda: tasks() == before)
 
@@ -80,9 +80,8 @@ def test_a_process_is_watched_once_where_its_user_has_not_said_how_long(said: st
         "print(count(), count(), flush=True)\n"
         "child = os.fork()\nif child: os.waitpid(child, 0)\nelse: print(count(), flush=True)"
     )
-    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     told = dict(word.split("=") for word in said.split())
-    done = subprocess.run([sys.executable, "-c", code], env=kept | told, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=unsaid() | told, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ([str(int(watched))] * 3 if awake.turns() == awake.LONG else ["0"] * 3)
 
 
@@ -94,15 +93,14 @@ def test_a_process_ends_quietly_while_a_crowd_comes_and_goes() -> None:
         "awake._waited = lambda: {'1': (n := next(waited)) // 3 * 10**9}\nawake.watch()\n"
         "threading.Thread(target=time.sleep, args=(0.3,)).start()  # for which the interpreter waits, when it ends"
     )
-    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=unsaid(), capture_output=True, text=True, check=True)
     assert not done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not say how long threads wait")
 def test_threads_wait_long_only_where_it_can_be_seen_that_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert awake.turns() == awake.LONG
-    monkeypatch.setattr(awake, "_cores", lambda: awake.MANY + 1)
+    monkeypatch.setattr(awake, "cores", lambda: awake.MANY + 1)
     assert awake.turns() == awake.SHORT
     monkeypatch.undo()
     monkeypatch.setattr(awake, "_waited", lambda: {"1": 0})
